@@ -1,1 +1,3 @@
-//! mbcopy
+//! mbcopy moves mailboxes between Cyrus IMAP servers while the mail keeps flowing.
+
+pub mod wire;

@@ -1,0 +1,8 @@
+//! Compiles the control messages of `proto/` without an installed protoc.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let files = protox::compile(["mbcopy/v1/control.proto"], ["proto"])?;
+    prost_build::Config::new().bytes(["."]).compile_fds(files)?;
+    Ok(())
+}
