@@ -1,3 +1,4 @@
 //! mbcopy moves mailboxes between Cyrus IMAP servers while the mail keeps flowing.
 
+pub mod agent;
 pub mod wire;

@@ -1,0 +1,39 @@
+//! Becoming the user that Cyrus runs as.
+//!
+//! An agent that root starts gives its rights up before it reads anything of a
+//! mailbox or of its peer: what Cyrus cannot read, mbcopy cannot read, and
+//! nothing that it makes has to change hands.
+
+use std::io;
+
+/// Becomes `user` for good, with his groups; does nothing when not root.
+///
+/// Errors: the user does not exist, or the kernel refuses.
+pub fn become_user(user: &str) -> io::Result<()> {
+    // The umask holds for everything that the agent makes: mail is private.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let name = std::ffi::CString::new(user)?;
+    // SAFETY: `name` is a C string; the entry that getpwnam points to is copied
+    // before any other call that could overwrite it, and no other thread runs yet.
+    let (uid, gid) = unsafe {
+        let entry = libc::getpwnam(name.as_ptr());
+        if entry.is_null() {
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                format!("this server has no user {user:?} to run as"),
+            ));
+        }
+        ((*entry).pw_uid, (*entry).pw_gid)
+    };
+    // SAFETY: plain system calls; the C library applies them to all threads.
+    // In this order, since each needs the rights that the last one drops.
+    let failed = unsafe {
+        libc::initgroups(name.as_ptr(), gid) != 0
+            || libc::setgid(gid) != 0
+            || libc::setuid(uid) != 0
+    };
+    if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
