@@ -1,4 +1,5 @@
 //! mbcopy moves mailboxes between Cyrus IMAP servers while the mail keeps flowing.
 
 pub mod agent;
+pub mod moves;
 pub mod wire;

@@ -1,0 +1,361 @@
+//! What a server remembers of the moves it takes part in, durable before each
+//! step that it describes.
+//!
+//! One SQLite database per server, `<configdirectory>/mbcopy/journal.sqlite`.
+//! Every row carries a seal, a hash over its fields: a row that the disk has
+//! changed is refused, never misread.
+
+use super::MoveId;
+use crate::wire::v1;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+/// Why the journal cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The database fails.
+    #[error("the journal {path} fails: {source}")]
+    Database {
+        /// The journal.
+        path: PathBuf,
+        /// What SQLite says.
+        source: rusqlite::Error,
+    },
+    /// A file or directory beside it fails.
+    #[error("cannot {verb} {path}: {source}")]
+    Io {
+        /// What was tried.
+        verb: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A row is not what was written.
+    #[error("the journal {path} is damaged: the record of move {id} does not match its seal")]
+    Damaged {
+        /// The journal.
+        path: PathBuf,
+        /// The move.
+        id: String,
+    },
+    /// Another process works on this user.
+    #[error("somebody else is moving this user: {holder}")]
+    Held {
+        /// Who, as he wrote it down.
+        holder: String,
+    },
+}
+
+/// One move as one server's journal has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The move.
+    pub id: MoveId,
+    /// This server's part in it.
+    pub role: v1::Role,
+    /// Internal name of the top mailbox.
+    pub name: Vec<u8>,
+    /// The name as an admin types it.
+    pub display: String,
+    /// The other server.
+    pub peer: String,
+    /// What was last done or is being done; a word of [`state`].
+    pub state: String,
+    /// More about it: text for people, or what resuming needs.
+    pub detail: String,
+    /// Milliseconds since 1970.
+    pub started: i64,
+    /// Milliseconds since 1970.
+    pub updated: i64,
+}
+
+/// The states that journals hold. Those of the source say what has become of
+/// its copy, those of the target what has become of the new one.
+pub mod state {
+    /// Nothing but the journal has been written.
+    pub const PLANNED: &str = "planned";
+    /// Copies are being staged.
+    pub const COPYING: &str = "copying";
+    /// All is staged, compared and durable, under the source's freeze.
+    pub const PREPARED: &str = "prepared";
+    /// The target moves directories and then commits: ask its mailboxes.db.
+    pub const PUBLISHING: &str = "publishing";
+    /// The target has committed.
+    pub const PUBLISHED: &str = "published";
+    /// The target takes its commit back.
+    pub const UNPUBLISHING: &str = "unpublishing";
+    /// The route is being changed.
+    pub const ROUTING: &str = "routing";
+    /// The route leads to the target.
+    pub const ROUTED: &str = "routed";
+    /// The source's records and directories are being changed.
+    pub const RETIRING: &str = "retiring";
+    /// The source's copy is out of reach and whole.
+    pub const RETIRED: &str = "retired";
+    /// The move is over; the target serves.
+    pub const DONE: &str = "done";
+    /// The move is over; the source serves.
+    pub const ABORTED: &str = "aborted";
+
+    /// Whether nothing is left to do for a move in this state.
+    pub fn is_over(state: &str) -> bool {
+        matches!(state, DONE | ABORTED)
+    }
+}
+
+/// The journal of this server.
+pub struct Journal {
+    directory: PathBuf,
+    database: Connection,
+}
+
+/// The right to work on a user; a kernel lock that ends with the process.
+#[derive(Debug)]
+pub struct Hold {
+    _file: File,
+}
+
+impl Journal {
+    /// Opens the journal below a configdirectory, making it where it is missing.
+    pub fn open(configdirectory: &Path) -> Result<Self, JournalError> {
+        let directory = configdirectory.join("mbcopy");
+        make_directory(&directory)?;
+        let path = directory.join("journal.sqlite");
+        let database = Self::connect(&path)
+            .map_err(|source| JournalError::Database { path: path.clone(), source })?;
+        Ok(Self { directory, database })
+    }
+
+    fn connect(path: &Path) -> rusqlite::Result<Connection> {
+        let database = Connection::open(path)?;
+        database.busy_timeout(std::time::Duration::from_secs(10))?;
+        database.pragma_update(None, "journal_mode", "WAL")?;
+        database.pragma_update(None, "synchronous", "FULL")?;
+        database.execute_batch(
+            "CREATE TABLE IF NOT EXISTS move (
+                 id TEXT PRIMARY KEY, role INTEGER NOT NULL, name BLOB NOT NULL,
+                 display TEXT NOT NULL, peer TEXT NOT NULL, state TEXT NOT NULL,
+                 detail TEXT NOT NULL, started INTEGER NOT NULL, updated INTEGER NOT NULL,
+                 seal BLOB NOT NULL) STRICT;
+             CREATE TABLE IF NOT EXISTS event (
+                 id TEXT NOT NULL, at INTEGER NOT NULL, state TEXT NOT NULL,
+                 detail TEXT NOT NULL) STRICT;",
+        )?;
+        Ok(database)
+    }
+
+    /// Where files of this move may be kept; not made.
+    pub fn move_directory(&self, id: &MoveId) -> PathBuf {
+        self.directory.join("moves").join(id.as_str())
+    }
+
+    /// Takes the right to work on the user whose top mailbox is `name`.
+    ///
+    /// Errors: [`JournalError::Held`] names who has it.
+    pub fn hold(&self, name: &[u8], holder: &str) -> Result<Hold, JournalError> {
+        let directory = self.directory.join("locks");
+        make_directory(&directory)?;
+        let path = directory.join(format!("{}.lock", blake3::hash(name).to_hex()));
+        let io = |verb| {
+            let path = path.clone();
+            move |source| JournalError::Io { verb, path, source }
+        };
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(io("open"))?;
+        if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+            let mut holder = String::new();
+            let _ = file.take(1000).read_to_string(&mut holder);
+            return Err(JournalError::Held { holder: crate::wire::printable(&holder) });
+        }
+        file.set_len(0).and_then(|()| file.rewind()).map_err(io("write"))?;
+        file.write_all(holder.as_bytes()).map_err(io("write"))?;
+        Ok(Hold { _file: file })
+    }
+
+    /// Writes a new move, or the new state of a known one; durable on return.
+    pub fn write(&self, entry: &Entry) -> Result<(), JournalError> {
+        let write = || -> rusqlite::Result<()> {
+            let transaction = self.database.unchecked_transaction()?;
+            transaction.execute(
+                "INSERT OR REPLACE INTO move VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10)",
+                params![
+                    entry.id.as_str(),
+                    i32::from(entry.role),
+                    entry.name,
+                    entry.display,
+                    entry.peer,
+                    entry.state,
+                    entry.detail,
+                    entry.started,
+                    entry.updated,
+                    entry.seal().as_slice(),
+                ],
+            )?;
+            transaction.execute(
+                "INSERT INTO event VALUES (?1,?2,?3,?4)",
+                params![entry.id.as_str(), entry.updated, entry.state, entry.detail],
+            )?;
+            transaction.commit()
+        };
+        write().map_err(|source| self.error(source))
+    }
+
+    /// The newest move of the user whose top mailbox is `name` that is not over.
+    pub fn unfinished(&self, name: &[u8]) -> Result<Option<Entry>, JournalError> {
+        Ok(self.moves()?.into_iter().rfind(|e| e.name == name && !state::is_over(&e.state)))
+    }
+
+    /// One move.
+    pub fn find(&self, id: &MoveId) -> Result<Option<Entry>, JournalError> {
+        let row = self
+            .database
+            .query_row("SELECT * FROM move WHERE id = ?1", params![id.as_str()], |row| {
+                Ok(Self::read(row))
+            })
+            .optional()
+            .map_err(|source| self.error(source))?;
+        row.map(|entry| self.sealed(entry)).transpose()
+    }
+
+    /// All moves, oldest first.
+    pub fn moves(&self) -> Result<Vec<Entry>, JournalError> {
+        let read = || -> rusqlite::Result<Vec<_>> {
+            let mut query = self.database.prepare("SELECT * FROM move ORDER BY started, id")?;
+            query.query_map([], |row| Ok(Self::read(row)))?.collect()
+        };
+        let rows = read().map_err(|source| self.error(source))?;
+        rows.into_iter().map(|entry| self.sealed(entry)).collect()
+    }
+
+    fn read(row: &Row<'_>) -> rusqlite::Result<(Entry, Vec<u8>)> {
+        let id: String = row.get(0)?;
+        let bad = |e: super::id::NotAnId| {
+            rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(e))
+        };
+        let entry = Entry {
+            id: id.parse().map_err(bad)?,
+            role: v1::Role::try_from(row.get::<_, i32>(1)?).unwrap_or_default(),
+            name: row.get(2)?,
+            display: row.get(3)?,
+            peer: row.get(4)?,
+            state: row.get(5)?,
+            detail: row.get(6)?,
+            started: row.get(7)?,
+            updated: row.get(8)?,
+        };
+        Ok((entry, row.get(9)?))
+    }
+
+    fn sealed(&self, row: rusqlite::Result<(Entry, Vec<u8>)>) -> Result<Entry, JournalError> {
+        let (entry, seal) = row.map_err(|source| self.error(source))?;
+        if entry.seal().as_slice() == seal {
+            Ok(entry)
+        } else {
+            Err(JournalError::Damaged { path: self.path(), id: entry.id.to_string() })
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.directory.join("journal.sqlite")
+    }
+
+    fn error(&self, source: rusqlite::Error) -> JournalError {
+        JournalError::Database { path: self.path(), source }
+    }
+}
+
+impl Entry {
+    fn seal(&self) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new();
+        let mut field = |bytes: &[u8]| {
+            hasher.update(&(bytes.len() as u64).to_be_bytes()).update(bytes);
+        };
+        field(self.id.as_str().as_bytes());
+        field(&i32::from(self.role).to_be_bytes());
+        field(&self.name);
+        field(self.display.as_bytes());
+        field(self.peer.as_bytes());
+        field(self.state.as_bytes());
+        field(self.detail.as_bytes());
+        field(&self.started.to_be_bytes());
+        field(&self.updated.to_be_bytes());
+        *hasher.finalize().as_bytes()
+    }
+}
+
+/// Milliseconds since 1970, for the journal and for people; never for decisions.
+pub fn now_ms() -> i64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |d| d.as_millis() as i64)
+}
+
+fn make_directory(path: &Path) -> Result<(), JournalError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|source| JournalError::Io {
+        verb: "make",
+        path: path.into(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(state: &str) -> Entry {
+        Entry {
+            id: "00112233aabbccdd".parse().unwrap(),
+            role: v1::Role::Source,
+            name: b"user.x".to_vec(),
+            display: "user.x".into(),
+            peer: "bw2".into(),
+            state: state.into(),
+            detail: String::new(),
+            started: 1,
+            updated: 2,
+        }
+    }
+
+    #[test]
+    fn a_state_is_there_again_after_reopening() {
+        let dir = tempfile::tempdir().unwrap();
+        Journal::open(dir.path()).unwrap().write(&entry(state::COPYING)).unwrap();
+        let journal = Journal::open(dir.path()).unwrap();
+        assert_eq!(journal.unfinished(b"user.x").unwrap(), Some(entry(state::COPYING)));
+        assert_eq!(journal.unfinished(b"user.y").unwrap(), None);
+        journal.write(&entry(state::DONE)).unwrap();
+        assert_eq!(journal.unfinished(b"user.x").unwrap(), None);
+        assert_eq!(journal.find(&entry("").id).unwrap(), Some(entry(state::DONE)));
+    }
+
+    #[test]
+    fn a_changed_row_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path()).unwrap();
+        journal.write(&entry(state::PREPARED)).unwrap();
+        journal.database.execute("UPDATE move SET state = 'planned'", []).unwrap();
+        assert!(matches!(journal.moves(), Err(JournalError::Damaged { .. })));
+        assert!(matches!(journal.unfinished(b"user.x"), Err(JournalError::Damaged { .. })));
+    }
+
+    #[test]
+    fn one_user_is_held_once_and_the_other_is_told_by_whom() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path()).unwrap();
+        let hold = journal.hold(b"user.x", "process 77, push to bw2").unwrap();
+        let error = journal.hold(b"user.x", "process 78").unwrap_err();
+        assert!(error.to_string().contains("process 77, push to bw2"), "{error}");
+        journal.hold(b"user.y", "process 78").unwrap();
+        drop(hold);
+        journal.hold(b"user.x", "process 78").unwrap();
+    }
+}

@@ -1,0 +1,10 @@
+//! A move: its phases and transitions (pure), and the journal that each server
+//! keeps of it.
+
+pub mod id;
+pub mod journal;
+pub mod phase;
+
+pub use id::MoveId;
+pub use journal::{Journal, JournalError};
+pub use phase::{Event, Phase, Server};
