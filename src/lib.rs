@@ -2,4 +2,5 @@
 
 pub mod agent;
 pub mod moves;
+pub mod push;
 pub mod wire;

@@ -1,0 +1,235 @@
+//! A coordinator's connection to one agent.
+
+use crate::wire::frame::{Frame, FrameError, FrameHeader, HEADER, Kind, MAX_NOISE, OPENING};
+use crate::wire::{self, v1};
+use bytes::{Bytes, BytesMut};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::io::{AsyncRead, AsyncReadExt, BufReader};
+use tokio::sync::mpsc;
+
+/// Frames that wait to be written.
+const WRITE_AHEAD: usize = 8;
+
+/// Why a request to an agent has no good answer.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// The agent did what it could and says why it failed.
+    #[error("{server}: {}", wire::printable(&failure.text))]
+    Failed {
+        /// The agent's server.
+        server: String,
+        /// What it says.
+        failure: Box<v1::Failure>,
+    },
+    /// The connection ended or broke.
+    #[error("the connection to the agent on {server} broke: {reason}")]
+    Lost {
+        /// The agent's server.
+        server: String,
+        /// Why, with what the agent wrote to its standard error.
+        reason: String,
+    },
+    /// The agent sent what it should not.
+    #[error("the agent on {server} sent {source}")]
+    Protocol {
+        /// The agent's server.
+        server: String,
+        /// What.
+        source: FrameError,
+    },
+}
+
+impl PeerError {
+    /// What kind of failure the agent reported, if it did.
+    pub fn kind(&self) -> Option<v1::failure::Kind> {
+        match self {
+            Self::Failed { failure, .. } => Some(failure.kind()),
+            _ => None,
+        }
+    }
+
+    /// What the agent says about the state things are in, and what to do next.
+    pub fn guidance(&self) -> Option<(&str, &str)> {
+        match self {
+            Self::Failed { failure, .. } => Some((&failure.state, &failure.advice)),
+            _ => None,
+        }
+    }
+
+    /// Whether it is not known what became of the request.
+    pub fn outcome_unknown(&self) -> bool {
+        match self {
+            Self::Failed { failure, .. } => failure.kind() == v1::failure::Kind::UnknownOutcome,
+            Self::Lost { .. } | Self::Protocol { .. } => true,
+        }
+    }
+}
+
+/// The two directions of a connection, however it was made.
+pub struct Streams {
+    /// What the agent writes.
+    pub read: Box<dyn AsyncRead + Send + Unpin>,
+    /// What the agent is to read. A task drains it; when it ends, the agent's
+    /// input is closed.
+    pub write: mpsc::Sender<Bytes>,
+    /// The end of what the agent wrote to its standard error.
+    pub stderr: Arc<Mutex<String>>,
+}
+
+impl Streams {
+    /// The queue that such a connection's writing task drains.
+    pub fn queue() -> (mpsc::Sender<Bytes>, mpsc::Receiver<Bytes>) {
+        mpsc::channel(WRITE_AHEAD)
+    }
+}
+
+/// One agent.
+pub struct Peer {
+    server: String,
+    read: BufReader<Box<dyn AsyncRead + Send + Unpin>>,
+    write: mpsc::Sender<Bytes>,
+    stderr: Arc<Mutex<String>>,
+    request: u32,
+    /// What the agent said of itself.
+    pub welcome: v1::Welcome,
+}
+
+impl Peer {
+    /// Greets the agent on `server` (a name for messages) in its role.
+    ///
+    /// Errors: no agent answers, or versions do not fit.
+    pub async fn greet(server: &str, role: v1::Role, streams: Streams) -> Result<Self, PeerError> {
+        let mut peer = Self {
+            server: server.into(),
+            read: BufReader::with_capacity(256 << 10, streams.read),
+            write: streams.write,
+            stderr: streams.stderr,
+            request: 0,
+            welcome: v1::Welcome::default(),
+        };
+        peer.put(Bytes::from_static(OPENING)).await?;
+        peer.find_opening().await?;
+        let hello = v1::Hello {
+            protocol_min: *wire::PROTOCOL.start(),
+            protocol_max: *wire::PROTOCOL.end(),
+            role: role.into(),
+            software: wire::SOFTWARE.into(),
+            capabilities: Vec::new(),
+        };
+        match peer.call(v1::request::Op::Hello(hello)).await? {
+            v1::reply::Result::Welcome(welcome) => peer.welcome = welcome,
+            _ => return Err(peer.unexpected("greeting")),
+        }
+        Ok(peer)
+    }
+
+    /// The agent's server, for messages.
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// Sends a request that nothing follows and waits for its reply.
+    pub async fn call(&mut self, op: v1::request::Op) -> Result<v1::reply::Result, PeerError> {
+        self.begin(op).await?;
+        self.reply().await
+    }
+
+    /// Sends a request.
+    pub async fn begin(&mut self, op: v1::request::Op) -> Result<(), PeerError> {
+        self.request += 1;
+        self.send(Kind::Request, &v1::Request { op: Some(op) }).await
+    }
+
+    /// Streams a part after a request; `None` after the last.
+    pub async fn part(&mut self, part: Option<v1::part::Part>) -> Result<(), PeerError> {
+        self.send(Kind::Part, &v1::Part { part }).await
+    }
+
+    /// Streams a frame of another peer's after a request of this one.
+    pub async fn relay(&mut self, kind: Kind, payload: Bytes) -> Result<(), PeerError> {
+        let header = FrameHeader { kind, request: self.request, length: payload.len() };
+        self.put(Bytes::copy_from_slice(&header.encode())).await?;
+        if payload.is_empty() { Ok(()) } else { self.put(payload).await }
+    }
+
+    /// Waits for the reply of the request at hand.
+    pub async fn reply(&mut self) -> Result<v1::reply::Result, PeerError> {
+        let frame = self.next().await?;
+        match frame.kind {
+            Kind::Reply => self.decode_reply(&frame),
+            _ => Err(self.unexpected("reply")),
+        }
+    }
+
+    /// The next frame of the answer to the request at hand.
+    pub async fn next(&mut self) -> Result<Frame, PeerError> {
+        let mut header = [0; HEADER];
+        if let Err(e) = self.read.read_exact(&mut header).await {
+            return Err(self.lost(&e));
+        }
+        let header = FrameHeader::parse(&header).map_err(|source| self.protocol(source))?;
+        let mut payload = BytesMut::zeroed(header.length);
+        if let Err(e) = self.read.read_exact(&mut payload).await {
+            return Err(self.lost(&e));
+        }
+        if header.request != self.request {
+            return Err(self.unexpected("answer to this request"));
+        }
+        Ok(Frame { kind: header.kind, request: header.request, payload: payload.freeze() })
+    }
+
+    /// Decodes a reply; a failure becomes an error.
+    pub fn decode_reply(&self, frame: &Frame) -> Result<v1::reply::Result, PeerError> {
+        let reply: v1::Reply = frame.decode("reply").map_err(|source| self.protocol(source))?;
+        match reply.result {
+            Some(v1::reply::Result::Failure(failure)) => {
+                Err(PeerError::Failed { server: self.server.clone(), failure: failure.into() })
+            }
+            Some(result) => Ok(result),
+            None => Err(self.unexpected("reply")),
+        }
+    }
+
+    /// The error of an answer that is not the one that was due.
+    pub fn unexpected(&self, what: &'static str) -> PeerError {
+        self.protocol(FrameError::Malformed { what, reason: "something else came".into() })
+    }
+
+    async fn send(&mut self, kind: Kind, message: &impl prost::Message) -> Result<(), PeerError> {
+        self.put(Frame::message(kind, self.request, message).encode().freeze()).await
+    }
+
+    async fn put(&mut self, bytes: Bytes) -> Result<(), PeerError> {
+        match self.write.send(bytes).await {
+            Ok(()) => Ok(()),
+            Err(_) => Err(self.lost(&"it closed its input")),
+        }
+    }
+
+    async fn find_opening(&mut self) -> Result<(), PeerError> {
+        let mut noise = Vec::new();
+        while !noise.ends_with(OPENING) {
+            match self.read.read_u8().await {
+                Ok(byte) if noise.len() < MAX_NOISE + OPENING.len() => noise.push(byte),
+                Ok(_) => return Err(self.protocol(FrameError::NoOpening)),
+                Err(_) => {
+                    let said = wire::printable(&String::from_utf8_lossy(&noise));
+                    return Err(self.lost(&format!("mbcopy did not start there; {said}")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn lost(&self, reason: &dyn std::fmt::Display) -> PeerError {
+        let stderr = self.stderr.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let said = wire::printable(stderr.trim());
+        let reason =
+            if said.is_empty() { reason.to_string() } else { format!("{reason}; it said: {said}") };
+        PeerError::Lost { server: self.server.clone(), reason }
+    }
+
+    fn protocol(&self, source: FrameError) -> PeerError {
+        PeerError::Protocol { server: self.server.clone(), source }
+    }
+}

@@ -1,0 +1,158 @@
+//! Telling the world where the user now is: the admin's own command.
+
+use serde::Serialize;
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+/// What the command is told, in its environment and as JSON on its input.
+#[derive(Debug, Clone, Serialize)]
+pub struct Change {
+    /// The version of this document.
+    pub schema: u32,
+    /// The move's id.
+    pub move_id: String,
+    /// The user id; empty for a shared tree.
+    pub user: String,
+    /// The top mailbox, as an admin types it.
+    pub mailbox: String,
+    /// Where the user was.
+    pub old: Place,
+    /// Where the user is from now on.
+    pub new: Place,
+    /// `route`, or `restore` when an earlier `route` failed.
+    pub action: &'static str,
+}
+
+/// A location.
+#[derive(Debug, Clone, Serialize)]
+pub struct Place {
+    /// servername of the Cyrus server.
+    pub server: String,
+    /// The host as the admin names it.
+    pub host: String,
+}
+
+/// Why the route was not changed.
+#[derive(Debug, thiserror::Error)]
+pub enum RouteError {
+    /// It does not start.
+    #[error("the route command {command:?} does not start: {source}")]
+    Start {
+        /// The command.
+        command: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It failed.
+    #[error("the route command {command:?} ended with {status}: {output}")]
+    Status {
+        /// The command.
+        command: String,
+        /// How it ended.
+        status: std::process::ExitStatus,
+        /// What it printed.
+        output: String,
+    },
+    /// It took too long.
+    #[error("the route command {command:?} did not end within {limit:?} and was killed")]
+    Timeout {
+        /// The command.
+        command: String,
+        /// How long it was allowed.
+        limit: Duration,
+    },
+}
+
+impl Change {
+    /// The same change the other way round, after a failure.
+    pub fn restored(&self) -> Self {
+        Self { old: self.new.clone(), new: self.old.clone(), action: "restore", ..self.clone() }
+    }
+
+    /// Runs `command` by the shell, as the admin who started the move.
+    pub async fn run(&self, command: &str, limit: Duration) -> Result<(), RouteError> {
+        let start = |source| RouteError::Start { command: command.into(), source };
+        let json = serde_json::to_vec(self).map_err(|e| start(e.into()))?;
+        let mut child = Command::new("/bin/sh")
+            .args(["-c", command])
+            .env("MBCOPY_MOVE_ID", &self.move_id)
+            .env("MBCOPY_ACTION", self.action)
+            .env("MBCOPY_USER", &self.user)
+            .env("MBCOPY_MAILBOX", &self.mailbox)
+            .env("MBCOPY_OLD_SERVER", &self.old.server)
+            .env("MBCOPY_OLD_HOST", &self.old.host)
+            .env("MBCOPY_NEW_SERVER", &self.new.server)
+            .env("MBCOPY_NEW_HOST", &self.new.host)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(start)?;
+        let group = child.id().and_then(|id| rustix::process::Pid::from_raw(id as i32));
+        if let Some(mut input) = child.stdin.take() {
+            // A command that reads only its environment may close its input.
+            let _ = input.write_all(&json).await;
+        }
+        match tokio::time::timeout(limit, child.wait_with_output()).await {
+            Err(_) => {
+                if let Some(group) = group {
+                    let _ =
+                        rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+                }
+                Err(RouteError::Timeout { command: command.into(), limit })
+            }
+            Ok(Err(source)) => Err(start(source)),
+            Ok(Ok(output)) if output.status.success() => Ok(()),
+            Ok(Ok(output)) => Err(RouteError::Status {
+                command: command.into(),
+                status: output.status,
+                output: said(&output),
+            }),
+        }
+    }
+}
+
+fn said(output: &std::process::Output) -> String {
+    let text = [&output.stderr[..], &output.stdout[..]].concat();
+    crate::wire::printable(String::from_utf8_lossy(&text).trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change() -> Change {
+        let place = |name: &str| Place { server: name.into(), host: name.into() };
+        Change {
+            schema: 1,
+            move_id: "0011223344556677".into(),
+            user: "x".into(),
+            mailbox: "user.x".into(),
+            old: place("a"),
+            new: place("b"),
+            action: "route",
+        }
+    }
+
+    #[tokio::test]
+    async fn the_command_sees_the_change_in_its_environment_and_on_its_input() {
+        let test = r#"read json; case "$json" in *'"new":{"server":"b"'*) ;; *) exit 3;; esac
+                      test "$MBCOPY_OLD_SERVER-$MBCOPY_NEW_SERVER-$MBCOPY_USER" = a-b-x"#;
+        change().run(test, Duration::from_secs(10)).await.unwrap();
+        let restored = r#"test "$MBCOPY_ACTION-$MBCOPY_NEW_HOST" = restore-a"#;
+        change().restored().run(restored, Duration::from_secs(10)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_failing_or_hanging_command_is_an_error_that_says_so() {
+        let error = change().run("echo no such map >&2; exit 4", Duration::from_secs(10)).await;
+        let text = error.unwrap_err().to_string();
+        assert!(text.contains("no such map") && text.contains("exit status: 4"), "{text}");
+        let error = change().run("sleep 60 | sleep 60", Duration::from_millis(100)).await;
+        assert!(matches!(error, Err(RouteError::Timeout { .. })));
+    }
+}
