@@ -1,0 +1,14 @@
+//! What Cyrus IMAP keeps on disk, read natively.
+//!
+//! Everything here is pure: bytes in, values out, no input or output.  Every
+//! parser is total: any bytes give either a value or an error that names the
+//! offset and the reason.
+
+pub mod config;
+pub mod db;
+pub mod dlist;
+pub mod imap_set;
+pub mod lock;
+pub mod mboxlist;
+pub mod name;
+pub mod path;
