@@ -1,0 +1,45 @@
+# On a fresh Debian 12 as root, with nothing but a Rust toolchain:
+#   make demo     two real Cyrus servers, mail flowing, one user moved
+#   make test     everything that must be true
+#   make bench    push beside rsync, XFER and sync_client
+#   make lint     formatting, clippy, licences and advisories
+
+CARGO ?= cargo
+LAB := tests/lab/lab.sh
+
+.PHONY: demo test bench lint tools lab lab-down
+
+demo: lab
+	$(CARGO) build --release --bin mbcopy
+	$(CARGO) run -p mbcopy-lab --bin lab -- demo --mbcopy target/release/mbcopy
+
+test: lab
+	$(CARGO) build --bin mbcopy
+	$(CARGO) test --workspace --lib --bins
+	$(CARGO) test --test spools --test ssh
+	$(CARGO) test --test servers -- --test-threads=1
+
+bench: lab
+	$(CARGO) build --release --bin mbcopy
+	$(CARGO) run --release -p mbcopy-lab --bin lab -- bench --mbcopy target/release/mbcopy
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
+	$(CARGO) deny check
+
+# What the tests need of Debian: a C compiler for the bundled libraries, sshd
+# for the transport's own test, and what the lab builds its hosts with.
+tools:
+	@missing=; for tool in cc debootstrap ip nsenter /usr/sbin/sshd ssh-keygen rsync; do \
+		command -v $$tool >/dev/null || missing=1; done; \
+	if [ -n "$$missing" ]; then \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
+			gcc libc6-dev debootstrap iproute2 util-linux openssh-server openssh-client rsync ca-certificates; fi
+
+lab: tools
+	$(LAB) build bookworm
+
+lab-down:
+	$(LAB) down --all

@@ -1,0 +1,56 @@
+//! The command line: parses, calls one function of the library, prints.
+
+mod agent;
+mod console;
+mod log;
+mod push;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Move mailboxes between Cyrus IMAP servers while the mail keeps flowing
+#[derive(Debug, Parser)]
+#[command(name = "mbcopy", version, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+struct Common {
+    /// Cyrus's configuration on this server
+    #[arg(short = 'C', long = "config", global = true, default_value = "/etc/imapd.conf")]
+    #[arg(value_name = "FILE")]
+    config: PathBuf,
+    /// Where Cyrus's own programs are, if not where packages put them
+    #[arg(long, global = true, value_name = "DIR")]
+    cyrus_bin: Option<PathBuf>,
+    /// Say more; twice: even more
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+    /// Print errors and the last line only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Move a user, or a shared mailbox tree, to another server
+    Push(push::PushArgs),
+    /// Serve one side of a move on standard input and output
+    #[command(hide = true)]
+    Agent(agent::AgentArgs),
+}
+
+/// The whole program.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.command {
+        Command::Push(args) => push::run(&cli.common, args),
+        Command::Agent(args) => agent::run(&cli.common, args),
+    }
+}

@@ -1,0 +1,231 @@
+//! This server: its Cyrus configuration, its databases, its programs and its
+//! locks. What both agents need of the machine they run on.
+
+pub mod ofd;
+pub mod tools;
+pub mod userlock;
+
+use crate::cyrus::config::{Config, ConfigError, DbKind, Defaults};
+use crate::cyrus::db::Database;
+use crate::cyrus::name::{MailboxName, Namespace};
+use crate::cyrus::path::Layout;
+use crate::wire::v1;
+use bytes::Bytes;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tools::{DbOp, Tools};
+
+/// How long a lock on a shared database is waited for.
+const DATABASE_WAIT: Duration = Duration::from_secs(10);
+
+/// This server.
+#[derive(Debug)]
+pub struct Host {
+    /// Cyrus's imapd.conf.
+    pub conf: PathBuf,
+    /// Its content.
+    pub config: Config,
+    /// Cyrus's programs.
+    pub tools: Tools,
+    allow: Vec<String>,
+}
+
+/// A database that cannot be read or changed.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {reason}", path.display())]
+pub struct DatabaseError {
+    /// The database.
+    pub path: PathBuf,
+    /// What is wrong.
+    pub reason: String,
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// It cannot be read.
+    #[error("cannot read Cyrus's configuration {}: {source}; name it by --config", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// It cannot be understood.
+    #[error("{}: {source}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: ConfigError,
+    },
+}
+
+/// Reads imapd.conf with what it includes.
+pub fn load_config(path: &Path) -> Result<Config, HostError> {
+    let text = std::fs::read(path)
+        .map_err(|source| HostError::Unreadable { path: path.into(), source })?;
+    let mut include = |included: &Path| std::fs::read(included).map_err(|e| e.to_string());
+    Config::parse(&text, Defaults::V3, &mut include)
+        .map_err(|source| HostError::Config { path: path.into(), source })
+}
+
+impl Host {
+    /// The server whose configuration was read from `conf`. `allow` holds the
+    /// patterns (`*` for any text) of mailboxes that may be touched.
+    pub fn new(
+        conf: PathBuf,
+        config: Config,
+        cyrus_bin: Option<PathBuf>,
+        allow: Vec<String>,
+    ) -> Self {
+        Self { conf, config, tools: Tools::new(cyrus_bin), allow }
+    }
+
+    /// How mailbox names look here.
+    pub fn namespace(&self) -> Result<Namespace, ConfigError> {
+        self.config.namespace()
+    }
+
+    /// A mailbox as this server's admins type it.
+    pub fn external(&self, name: &MailboxName) -> String {
+        match self.namespace() {
+            Ok(namespace) => String::from_utf8_lossy(&name.to_external(&namespace)).into_owned(),
+            Err(_) => name.display(),
+        }
+    }
+
+    /// Whether this agent may touch the mailbox.
+    pub fn allows(&self, name: &MailboxName) -> bool {
+        let name = name.as_bytes();
+        self.allow.iter().any(|pattern| matches(pattern.as_bytes(), name))
+    }
+
+    /// What this server says of itself.
+    pub fn welcome(&self) -> v1::Welcome {
+        let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        v1::Welcome {
+            servername: self.config.servername().unwrap_or_else(|| hostname.clone()),
+            hostname,
+            cyrus_version: self.cyrus_version().unwrap_or_default(),
+            machine_id: Bytes::copy_from_slice(&self.machine_id()),
+            clock_unix_ms: crate::moves::journal::now_ms(),
+            ..v1::Welcome::default()
+        }
+    }
+
+    /// The version of Cyrus's installed programs, as `3.6.1`.
+    pub fn cyrus_version(&self) -> Option<String> {
+        let limit = Duration::from_secs(10);
+        let output =
+            self.tools.run(&self.conf, "cyr_info", &["version"], Vec::new(), limit).ok()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let version =
+            text.split_whitespace().find(|w| w.starts_with(|c: char| c.is_ascii_digit()))?;
+        Some(version.split(['-', '+']).next().unwrap_or(version).to_owned())
+    }
+
+    /// The same on two servers only if they are one: the same configdirectory
+    /// of the same running kernel.
+    fn machine_id(&self) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default());
+        let stat = self.config.configdirectory().ok().and_then(|d| std::fs::metadata(d).ok());
+        if let Some(stat) = stat {
+            hasher.update(&stat.dev().to_be_bytes()).update(&stat.ino().to_be_bytes());
+        }
+        *hasher.finalize().as_bytes()
+    }
+
+    /// The committed state of mailboxes.db.
+    pub fn mailboxes(&self) -> Result<Database, DatabaseError> {
+        self.database(DbKind::Mailboxes)
+    }
+
+    /// The committed state of one of the server's databases; an absent one is empty.
+    pub fn database(&self, kind: DbKind) -> Result<Database, DatabaseError> {
+        let path = self.database_path(kind)?;
+        let error = |reason: String| DatabaseError { path: path.clone(), reason };
+        let bytes = match read_locked(&path, DATABASE_WAIT) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Bytes::new(),
+            Err(e) => return Err(error(e.to_string())),
+        };
+        Database::open(bytes, &self.config.db_engine(kind)).map_err(|e| error(e.to_string()))
+    }
+
+    /// Changes mailboxes.db in one transaction of Cyrus's own.
+    pub fn change_mailboxes(&self, ops: &[DbOp<'_>]) -> Result<(), DatabaseError> {
+        self.change(DbKind::Mailboxes, ops)
+    }
+
+    /// Changes the annotations database in one transaction of Cyrus's own.
+    pub fn change_annotations(&self, ops: &[DbOp<'_>]) -> Result<(), DatabaseError> {
+        self.change(DbKind::Annotations, ops)
+    }
+
+    fn change(&self, kind: DbKind, ops: &[DbOp<'_>]) -> Result<(), DatabaseError> {
+        let path = self.database_path(kind)?;
+        let engine = self.config.db_engine(kind);
+        let create = !path.exists();
+        self.tools
+            .change_database(&self.conf, &path, engine.name(), create, ops)
+            .map_err(|e| DatabaseError { path, reason: e.to_string() })
+    }
+
+    fn database_path(&self, kind: DbKind) -> Result<PathBuf, DatabaseError> {
+        Layout::new(&self.config)
+            .server_db(kind)
+            .map_err(|e| DatabaseError { path: self.conf.clone(), reason: e.to_string() })
+    }
+}
+
+/// Reads a whole database file under a lock that keeps its writers away, and
+/// makes sure that it still is the file of that name (a repack replaces it).
+pub fn read_locked(path: &Path, wait: Duration) -> io::Result<Bytes> {
+    loop {
+        let mut file = File::open(path)?;
+        if !ofd::lock(&file, ofd::Mode::Shared, wait)? {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "it stays locked"));
+        }
+        let opened = file.metadata()?;
+        let named = std::fs::metadata(path)?;
+        if (opened.dev(), opened.ino()) == (named.dev(), named.ino()) {
+            let mut bytes = Vec::with_capacity(opened.len() as usize);
+            file.read_to_end(&mut bytes)?;
+            return Ok(bytes.into());
+        }
+    }
+}
+
+/// Matches a pattern in which `*` stands for any text.
+fn matches(pattern: &[u8], text: &[u8]) -> bool {
+    match pattern.split_first() {
+        None => text.is_empty(),
+        Some((b'*', rest)) => (0..=text.len()).any(|at| matches(rest, &text[at..])),
+        Some((c, rest)) => {
+            text.split_first().is_some_and(|(t, tail)| t == c && matches(rest, tail))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns() {
+        for (pattern, text, expected) in [
+            ("*", "user.x", true),
+            ("user.*", "user.x", true),
+            ("user.*", "team.sales", false),
+            ("user.a*b", "user.aXb", true),
+            ("user.a", "user.ab", false),
+        ] {
+            assert_eq!(matches(pattern.as_bytes(), text.as_bytes()), expected, "{pattern} {text}");
+        }
+    }
+}

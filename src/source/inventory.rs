@@ -1,0 +1,306 @@
+//! What makes up a user on this server, read from Cyrus's databases and
+//! directories.
+
+use crate::cyrus::annotation;
+use crate::cyrus::config::DbKind;
+use crate::cyrus::db::Engine;
+use crate::cyrus::mboxlist::mbtype::Flag;
+use crate::cyrus::mboxlist::{MailboxEntry, MailboxList};
+use crate::cyrus::name::{MailboxName, UniqueId};
+use crate::cyrus::path::{DirStyle, Layout};
+use crate::host::Host;
+use crate::wire::v1::{self, FileKind, failure::Kind, problem::Severity};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// A mailbox of the user.
+#[derive(Debug, Clone)]
+pub struct SourceMailbox {
+    /// Names it on the wire, the same through a session.
+    pub ordinal: u32,
+    /// Its record in mailboxes.db.
+    pub entry: MailboxEntry,
+    /// Its uniqueid.
+    pub id: UniqueId,
+    /// Its I record: key and value.
+    pub id_record: (Bytes, Bytes),
+    /// Whether it is kept by delayed delete.
+    pub deleted: bool,
+}
+
+/// The mailboxes of a user, and who he is.
+#[derive(Debug, Clone)]
+pub struct Listing {
+    /// The top mailbox.
+    pub top: MailboxName,
+    /// The mailboxes, the top one first.
+    pub mailboxes: Vec<SourceMailbox>,
+}
+
+/// Ordinals that were given out, by uniqueid.
+pub type Ordinals = BTreeMap<UniqueId, u32>;
+
+impl SourceMailbox {
+    /// How its directories are named.
+    pub fn style(&self) -> DirStyle<'_> {
+        if self.entry.mbtype.has(Flag::LegacyDirs) {
+            DirStyle::Name
+        } else {
+            DirStyle::Id(&self.id)
+        }
+    }
+
+    /// Where its messages are; none for a mailbox that is a name only.
+    pub fn directory(&self, host: &Host) -> Option<PathBuf> {
+        let partition = self.entry.partition.as_ref()?;
+        Layout::new(&host.config).mailbox_dir(&self.entry.name, self.style(), partition).ok()
+    }
+}
+
+/// Reads the list of the user's mailboxes.
+///
+/// Errors: the mailbox does not exist here, or is not this server's to move.
+pub fn list(
+    host: &Host,
+    top: &MailboxName,
+    ordinals: &mut Ordinals,
+) -> Result<Listing, v1::Failure> {
+    let shown = host.external(top);
+    let unreadable = |text: String| {
+        v1::Failure::new(
+            Kind::Refused,
+            format!("cannot read the list of mailboxes: {text}"),
+            "nothing was changed",
+            "mend mailboxes.db; mbcopy must run as root or as Cyrus's user",
+        )
+    };
+    let database = host.mailboxes().map_err(|e| unreadable(e.to_string()))?;
+    let list = MailboxList::from_database(&database).map_err(|e| unreadable(e.to_string()))?;
+    let owned = list
+        .owned(top, &host.config.deletedprefix())
+        .map_err(|e| unreadable(e.to_string()))?;
+    let mut mailboxes = Vec::new();
+    for entry in owned.into_iter().filter(|e| !e.is_deleted()) {
+        for (flag, what) in [
+            (Flag::Moving, "marked as moving to another server"),
+            (Flag::Remote, "on another server"),
+            (Flag::Reserve, "reserved"),
+        ] {
+            if entry.mbtype.has(flag) {
+                let server = entry.server.clone().unwrap_or_default();
+                return Err(v1::Failure::new(
+                    Kind::Refused,
+                    format!("{} is {what} {server}", host.external(&entry.name)),
+                    "nothing was changed",
+                    "a move by mbcopy or XFER has been here before; look at `server` in \
+                     ctl_mboxlist -d, and at where the user really is",
+                ));
+            }
+        }
+        let unidentified = || {
+            v1::Failure::new(
+                Kind::Refused,
+                format!("the record of {} has no uniqueid", host.external(&entry.name)),
+                "nothing was changed",
+                "this version of mbcopy moves from Cyrus 3.6 and later",
+            )
+        };
+        let id = entry.uniqueid.clone().ok_or_else(unidentified)?;
+        let id_record = list
+            .id_record(&id)
+            .map_err(|e| unreadable(e.to_string()))?
+            .ok_or_else(unidentified)?;
+        let next = ordinals.len() as u32;
+        let ordinal = *ordinals.entry(id.clone()).or_insert(next);
+        let deleted = entry.name != *top && !entry.name.is_below(top);
+        mailboxes.push(SourceMailbox { ordinal, entry, id, id_record, deleted });
+    }
+    if !mailboxes.iter().any(|m| m.entry.name == *top) {
+        return Err(v1::Failure::new(
+            Kind::Refused,
+            format!("{shown} does not exist on this server"),
+            "nothing was changed",
+            "look at the name: user.x or user/x, as in cyradm on this server",
+        ));
+    }
+    Ok(Listing { top: top.clone(), mailboxes })
+}
+
+impl Listing {
+    /// The record of INBOX, for a user's tree.
+    pub fn inbox(&self) -> Option<&SourceMailbox> {
+        self.mailboxes.iter().find(|m| self.top.is_user() && m.entry.name == self.top)
+    }
+
+    /// The quota roots at and below the top mailbox.
+    pub fn quota_roots(&self, host: &Host) -> Result<Vec<v1::QuotaRoot>, String> {
+        let layout = Layout::new(&host.config);
+        let engine = host.config.db_engine(DbKind::Quota);
+        let database = match engine {
+            Engine::QuotaLegacy => None,
+            _ => Some(host.database(DbKind::Quota).map_err(|e| e.to_string())?),
+        };
+        let mut roots = Vec::new();
+        for mailbox in self.mailboxes.iter().filter(|m| !m.deleted) {
+            let name = &mailbox.entry.name;
+            let record = match &database {
+                Some(database) => {
+                    database.get(name.as_bytes()).map_err(|e| e.to_string())?.map(|v| v.to_vec())
+                }
+                None => {
+                    let path = layout.quota_file(name).map_err(|e| e.to_string())?;
+                    read_if_there(&path)?
+                }
+            };
+            if let Some(record) = record.filter(|r| !r.is_empty()) {
+                let name = Bytes::copy_from_slice(name.as_bytes());
+                roots.push(v1::QuotaRoot { name, record: record.into() });
+            }
+        }
+        Ok(roots)
+    }
+
+    /// Annotations of the mailboxes, and the user's own of the server.
+    pub fn annotations(&self, host: &Host) -> Result<Vec<v1::Annotation>, String> {
+        let database = host.database(DbKind::Annotations).map_err(|e| e.to_string())?;
+        let mut found = Vec::new();
+        let mut take = |prefix: &[u8], mailbox: Option<u32>| -> Result<(), String> {
+            for (key, value) in database.prefix(prefix).map_err(|e| e.to_string())? {
+                let Some((_, entry, userid)) = annotation::split(&key) else { continue };
+                let owner = userid == annotation::OWNER;
+                found.push(v1::Annotation {
+                    server: mailbox.is_none(),
+                    mailbox: mailbox.unwrap_or_default(),
+                    entry: Bytes::copy_from_slice(entry),
+                    userid: if owner { Bytes::new() } else { Bytes::copy_from_slice(userid) },
+                    owner,
+                    value,
+                });
+            }
+            Ok(())
+        };
+        for mailbox in &self.mailboxes {
+            take(&[mailbox.id.as_str().as_bytes(), b"\0"].concat(), Some(mailbox.ordinal))?;
+        }
+        if let Some(user) = self.top.userid() {
+            take(b"\0", None)?;
+            found.retain(|a| !a.server || a.userid == user.as_bytes());
+        }
+        Ok(found)
+    }
+
+    /// The user's own files, with their paths.
+    pub fn user_files(&self, host: &Host) -> Result<UserFiles, String> {
+        let mut files = UserFiles::default();
+        let Some(inbox) = self.inbox() else { return Ok(files) };
+        let layout = Layout::new(&host.config);
+        let directory = layout.user_dir(&inbox.id).map_err(|e| e.to_string())?;
+        for (name, path) in names_in(&directory)? {
+            match user_file_kind(&name) {
+                Some(kind) => files.add(kind, b"", path),
+                // SQLite's own, gone when nobody writes.
+                None if name.ends_with("-journal") || name.ends_with(".NEW") => {}
+                None => files.notes.push(format!("{} is not known, and stays", path.display())),
+            }
+        }
+        let user = self.top.userid();
+        let sieve = user.and_then(|user| layout.sieve_dir(&user, inbox.style()).ok().flatten());
+        let Some(sieve) = sieve else { return Ok(files) };
+        for (name, path) in names_in(&sieve)? {
+            if name == "defaultbc" {
+                let target = std::fs::read_link(&path).map_err(|e| at(&path, &e))?;
+                let target = target.to_string_lossy().into_owned();
+                files.active_sieve = target.strip_suffix(".bc").unwrap_or(&target).to_owned();
+            } else if let Some(script) = name.strip_suffix(".bc") {
+                files.add(FileKind::SieveBytecode, script.as_bytes(), path);
+            } else if let Some(script) = name.strip_suffix(".script") {
+                files.add(FileKind::SieveScript, script.as_bytes(), path);
+            } else if !name.ends_with(".NEW") {
+                files.notes.push(format!("{} is not known, and stays", path.display()));
+            }
+        }
+        Ok(files)
+    }
+}
+
+/// The user's own files.
+#[derive(Debug, Default)]
+pub struct UserFiles {
+    /// Kind, name (of a sieve script) and path; the position is the number on the wire.
+    pub files: Vec<(FileKind, Vec<u8>, PathBuf)>,
+    /// The active sieve script; empty when there is none.
+    pub active_sieve: String,
+    /// What was seen and is not moved.
+    pub notes: Vec<String>,
+}
+
+impl UserFiles {
+    fn add(&mut self, kind: FileKind, name: &[u8], path: PathBuf) {
+        self.files.push((kind, name.to_vec(), path));
+    }
+}
+
+fn user_file_kind(name: &str) -> Option<FileKind> {
+    Some(match name {
+        "sub.db" => FileKind::UserSubscriptions,
+        "seen.db" => FileKind::UserSeen,
+        "conversations.db" => FileKind::UserConversations,
+        "counters.db" => FileKind::UserCounters,
+        "dav.db" => FileKind::UserDav,
+        "mboxkey.db" => FileKind::UserMboxkey,
+        "xapianactive.db" => FileKind::UserXapianActive,
+        _ => return None,
+    })
+}
+
+/// The names in a directory, sorted; none when there is no directory.
+fn names_in(directory: &Path) -> Result<Vec<(String, PathBuf)>, String> {
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(at(directory, &e)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|e| at(directory, &e))?;
+        names.push((entry.file_name().to_string_lossy().into_owned(), entry.path()));
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, String> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(at(path, &e)),
+    }
+}
+
+fn at(path: &Path, error: &std::io::Error) -> String {
+    format!("{}: {error}", path.display())
+}
+
+/// A problem with a message or a mailbox.
+pub fn problem(
+    severity: Severity,
+    code: &str,
+    mailbox: (&Host, &SourceMailbox),
+    uid: u32,
+    path: &Path,
+    text: String,
+    advice: &str,
+) -> v1::Problem {
+    let (host, mailbox) = mailbox;
+    v1::Problem {
+        severity: severity.into(),
+        code: code.into(),
+        mailbox: host.external(&mailbox.entry.name),
+        mailbox_ordinal: mailbox.ordinal,
+        uid,
+        path: path.display().to_string(),
+        text,
+        advice: advice.into(),
+    }
+}

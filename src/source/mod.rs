@@ -1,0 +1,500 @@
+//! The source agent: reads the user natively, sends what is wanted, freezes
+//! him, and retires his copy.
+
+mod freeze;
+mod inventory;
+mod mailbox;
+mod retire;
+mod send;
+mod sessions;
+
+use crate::agent::{self, Handler, Link};
+use crate::cyrus::index::IndexView;
+use crate::cyrus::name::MailboxName;
+use crate::host::userlock::LockError;
+use crate::host::{Host, ofd};
+use crate::moves::journal::{Entry, Hold, JournalError, now_ms, state};
+use crate::moves::{Journal, MoveId};
+use crate::wire::v1::{self, FileKind, failure::Kind, problem::Severity};
+use crate::wire::v1::{reply::Result as Answer, request::Op};
+use bytes::Bytes;
+use freeze::{Freeze, ProofError};
+use inventory::{Listing, Ordinals, SourceMailbox, UserFiles};
+use mailbox::Known;
+use retire::Retirement;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::time::Duration;
+
+/// The source's side of one move.
+pub struct Source {
+    host: Host,
+    session: Option<Session>,
+}
+
+/// A move that this agent works on.
+struct Session {
+    id: MoveId,
+    top: MailboxName,
+    entry: Entry,
+    journal: Option<Journal>,
+    _hold: Option<Hold>,
+    ordinals: Ordinals,
+    listing: Listing,
+    user_files: UserFiles,
+    known: BTreeMap<u32, Known>,
+    freeze: Option<Freeze>,
+}
+
+impl Source {
+    /// The agent of this server.
+    pub fn new(host: Host) -> Self {
+        Self { host, session: None }
+    }
+}
+
+impl Handler for Source {
+    fn welcome(&mut self, hello: &v1::Hello) -> Result<v1::Welcome, v1::Failure> {
+        match hello.role() {
+            v1::Role::Source => Ok(self.host.welcome()),
+            _ => Err(agent::protocol("this agent is the source of moves, not the target")),
+        }
+    }
+
+    fn handle(&mut self, op: Op, link: &mut Link) -> Result<Answer, v1::Failure> {
+        if let Op::PlanSource(plan) = op {
+            return self.plan(&plan).map(Answer::SourcePlan);
+        }
+        let host = &self.host;
+        let session = self
+            .session
+            .as_mut()
+            .ok_or_else(|| agent::protocol("a step of a move that was not planned"))?;
+        match op {
+            Op::ProveFreeze(_) => session.prove(host).map(Answer::FreezeProof),
+            Op::Scan(_) => session.scan(host, link).map(Answer::ScanDone),
+            Op::SendItems(items) => session.send(host, &items, link).map(Answer::SendDone),
+            Op::Freeze(freeze) => session.freeze(host, &freeze).map(Answer::Frozen),
+            Op::Thaw(_) => Ok(Answer::Thawed(session.thaw())),
+            Op::Retire(retire) => session.retire(host, &retire.server).map(Answer::Retired),
+            Op::Record(record) => {
+                session.record(&record.state)?;
+                Ok(Answer::Recorded(v1::Recorded {}))
+            }
+            Op::Finish(finish) => {
+                session.record(if finish.done { state::DONE } else { state::ABORTED })?;
+                Ok(Answer::Finished(v1::Finished::default()))
+            }
+            _ => Err(agent::unknown_request()),
+        }
+    }
+}
+
+impl Source {
+    fn plan(&mut self, plan: &v1::PlanSource) -> Result<v1::SourcePlan, v1::Failure> {
+        let host = &self.host;
+        let top = host
+            .namespace()
+            .map_err(|e| e.to_string())
+            .and_then(|namespace| {
+                MailboxName::from_external(plan.mailbox.as_bytes(), &namespace)
+                    .map_err(|e| e.to_string())
+            })
+            .map_err(|e| refused(format!("{}: {e}", crate::wire::printable(&plan.mailbox))))?;
+        if !host.allows(&top) {
+            return Err(refused(format!(
+                "this agent is not allowed to send {}",
+                host.external(&top)
+            )));
+        }
+        if top.is_user() && top.inbox().as_ref() != Some(&top) {
+            return Err(refused(format!(
+                "{} is a folder of a user; a user moves as a whole",
+                host.external(&top)
+            )));
+        }
+        let mut ordinals = Ordinals::new();
+        let listing = inventory::list(host, &top, &mut ordinals)?;
+        let mut id: MoveId = plan
+            .move_id
+            .parse()
+            .map_err(|e: crate::moves::id::NotAnId| agent::protocol(e.to_string()))?;
+        let (mut journal, mut hold) = (None, None);
+        let mut entry = Entry {
+            id: id.clone(),
+            role: v1::Role::Source,
+            name: top.as_bytes().to_vec(),
+            display: host.external(&top),
+            peer: crate::wire::printable(&plan.destination),
+            state: state::PLANNED.into(),
+            detail: String::new(),
+            started: now_ms(),
+            updated: now_ms(),
+        };
+        if !plan.dry_run {
+            let directory = host.config.configdirectory().map_err(|e| refused(e.to_string()))?;
+            let opened = Journal::open(&directory).map_err(|e| journal_failure(&e))?;
+            let holder = format!("process {}, a push to {}", std::process::id(), entry.peer);
+            let held = opened.hold(&entry.name, &holder).map_err(|e| journal_failure(&e))?;
+            // What an interrupted push to the same place has copied is used again.
+            let before = opened.unfinished(&entry.name).map_err(|e| journal_failure(&e))?;
+            if let Some(before) = before.filter(|b| b.peer == entry.peer) {
+                id = before.id.clone();
+                entry = Entry { updated: now_ms(), state: entry.state, ..before };
+            }
+            opened.write(&entry).map_err(|e| journal_failure(&e))?;
+            (journal, hold) = (Some(opened), Some(held));
+        }
+        let mut session = Session {
+            id,
+            top,
+            entry,
+            journal,
+            _hold: hold,
+            ordinals,
+            listing,
+            user_files: UserFiles::default(),
+            known: BTreeMap::new(),
+            freeze: None,
+        };
+        let answer = session.look(host);
+        self.session = Some(session);
+        Ok(answer)
+    }
+}
+
+impl Session {
+    /// Looks at everything once, for the plan.
+    fn look(&mut self, host: &Host) -> v1::SourcePlan {
+        let mut problems = Vec::new();
+        let mut minors = BTreeMap::new();
+        for mailbox in &self.listing.mailboxes {
+            let known = self.known.entry(mailbox.ordinal).or_default();
+            if mailbox.entry.partition.is_some() {
+                if let Some(found) = mailbox::scan(host, mailbox, known, false) {
+                    problems.extend(found.problems);
+                }
+            }
+            minors.insert(mailbox.ordinal, index_minor(host, mailbox));
+        }
+        let mailboxes = self.listing.mailboxes.iter().map(|m| {
+            let mut wire = to_wire(m);
+            wire.index_minor = minors.get(&m.ordinal).copied().unwrap_or_default();
+            wire
+        });
+        let plan = v1::SourcePlan {
+            identity: Some(self.identity(host)),
+            mailboxes: mailboxes.collect(),
+            totals: Some(self.totals()),
+            problems,
+            move_id: self.id.to_string(),
+            users_conversations: false,
+        };
+        // The first real scan must tell everything again.
+        for known in self.known.values_mut() {
+            known.forget();
+        }
+        plan
+    }
+
+    fn identity(&self, host: &Host) -> v1::Identity {
+        let user = self.top.userid();
+        v1::Identity {
+            name: Bytes::copy_from_slice(self.top.as_bytes()),
+            userid: user
+                .map(|u| String::from_utf8_lossy(u.as_bytes()).into_owned())
+                .unwrap_or_default(),
+            display: host.external(&self.top),
+        }
+    }
+
+    fn totals(&self) -> v1::Totals {
+        let mut totals = v1::Totals::default();
+        for mailbox in &self.listing.mailboxes {
+            let known = self.known.get(&mailbox.ordinal).map(|k| k.totals).unwrap_or_default();
+            totals.mailboxes += 1;
+            totals.messages += known.messages;
+            totals.bytes += known.bytes;
+            totals.expunged += known.expunged;
+        }
+        totals
+    }
+
+    fn prove(&self, host: &Host) -> Result<v1::FreezeProof, v1::Failure> {
+        let proof = freeze::prove(host, &self.top).map_err(|e| match e {
+            ProofError::Lock(e) => lock_failure(&e),
+            e => v1::Failure::new(
+                Kind::Refused,
+                e.to_string(),
+                "nothing was changed",
+                "this version of Cyrus locks in another way than mbcopy knows, or runs with \
+                 another mboxname_lockpath: do not move users from it, and report this",
+            ),
+        })?;
+        Ok(v1::FreezeProof {
+            lock: proof.lock.display().to_string(),
+            waiter: "mbexamine".into(),
+            waited_us: proof.frozen.as_micros() as u64,
+        })
+    }
+
+    fn scan(&mut self, host: &Host, link: &Link) -> Result<v1::ScanDone, v1::Failure> {
+        let frozen = self.check_freeze()?;
+        let sender = link.sender();
+        let gone = |e: std::io::Error| v1::Failure::from(crate::agent::LinkError::from(e));
+        self.listing = inventory::list(host, &self.top, &mut self.ordinals)?;
+        let table = v1::Table {
+            identity: Some(self.identity(host)),
+            mailboxes: self.listing.mailboxes.iter().map(to_wire).collect(),
+        };
+        sender.part(v1::part::Part::Table(table)).map_err(gone)?;
+        let mut done = v1::ScanDone::default();
+        for mailbox in &self.listing.mailboxes {
+            if mailbox.entry.partition.is_none() {
+                continue;
+            }
+            let known = self.known.entry(mailbox.ordinal).or_default();
+            let Some(found) = mailbox::scan(host, mailbox, known, frozen) else {
+                done.unchanged.push(mailbox.ordinal);
+                continue;
+            };
+            done.problems.extend(found.problems);
+            for part in found.parts {
+                sender.part(v1::part::Part::MailboxScan(part)).map_err(gone)?;
+            }
+        }
+        let unreadable = |text: String| {
+            v1::Failure::new(
+                Kind::Internal,
+                text,
+                "the source serves the user and is unchanged",
+                "mend it on this server, and push again",
+            )
+        };
+        self.user_files = self.listing.user_files(host).map_err(unreadable)?;
+        for (number, (kind, name, path)) in self.user_files.files.iter().enumerate() {
+            let bytes = std::fs::read(path)
+                .map_err(|e| unreadable(format!("{}: {e}", path.display())))?;
+            done.user_files.push(v1::UserFile {
+                number: number as u32,
+                kind: (*kind).into(),
+                name: Bytes::copy_from_slice(name),
+                size: bytes.len() as u64,
+                blake3: Bytes::copy_from_slice(blake3::hash(&bytes).as_bytes()),
+            });
+        }
+        done.problems.extend(self.user_files.notes.iter().map(|text| v1::Problem {
+            severity: Severity::Note.into(),
+            code: "unknown-user-file".into(),
+            text: text.clone(),
+            ..v1::Problem::default()
+        }));
+        done.active_sieve = Bytes::copy_from_slice(self.user_files.active_sieve.as_bytes());
+        done.quota_roots = self.listing.quota_roots(host).map_err(unreadable)?;
+        done.annotations = self.listing.annotations(host).map_err(unreadable)?;
+        done.totals = Some(self.totals());
+        Ok(done)
+    }
+
+    fn send(
+        &mut self,
+        host: &Host,
+        items: &v1::SendItems,
+        link: &Link,
+    ) -> Result<v1::SendDone, v1::Failure> {
+        self.check_freeze()?;
+        let mut jobs = Vec::new();
+        for want in &items.wants {
+            let mailbox = self.listing.mailboxes.iter().find(|m| m.ordinal == want.mailbox);
+            let Some((mailbox, directory)) =
+                mailbox.and_then(|m| Some((m, m.directory(host)?)))
+            else {
+                return Err(agent::protocol(format!("mailbox {} was not listed", want.mailbox)));
+            };
+            let meta = mailbox::meta_paths(host, mailbox);
+            let sizes = expected(&meta).unwrap_or_default();
+            let expected = |uid: u32| sizes.get(&uid).copied();
+            jobs.extend(send::jobs_of(want, mailbox, &directory, &meta, expected));
+        }
+        for number in &items.user_files {
+            let file = self.user_files.files.get(*number as usize);
+            let (kind, _, path) =
+                file.ok_or_else(|| agent::protocol("a file of the user that was not listed"))?;
+            jobs.push(send::user_job(*number, *kind, path.clone()));
+        }
+        let sender = link.sender();
+        let sent =
+            send::send(host, &self.listing.mailboxes, jobs, items.rate_limit, &sender)
+                .map_err(|e| v1::Failure::from(crate::agent::LinkError::from(e)))?;
+        // What turned out to be bad is not offered again.
+        for problem in &sent.problems {
+            if let Some(known) = self.known.get_mut(&problem.mailbox_ordinal) {
+                if problem.uid > 0 {
+                    known.bad.insert(problem.uid);
+                    known.forget();
+                }
+            }
+        }
+        Ok(v1::SendDone { items: sent.items, bytes: sent.bytes, problems: sent.problems })
+    }
+
+    fn freeze(&mut self, host: &Host, freeze: &v1::Freeze) -> Result<v1::Frozen, v1::Failure> {
+        self.freeze = None;
+        let began = std::time::Instant::now();
+        let wait = Duration::from_millis(u64::from(freeze.wait_ms));
+        let limit = Duration::from_millis(u64::from(freeze.limit_ms));
+        let databases = self.lock_databases().map_err(|e| lock_failure(&e))?;
+        let taken = Freeze::take(host, &self.top, databases, wait, limit);
+        let waited_ms = began.elapsed().as_millis() as u32;
+        self.freeze = Some(taken.map_err(|e| lock_failure(&e))?);
+        let lock = host.user_lock_path(&self.top).map(|p| p.display().to_string());
+        Ok(v1::Frozen { waited_ms, locks: lock.into_iter().collect() })
+    }
+
+    /// Locks what the user's lock does not protect against writers: his
+    /// subscriptions, and what he has read in others' folders.
+    fn lock_databases(&self) -> Result<Vec<File>, LockError> {
+        let mut locked = Vec::new();
+        for (kind, _, path) in &self.user_files.files {
+            if !matches!(kind, FileKind::UserSubscriptions | FileKind::UserSeen) {
+                continue;
+            }
+            let io = |source| LockError::Io { path: path.clone(), source };
+            let file = match File::open(path) {
+                Ok(file) => file,
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(io(e)),
+            };
+            let waited = Duration::from_secs(2);
+            if !ofd::lock(&file, ofd::Mode::Shared, waited).map_err(io)? {
+                return Err(LockError::Busy { path: path.clone(), waited });
+            }
+            locked.push(file);
+        }
+        Ok(locked)
+    }
+
+    fn thaw(&mut self) -> v1::Thawed {
+        match self.freeze.take().map(Freeze::thaw) {
+            Some(ended) => v1::Thawed {
+                frozen_us: ended.lasted.as_micros() as u64,
+                by_limit: ended.by_limit,
+            },
+            None => v1::Thawed::default(),
+        }
+    }
+
+    fn retire(&mut self, host: &Host, server: &str) -> Result<v1::Retired, v1::Failure> {
+        let limit = || {
+            v1::Failure::new(
+                Kind::Limit,
+                "the freeze limit was reached before the source could be retired",
+                "the route leads to the target; the source's copy is not retired yet",
+                "run the same push again",
+            )
+        };
+        let freeze = self.freeze.as_ref().ok_or_else(limit)?;
+        if !freeze.pin() {
+            return Err(limit());
+        }
+        let failed = |text: String| {
+            v1::Failure::new(
+                Kind::Internal,
+                format!("retiring the source's copy failed: {text}"),
+                "the route leads to the target, which serves the user",
+                "mend the cause and run the same push again",
+            )
+        };
+        let retirement = Retirement::new(host, &self.listing, &self.id, server)
+            .map_err(|e| failed(e.to_string()))?;
+        self.record(state::RETIRING)?;
+        retirement.execute(host).map_err(|e| failed(e.to_string()))?;
+        self.record(state::RETIRED)?;
+        let sessions_told = sessions::tell(host, &self.top);
+        Ok(v1::Retired { notes: Vec::new(), sessions_told })
+    }
+
+    /// Whether the user is frozen; an error when he was and is no more.
+    fn check_freeze(&self) -> Result<bool, v1::Failure> {
+        match &self.freeze {
+            None => Ok(false),
+            Some(freeze) if freeze.holds() => Ok(true),
+            Some(freeze) => Err(v1::Failure::new(
+                Kind::Limit,
+                format!("the freeze limit of {:?} was reached", freeze.limit()),
+                "the source serves the user and is unchanged",
+                "push again with a higher --max-freeze",
+            )),
+        }
+    }
+
+    fn record(&self, state: &str) -> Result<(), v1::Failure> {
+        let Some(journal) = &self.journal else {
+            return Err(agent::protocol("a change in a move that is only planned"));
+        };
+        let entry = Entry { state: state.into(), updated: now_ms(), ..self.entry.clone() };
+        journal.write(&entry).map_err(|e| journal_failure(&e))
+    }
+}
+
+/// Size and SHA-1 that an index says of each message.
+type Sizes = BTreeMap<u32, (u64, Option<[u8; 20]>)>;
+
+fn expected(meta: &[(FileKind, std::path::PathBuf)]) -> Option<Sizes> {
+    let (_, path) = meta.iter().find(|(kind, _)| *kind == FileKind::Index)?;
+    let bytes = std::fs::read(path).ok()?;
+    let index = IndexView::parse(&bytes).ok()?;
+    let sizes = index.records().filter_map(Result::ok).map(|r| {
+        (r.uid, (u64::from(r.size), r.guid.as_ref().map(|g| *g.as_bytes())))
+    });
+    Some(sizes.collect())
+}
+
+fn index_minor(host: &Host, mailbox: &SourceMailbox) -> u32 {
+    let meta = mailbox::meta_paths(host, mailbox);
+    let path = meta.iter().find(|(kind, _)| *kind == FileKind::Index);
+    path.and_then(|(_, path)| {
+        let bytes = std::fs::read(path).ok()?;
+        Some(IndexView::parse(&bytes).ok()?.header().minor)
+    })
+    .unwrap_or_default()
+}
+
+fn to_wire(mailbox: &SourceMailbox) -> v1::Mailbox {
+    let partition = mailbox.entry.partition.as_ref();
+    v1::Mailbox {
+        ordinal: mailbox.ordinal,
+        name: Bytes::copy_from_slice(mailbox.entry.name.as_bytes()),
+        unique_id: mailbox.id.as_str().to_owned(),
+        partition: partition.map(|p| p.as_str().to_owned()).unwrap_or_default(),
+        deleted: mailbox.deleted,
+        name_record: mailbox.entry.raw.clone(),
+        id_record: mailbox.id_record.1.clone(),
+        index_minor: 0,
+    }
+}
+
+fn refused(text: String) -> v1::Failure {
+    v1::Failure::new(Kind::Refused, text, "nothing was changed", "look at the name of the mailbox")
+}
+
+fn lock_failure(error: &LockError) -> v1::Failure {
+    let kind = match error {
+        LockError::Busy { .. } => Kind::Limit,
+        _ => Kind::Internal,
+    };
+    v1::Failure::new(
+        kind,
+        error.to_string(),
+        "the source serves the user and is unchanged",
+        "look who holds it (/proc/locks), or push again later",
+    )
+}
+
+fn journal_failure(error: &JournalError) -> v1::Failure {
+    let (kind, advice) = match error {
+        JournalError::Held { .. } => (Kind::Busy, "wait until that move ends, or stop it"),
+        _ => (Kind::Internal, "mend the journal's directory and run the same push again"),
+    };
+    v1::Failure::new(kind, error.to_string(), "nothing was changed by this step", advice)
+}

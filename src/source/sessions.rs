@@ -1,0 +1,41 @@
+//! Sessions that have the user open, and telling them to go.
+
+use crate::cyrus::name::MailboxName;
+use crate::host::Host;
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Tells each of Cyrus's processes that serves the user, or has one of his
+/// mailboxes open, to end its session (SIGQUIT: master/service.c, signals.c);
+/// how many were told.
+///
+/// `<proc_path>/<pid>` holds service, host, user, mailbox and command, with
+/// tabs between (imap/proc.c:proc_register, 3.x).
+pub fn tell(host: &Host, top: &MailboxName) -> u32 {
+    let Ok(directory) = host.config.proc_path() else { return 0 };
+    let Ok(entries) = std::fs::read_dir(directory) else { return 0 };
+    let userid = top.userid();
+    let mut told = 0;
+    for entry in entries.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
+        let Ok(line) = std::fs::read(entry.path()) else { continue };
+        let mut fields = line.split(|b| *b == b'\t').skip(2);
+        let user = fields.next().unwrap_or_default();
+        let mailbox = fields.next().unwrap_or_default();
+        let theirs = userid.as_ref().is_some_and(|id| user.trim_ascii_end() == id.as_bytes());
+        let open = MailboxName::from_internal(mailbox.trim_ascii_end())
+            .is_ok_and(|name| name == *top || name.is_below(top));
+        // A file that a dead process left must not hit a stranger.
+        if (theirs || open) && is_cyrus(pid) {
+            if let Some(pid) = Pid::from_raw(pid) {
+                told += u32::from(kill_process(pid, Signal::QUIT).is_ok());
+            }
+        }
+    }
+    told
+}
+
+/// Whether a process is one of Cyrus's services.
+fn is_cyrus(pid: i32) -> bool {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    ["imapd", "pop3d", "httpd", "nntpd", "lmtpd", "timsieved"].contains(&name.trim())
+}

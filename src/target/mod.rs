@@ -1,0 +1,550 @@
+//! The target agent: stages what comes, has this server's Cyrus look at it,
+//! and publishes it.
+
+mod offer;
+mod plan;
+mod publish;
+mod receive;
+mod settle;
+mod shadow;
+mod stage;
+
+use crate::agent::{self, Handler, Link};
+use crate::cyrus::name::{MailboxName, PartitionName, UniqueId};
+use crate::cyrus::path::{DirStyle, Layout};
+use crate::host::Host;
+use crate::host::userlock::UserLock;
+use crate::moves::journal::{Entry, Hold, JournalError, now_ms, state};
+use crate::moves::{Journal, MoveId};
+use crate::wire::v1::{self, failure::Kind, reply::Result as Answer, request::Op};
+use offer::{Checked, Inventory, Listing, MailboxWants, OfferError};
+use publish::Publication;
+use receive::{Expected, Writers};
+use shadow::{Shadow, Top};
+use stage::Stage;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long the lock of the user is waited for; nobody should hold it, since
+/// the user does not exist here.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+
+/// The target's side of one move.
+pub struct Target {
+    host: Host,
+    session: Option<Session>,
+}
+
+/// A move that this agent works on.
+struct Session {
+    top: MailboxName,
+    tool_names: Top,
+    entry: Entry,
+    journal: Option<Journal>,
+    _hold: Option<Hold>,
+    partitions: BTreeMap<String, PartitionName>,
+    stage: Stage,
+    inventory: Inventory,
+    asked: Option<Arc<dyn Expected>>,
+    shadow: Option<Shadow>,
+    publication: Option<Publication>,
+}
+
+impl Target {
+    /// The agent of this server.
+    pub fn new(host: Host) -> Self {
+        Self { host, session: None }
+    }
+}
+
+impl Handler for Target {
+    fn welcome(&mut self, hello: &v1::Hello) -> Result<v1::Welcome, v1::Failure> {
+        match hello.role() {
+            v1::Role::Target => Ok(self.host.welcome()),
+            _ => Err(agent::protocol("this agent is the target of moves, not the source")),
+        }
+    }
+
+    fn handle(&mut self, op: Op, link: &mut Link) -> Result<Answer, v1::Failure> {
+        if let Op::PlanTarget(plan) = op {
+            return self.plan(&plan).map(Answer::TargetPlan);
+        }
+        let host = &self.host;
+        let session = self
+            .session
+            .as_mut()
+            .ok_or_else(|| agent::protocol("a step of a move that was not planned"))?;
+        match op {
+            Op::Offer(_) => session.offer(host, link).map(Answer::Wants),
+            Op::Store(store) => session.store(link, store.durable).map(Answer::Stored),
+            Op::Rehearse(rehearse) => session.rehearse(host, &rehearse).map(Answer::Rehearsed),
+            Op::Settle(settle) => session.settle(host, &settle).map(Answer::Prepared),
+            Op::Publish(_) => session.publish(host).map(Answer::Published),
+            Op::Unpublish(_) => session.unpublish(host).map(Answer::Unpublished),
+            Op::Record(record) => {
+                session.record(&record.state)?;
+                Ok(Answer::Recorded(v1::Recorded {}))
+            }
+            Op::Finish(finish) => session.finish(host, finish.done).map(Answer::Finished),
+            _ => Err(agent::unknown_request()),
+        }
+    }
+}
+
+impl Target {
+    fn plan(&mut self, plan: &v1::PlanTarget) -> Result<v1::TargetPlan, v1::Failure> {
+        let id: MoveId = plan
+            .move_id
+            .parse()
+            .map_err(|e: crate::moves::id::NotAnId| agent::protocol(e.to_string()))?;
+        let identity = plan.identity.clone().unwrap_or_default();
+        let top = MailboxName::from_internal(&identity.name)
+            .map_err(|e| agent::protocol(format!("the name of the mailbox: {e}")))?;
+        if !self.host.allows(&top) {
+            return Err(v1::Failure::new(
+                Kind::Refused,
+                format!("this agent is not allowed to receive {}", self.host.external(&top)),
+                "nothing was changed",
+                "look at --allow in the authorized_keys of the target",
+            ));
+        }
+        let mut answer = v1::TargetPlan { move_id: id.to_string(), ..v1::TargetPlan::default() };
+        let partitions = plan::partitions(&self.host, plan, &mut answer.problems);
+        let totals = plan.totals.unwrap_or_default();
+        plan::room(&self.host, &partitions, &totals, &mut answer);
+        answer.problems.extend(plan::indexes(&self.host, &plan.mailboxes));
+        let conflicts = plan::conflicts(&self.host, &top, &plan.mailboxes, &partitions)
+            .map_err(|e| internal(e.to_string(), "nothing was changed"))?;
+        answer.problems.extend(conflicts);
+        answer.partitions = partitions
+            .iter()
+            .map(|(source, here)| (source.clone(), here.as_str().to_owned()))
+            .collect();
+
+        let (mut journal, mut hold) = (None, None);
+        let entry = Entry {
+            id: id.clone(),
+            role: v1::Role::Target,
+            name: top.as_bytes().to_vec(),
+            display: self.host.external(&top),
+            peer: crate::wire::printable(&plan.source),
+            state: state::PLANNED.into(),
+            detail: String::new(),
+            started: now_ms(),
+            updated: now_ms(),
+        };
+        let refused = answer.problems.iter().any(|p| p.severity() == v1::problem::Severity::Refuse);
+        if !plan.dry_run && !refused {
+            let opened = self.open_journal(&entry)?;
+            (journal, hold) = (Some(opened.0), Some(opened.1));
+        }
+        let stage = Stage::new(&self.host.config, &id)
+            .map_err(|e| internal(e.to_string(), "nothing was changed"))?;
+        let tool_names = Top {
+            userid: top.userid().map(|u| String::from_utf8_lossy(u.as_bytes()).into_owned()),
+            external: self.host.external(&top),
+        };
+        self.session = Some(Session {
+            top,
+            tool_names,
+            entry,
+            journal,
+            _hold: hold,
+            partitions,
+            stage,
+            inventory: Inventory::default(),
+            asked: None,
+            shadow: None,
+            publication: None,
+        });
+        Ok(answer)
+    }
+
+    /// Opens the journal, takes the right to work on the user and notes the move.
+    fn open_journal(&self, entry: &Entry) -> Result<(Journal, Hold), v1::Failure> {
+        let directory = self
+            .host
+            .config
+            .configdirectory()
+            .map_err(|e| internal(e.to_string(), "nothing was changed"))?;
+        let journal = Journal::open(&directory).map_err(|e| journal_failure(&e))?;
+        let holder = format!("process {}, a move from {}", std::process::id(), entry.peer);
+        let hold = journal.hold(&entry.name, &holder).map_err(|e| journal_failure(&e))?;
+        let unfinished = journal.unfinished(&entry.name).map_err(|e| journal_failure(&e))?;
+        if let Some(other) = unfinished.filter(|other| other.id != entry.id) {
+            let harmless = [state::PLANNED, state::COPYING, state::PREPARED];
+            if !harmless.contains(&other.state.as_str()) {
+                return Err(v1::Failure::new(
+                    Kind::Refused,
+                    format!(
+                        "the move {} of {} from {} stopped on this server when it was {}",
+                        other.id, other.display, other.peer, other.state
+                    ),
+                    "that move decides which server has the user",
+                    "finish it from its source server first",
+                ));
+            }
+            let old = Stage::new(&self.host.config, &other.id)
+                .map_err(|e| internal(e.to_string(), "nothing was changed"))?;
+            remove_stage(&old);
+            let over = Entry { state: state::ABORTED.into(), updated: now_ms(), ..other };
+            journal.write(&over).map_err(|e| journal_failure(&e))?;
+        }
+        journal.write(entry).map_err(|e| journal_failure(&e))?;
+        Ok((journal, hold))
+    }
+}
+
+impl Session {
+    fn offer(&mut self, host: &Host, link: &mut Link) -> Result<v1::Wants, v1::Failure> {
+        self.writable()?;
+        self.stage
+            .make(&host.config)
+            .map_err(|e| internal(e.to_string(), "the source serves the user"))?;
+        let mut wants: BTreeMap<u32, MailboxWants> = BTreeMap::new();
+        let mut listing = Listing::default();
+        while let Some(part) = link.next_part()? {
+            let taken = match part {
+                v1::part::Part::Table(table) => {
+                    let check = |m: &v1::Mailbox| check(&self.top, &self.partitions, host, m);
+                    self.inventory.table(&self.stage, table, check)
+                }
+                v1::part::Part::MailboxScan(scan) => {
+                    let wants = wants.entry(scan.mailbox).or_default();
+                    match self.inventory.mailboxes.get_mut(&scan.mailbox) {
+                        Some(mailbox) => mailbox.scan_part(&scan, &mut listing, wants),
+                        None => Err(OfferError::Nonsense(format!(
+                            "a scan of mailbox {}, which it did not list",
+                            scan.mailbox
+                        ))),
+                    }
+                }
+                v1::part::Part::ScanDone(done) => self.inventory.scan_done(&self.stage, done),
+            };
+            taken.map_err(|e| internal(e.to_string(), "the source serves the user"))?;
+        }
+        wants.retain(|_, wants| !wants.is_empty());
+        let user_files = self.inventory.wanted_user_files();
+        let asked = self
+            .inventory
+            .asked(&self.stage, &wants, &user_files)
+            .map_err(|e| internal(e.to_string(), "the source serves the user"))?;
+        self.asked = Some(Arc::new(asked));
+        Ok(v1::Wants {
+            messages: wants.values().map(|w| w.messages.len() as u64).sum(),
+            bytes: wants.values().map(MailboxWants::bytes).sum(),
+            wants: wants.iter().map(|(ordinal, wants)| wants.to_wire(*ordinal)).collect(),
+            user_files,
+        })
+    }
+
+    fn store(&mut self, link: &mut Link, durable: bool) -> Result<v1::Stored, v1::Failure> {
+        self.writable()?;
+        let asked =
+            self.asked.take().ok_or_else(|| agent::protocol("bulk data that was not asked for"))?;
+        let broken = |text: String| {
+            v1::Failure::new(
+                Kind::Internal,
+                text,
+                "the source serves the user; what arrived before is kept in the stage",
+                "mend the cause and run the same push again",
+            )
+        };
+        let mut writers = Writers::start(&asked).map_err(|e| broken(e.to_string()))?;
+        let mut failed = None;
+        while let Some(frame) = link.next_data()? {
+            // After an error the rest is read and dropped, so that the reply
+            // reaches a coordinator that is still sending.
+            if failed.is_none() {
+                failed = writers.give(frame).err();
+            }
+        }
+        let received = match (writers.finish(), failed) {
+            (Ok(received), None) => received,
+            // The writers' own error is the cause of one in handing over.
+            (Err(error), _) | (Ok(_), Some(error)) => return Err(broken(error.to_string())),
+        };
+        self.inventory.arrived(&received.arrived);
+        if durable {
+            self.sync()?;
+        }
+        Ok(v1::Stored {
+            items: received.arrived.len() as u64,
+            bytes: received.arrived.iter().map(|a| a.size).sum(),
+            problems: Vec::new(),
+        })
+    }
+
+    /// Puts the whole stage onto stable storage. A failure is final for what
+    /// was written: the stage is left alone and never trusted again.
+    fn sync(&self) -> Result<(), v1::Failure> {
+        for root in self.stage.roots().into_iter().filter(|r| r.is_dir()) {
+            stage::StagedDirectory::make(&root, std::path::Path::new(""))
+                .and_then(|directory| directory.sync_filesystem())
+                .map_err(|e| {
+                    internal(
+                        format!("cannot put {} onto stable storage: {e}", root.display()),
+                        "the source serves the user; the stage must not be trusted",
+                    )
+                })?;
+        }
+        Ok(())
+    }
+
+    fn rehearse(
+        &mut self,
+        host: &Host,
+        rehearse: &v1::Rehearse,
+    ) -> Result<v1::Rehearsed, v1::Failure> {
+        let shadow = self.build_shadow(host)?;
+        if rehearse.skipped.is_empty() {
+            shadow
+                .examine(host, &self.stage, &self.tool_names)
+                .map_err(|e| internal(e.to_string(), "the source serves the user"))?;
+        }
+        self.shadow = Some(shadow);
+        Ok(v1::Rehearsed::default())
+    }
+
+    fn build_shadow(&self, host: &Host) -> Result<Shadow, v1::Failure> {
+        Shadow::build(host, &self.stage, &self.inventory)
+            .map_err(|e| internal(e.to_string(), "the source serves the user"))
+    }
+
+    fn settle(&mut self, host: &Host, settle: &v1::Settle) -> Result<v1::Prepared, v1::Failure> {
+        self.writable()?;
+        let mut prepared = settle::compare(&self.stage, &mut self.inventory, &settle.skipped);
+        if prepared.problems.iter().any(|p| p.severity() == v1::problem::Severity::Refuse) {
+            return Ok(prepared);
+        }
+        if !settle.skipped.is_empty() {
+            prepared.problems.extend(settle::drop_skipped(
+                host,
+                &self.stage,
+                &self.tool_names,
+                &self.inventory,
+            ));
+        }
+        let shadow = match self.shadow.take().filter(|s| s.is_of(&self.inventory)) {
+            Some(shadow) => shadow,
+            None => self.build_shadow(host)?,
+        };
+        let publication = settle::publication(host, &self.stage, &self.inventory, &shadow)
+            .map_err(|e| internal(e, "the source serves the user"))?;
+        self.shadow = Some(shadow);
+        self.sync()?;
+        publication
+            .save(&self.publication_path())
+            .map_err(|e| internal(e.to_string(), "the source serves the user"))?;
+        self.publication = Some(publication);
+        self.record(state::PREPARED)?;
+        Ok(prepared)
+    }
+
+    fn publish(&mut self, host: &Host) -> Result<v1::Published, v1::Failure> {
+        let publication = self
+            .publication
+            .clone()
+            .ok_or_else(|| agent::protocol("publishing what was not prepared"))?;
+        let lock = self.lock(host)?;
+        let began = Instant::now();
+        self.refuse_newcomer(host)?;
+        self.record(state::PUBLISHING)?;
+        if let Err(error) = publication.execute(host) {
+            let unknown = matches!(error, publish::PublishError::Unknown { .. });
+            // Before the commit everything goes back, so that the failure is plain.
+            let undone = if unknown { Err(error.to_string()) } else { self.take_back(host) };
+            return Err(match undone {
+                Ok(()) => v1::Failure::new(
+                    Kind::Internal,
+                    format!("publishing failed: {error}"),
+                    "the source serves the user; this server shows nothing of him",
+                    "mend the cause and run the same push again",
+                ),
+                Err(also) => v1::Failure::new(
+                    Kind::UnknownOutcome,
+                    format!("publishing failed: {error}; taking it back failed too: {also}"),
+                    "the source serves the user",
+                    "run the same push again: it asks this server",
+                ),
+            });
+        }
+        self.record(state::PUBLISHED)?;
+        drop(lock);
+        Ok(v1::Published {
+            locked_us: began.elapsed().as_micros() as u64,
+            mailboxes: self.inventory.mailboxes.len() as u32,
+        })
+    }
+
+    fn take_back(&self, host: &Host) -> Result<(), String> {
+        let publication = self.publication.as_ref().ok_or("there is no plan of it")?;
+        publication.undo(host).map_err(|e| e.to_string())?;
+        self.record(state::PREPARED).map_err(|f| f.text)
+    }
+
+    fn unpublish(&mut self, host: &Host) -> Result<v1::Unpublished, v1::Failure> {
+        let lock = self.lock(host)?;
+        let unknown = |text: String| {
+            v1::Failure::new(
+                Kind::UnknownOutcome,
+                text,
+                "both servers have a copy of the user; the route leads to the source",
+                "look at this server's copy before anything else",
+            )
+        };
+        let publication = self
+            .publication
+            .as_ref()
+            .ok_or_else(|| agent::protocol("taking back what was not published"))?;
+        if let Some(changed) = settle::changed_since(host, &self.inventory) {
+            return Err(unknown(format!(
+                "{changed} has changed on this server since it was published"
+            )));
+        }
+        self.record(state::UNPUBLISHING)?;
+        publication.undo(host).map_err(|e| unknown(e.to_string()))?;
+        self.record(state::PREPARED)?;
+        drop(lock);
+        Ok(v1::Unpublished {})
+    }
+
+    /// Somebody may have made the user since preflight: an autocreate, an admin.
+    fn refuse_newcomer(&self, host: &Host) -> Result<(), v1::Failure> {
+        let database =
+            host.mailboxes().map_err(|e| internal(e.to_string(), "the source serves the user"))?;
+        let key = [b"N", self.top.to_db_key().as_slice()].concat();
+        let there = database
+            .get(&key)
+            .map_err(|e| internal(e.to_string(), "the source serves the user"))?
+            .and_then(|value| crate::cyrus::dlist::Dlist::parse(&value).ok())
+            .filter(|record| {
+                let kind = record.get(b"T").and_then(|t| t.as_bytes());
+                !kind.is_some_and(|t| t.contains(&b'd'))
+            });
+        match there {
+            None => Ok(()),
+            Some(_) => Err(v1::Failure::new(
+                Kind::Refused,
+                format!(
+                    "{} came into being on this server while he was copied",
+                    host.external(&self.top)
+                ),
+                "the source serves the user and is unchanged",
+                "switch autocreate off on this server, delete the new mailbox, and push again",
+            )),
+        }
+    }
+
+    fn lock(&self, host: &Host) -> Result<UserLock, v1::Failure> {
+        host.user_lock_path(&self.top)
+            .and_then(|path| UserLock::take(path, LOCK_WAIT))
+            .map_err(|e| internal(e.to_string(), "the source serves the user"))
+    }
+
+    fn finish(&mut self, host: &Host, done: bool) -> Result<v1::Finished, v1::Failure> {
+        let mut notes = Vec::new();
+        if done {
+            notes.extend(settle::after_publishing(host, &self.tool_names));
+            self.record(state::DONE)?;
+        } else {
+            self.record(state::ABORTED)?;
+        }
+        remove_stage(&self.stage);
+        Ok(v1::Finished { notes })
+    }
+
+    fn record(&self, state: &str) -> Result<(), v1::Failure> {
+        let Some(journal) = &self.journal else {
+            return Err(agent::protocol("a change in a move that is only planned"));
+        };
+        let entry = Entry { state: state.into(), updated: now_ms(), ..self.entry.clone() };
+        journal.write(&entry).map_err(|e| journal_failure(&e))
+    }
+
+    fn writable(&self) -> Result<(), v1::Failure> {
+        match self.journal {
+            Some(_) => Ok(()),
+            None => Err(agent::protocol("a change in a move that is only planned")),
+        }
+    }
+
+    fn publication_path(&self) -> PathBuf {
+        self.stage.directory.join("publication")
+    }
+}
+
+/// Checks what the source says of a mailbox: it must lie in the moved tree.
+fn check(
+    top: &MailboxName,
+    partitions: &BTreeMap<String, PartitionName>,
+    host: &Host,
+    mailbox: &v1::Mailbox,
+) -> Result<Checked, OfferError> {
+    let nonsense = |text: String| OfferError::Nonsense(text);
+    let name = MailboxName::from_internal(&mailbox.name)
+        .map_err(|e| nonsense(format!("a mailbox with an impossible name: {e}")))?;
+    let id = UniqueId::new(mailbox.unique_id.as_bytes())
+        .map_err(|e| nonsense(format!("a mailbox with an impossible id: {e}")))?;
+    let original = name.deleted_original(&host.config.deletedprefix()).map(|(name, _)| name);
+    let inside = |n: &MailboxName| n == top || n.is_below(top);
+    let deleted_inside = mailbox.deleted && original.as_ref().is_some_and(inside);
+    if !inside(&name) && !deleted_inside {
+        return Err(nonsense(format!("{}, which is not part of the move", name.display())));
+    }
+    let partition = partitions
+        .get(&mailbox.partition)
+        .or_else(|| partitions.values().next())
+        .cloned()
+        .ok_or_else(|| nonsense("a mailbox on no partition".into()))?;
+    Ok(Checked { name, id, partition })
+}
+
+/// Removes a stage. What cannot be removed harms nobody, and is tried again.
+fn remove_stage(stage: &Stage) {
+    for root in stage.roots() {
+        let _ = std::fs::remove_dir_all(&root);
+        // Our directory above it goes when no other move uses it.
+        if let Some(parent) = root.parent() {
+            let _ = std::fs::remove_dir(parent);
+        }
+    }
+}
+
+fn internal(text: impl Into<String>, state: &str) -> v1::Failure {
+    v1::Failure::new(Kind::Internal, text, state, "mend the cause and run the same push again")
+}
+
+fn journal_failure(error: &JournalError) -> v1::Failure {
+    let kind = match error {
+        JournalError::Held { .. } => Kind::Busy,
+        _ => Kind::Internal,
+    };
+    v1::Failure::new(
+        kind,
+        error.to_string(),
+        "nothing was changed by this step",
+        match kind {
+            Kind::Busy => "wait until that move ends, or stop it",
+            _ => "mend the journal's directory and run the same push again",
+        },
+    )
+}
+
+/// Where a staged mailbox lies on the stage and where it will live.
+fn mailbox_places(
+    host: &Host,
+    stage: &Stage,
+    mailbox: &offer::StagedMailbox,
+) -> Result<(PathBuf, PathBuf), crate::cyrus::path::PathError> {
+    let place = |config| {
+        Layout::new(config).mailbox_dir(
+            &mailbox.name,
+            DirStyle::Id(&mailbox.id),
+            &mailbox.partition,
+        )
+    };
+    Ok((place(&stage.config)?, place(&host.config)?))
+}

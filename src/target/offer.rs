@@ -1,0 +1,628 @@
+//! Comparing what the source has with what the stage holds.
+//!
+//! The target alone knows what it has: it is told everything and answers with
+//! what it wants. A file counts as held once its bytes were verified in this
+//! session; what an earlier session left is verified by its GUID first.
+
+use super::receive::{Arrived, Expected, Item, ItemKey};
+use super::stage::{Stage, StageError, StagedDirectory};
+use crate::cyrus::config::MetaFile;
+use crate::cyrus::name::{MailboxName, PartitionName, UniqueId};
+use crate::cyrus::path::{DirStyle, Layout};
+use crate::wire::manifest::{self, Entry};
+use crate::wire::v1::{self, FileKind};
+use crate::wire::{USER, bulk};
+use sha1::{Digest, Sha1};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The files of a mailbox besides its messages.
+const META: [(FileKind, MetaFile); 4] = [
+    (FileKind::Header, MetaFile::Header),
+    (FileKind::Index, MetaFile::Index),
+    (FileKind::Cache, MetaFile::Cache),
+    (FileKind::Annotations, MetaFile::Annotations),
+];
+
+/// A mailbox of the move, checked, with what its stage holds.
+#[derive(Debug)]
+pub struct StagedMailbox {
+    /// Its name.
+    pub name: MailboxName,
+    /// Its uniqueid.
+    pub id: UniqueId,
+    /// Its partition on this server.
+    pub partition: PartitionName,
+    /// Whether it is kept by delayed delete.
+    pub deleted: bool,
+    /// Value of its N record on the source.
+    pub name_record: Vec<u8>,
+    /// Value of its I record on the source.
+    pub id_record: Vec<u8>,
+    /// Where its messages are staged.
+    pub directory: Arc<StagedDirectory>,
+    /// UIDs whose files are staged and verified, ascending.
+    have: Vec<u32>,
+    /// Files that an earlier session left: UID to size.
+    unverified: BTreeMap<u32, u64>,
+    /// BLAKE3 of the staged metadata files.
+    files: BTreeMap<FileKind, [u8; 32]>,
+    /// What the source says that the mailbox is, since the last whole scan.
+    pub offered: Offered,
+    /// Whether the staged files changed since they were last compared.
+    pub dirty: bool,
+}
+
+/// What the source said of a mailbox at its last scan.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Offered {
+    /// BLAKE3 over the identities of all records.
+    pub records_blake3: Vec<u8>,
+    /// How many records.
+    pub records: u32,
+    /// UIDVALIDITY.
+    pub uidvalidity: u32,
+    /// The last UID.
+    pub last_uid: u32,
+    /// HIGHESTMODSEQ.
+    pub highestmodseq: u64,
+    /// BLAKE3 of each metadata file that is there.
+    pub files: BTreeMap<FileKind, [u8; 32]>,
+}
+
+/// A file of the user, as the source listed it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OfferedUserFile {
+    /// Its number in this scan.
+    pub number: u32,
+    /// Its BLAKE3.
+    pub blake3: [u8; 32],
+    /// Its directory below the stage's root of its kind, and its name.
+    pub place: UserPlace,
+}
+
+/// Where a file of the user belongs.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct UserPlace {
+    /// Whether it belongs to sieve, not to the configdirectory.
+    pub sieve: bool,
+    /// Relative to the stage's sieve or conf directory.
+    pub relative: PathBuf,
+}
+
+/// What the peer offered that cannot be.
+#[derive(Debug, thiserror::Error)]
+pub enum OfferError {
+    /// A breach of the protocol.
+    #[error("the source offers {0}")]
+    Nonsense(String),
+    /// The stage fails.
+    #[error(transparent)]
+    Stage(#[from] StageError),
+    /// The layout of this server is not known.
+    #[error("{0}")]
+    Layout(String),
+}
+
+/// Everything that is staged of a move.
+#[derive(Debug)]
+pub struct Inventory {
+    /// The mailboxes by ordinal.
+    pub mailboxes: BTreeMap<u32, StagedMailbox>,
+    /// The user's files of the last offer.
+    pub user_files: Vec<OfferedUserFile>,
+    /// BLAKE3 of the user's files that are staged.
+    staged_user_files: BTreeMap<UserPlace, [u8; 32]>,
+    /// Quota roots, annotations and the active script of the last offer.
+    pub rest: v1::ScanDone,
+}
+
+/// What was asked of the source and may arrive.
+pub struct Asked {
+    items: BTreeMap<(u32, u8), (Arc<StagedDirectory>, Vec<(u32, u64)>)>,
+    files: BTreeMap<ItemKey, Item>,
+}
+
+impl Default for Inventory {
+    fn default() -> Self {
+        Self {
+            mailboxes: BTreeMap::new(),
+            user_files: Vec::new(),
+            staged_user_files: BTreeMap::new(),
+            rest: v1::ScanDone::default(),
+        }
+    }
+}
+
+impl Inventory {
+    /// Takes the source's list of mailboxes: new ones get a place in the
+    /// stage, those that are not listed any more leave the move.
+    pub fn table(
+        &mut self,
+        stage: &Stage,
+        table: v1::Table,
+        check: impl Fn(&v1::Mailbox) -> Result<Checked, OfferError>,
+    ) -> Result<(), OfferError> {
+        let mut known = std::mem::take(&mut self.mailboxes);
+        for mailbox in table.mailboxes {
+            let checked = check(&mailbox)?;
+            let same = known
+                .remove(&mailbox.ordinal)
+                .filter(|m| m.id == checked.id && m.partition == checked.partition);
+            let staged = match same {
+                Some(mut staged) => {
+                    staged.dirty |= staged.name != checked.name;
+                    staged.name = checked.name;
+                    staged.deleted = mailbox.deleted;
+                    staged.name_record = mailbox.name_record.to_vec();
+                    staged.id_record = mailbox.id_record.to_vec();
+                    staged
+                }
+                None => StagedMailbox::open(stage, &mailbox, checked)?,
+            };
+            if self.mailboxes.insert(mailbox.ordinal, staged).is_some() {
+                return Err(OfferError::Nonsense(format!("ordinal {} twice", mailbox.ordinal)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the end of an offer: files of the user, and what has no files.
+    pub fn scan_done(&mut self, stage: &Stage, done: v1::ScanDone) -> Result<(), OfferError> {
+        let inbox = self.mailboxes.values().find(|m| m.name.inbox().as_ref() == Some(&m.name));
+        let mut offered = Vec::new();
+        for file in &done.user_files {
+            let Some(inbox) = inbox else {
+                return Err(OfferError::Nonsense("files of a user without an INBOX".into()));
+            };
+            offered.push(OfferedUserFile {
+                number: file.number,
+                blake3: hash(&file.blake3)?,
+                place: user_place(stage, inbox, file)?,
+            });
+        }
+        // A file that the source has no more must not be published.
+        let places: BTreeSet<_> = offered.iter().map(|f| &f.place).collect();
+        self.staged_user_files.retain(|place, _| {
+            let keep = places.contains(place);
+            if !keep {
+                let _ = std::fs::remove_file(place.path(stage));
+            }
+            keep
+        });
+        self.user_files = offered;
+        self.rest = done;
+        Ok(())
+    }
+
+    /// The user's files that are not staged as the source has them.
+    pub fn wanted_user_files(&self) -> Vec<u32> {
+        let staged = |f: &&OfferedUserFile| self.staged_user_files.get(&f.place) != Some(&f.blake3);
+        self.user_files.iter().filter(staged).map(|f| f.number).collect()
+    }
+
+    /// Turns wants into the list of what may arrive.
+    pub fn asked(
+        &self,
+        stage: &Stage,
+        wants: &BTreeMap<u32, MailboxWants>,
+        user_files: &[u32],
+    ) -> Result<Asked, OfferError> {
+        let mut asked = Asked { items: BTreeMap::new(), files: BTreeMap::new() };
+        for (ordinal, wants) in wants {
+            let Some(mailbox) = self.mailboxes.get(ordinal) else { continue };
+            let key = (*ordinal, FileKind::Message as u8);
+            let messages = wants.messages.iter().map(|e| (e.uid, e.size)).collect();
+            asked.items.insert(key, (Arc::clone(&mailbox.directory), messages));
+            for kind in &wants.files {
+                let item = Item {
+                    directory: mailbox.meta_directory(stage, *kind)?,
+                    name: meta_name(*kind).to_owned(),
+                    size: None,
+                    replaces: true,
+                };
+                asked.files.insert((*ordinal, *kind as u8, 0), item);
+            }
+        }
+        for file in self.user_files.iter().filter(|f| user_files.contains(&f.number)) {
+            let path = file.place.path(stage);
+            let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { continue };
+            let root = stage_root(stage, &file.place);
+            let directory =
+                StagedDirectory::make(root, parent.strip_prefix(root).unwrap_or(parent)).map_err(
+                    |source| StageError::Io { verb: "make", path: parent.into(), source },
+                )?;
+            let item = Item {
+                directory: Arc::new(directory),
+                name: name.to_string_lossy().into_owned(),
+                size: None,
+                replaces: true,
+            };
+            // The kind is part of the key that the source uses; any kind fits.
+            for kind in USER_KINDS {
+                asked.files.insert((USER, kind as u8, file.number), item.clone());
+            }
+        }
+        Ok(asked)
+    }
+
+    /// Notes what has arrived.
+    pub fn arrived(&mut self, all: &[Arrived]) {
+        let mut messages: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+        for arrived in all {
+            let (ordinal, kind, uid) = arrived.key;
+            if ordinal == USER {
+                if let Some(file) = self.user_files.iter().find(|f| f.number == uid) {
+                    self.staged_user_files.insert(file.place.clone(), arrived.blake3);
+                }
+                continue;
+            }
+            let Some(mailbox) = self.mailboxes.get_mut(&ordinal) else { continue };
+            mailbox.dirty = true;
+            match FileKind::try_from(i32::from(kind)) {
+                Ok(FileKind::Message) => messages.entry(ordinal).or_default().push(uid),
+                Ok(kind) => {
+                    mailbox.files.insert(kind, arrived.blake3);
+                }
+                Err(_) => {}
+            }
+        }
+        for (ordinal, uids) in messages {
+            if let Some(mailbox) = self.mailboxes.get_mut(&ordinal) {
+                mailbox.have.extend(uids);
+                mailbox.have.sort_unstable();
+                mailbox.have.dedup();
+            }
+        }
+    }
+
+    /// The staged content of the user's files agrees with the last offer.
+    pub fn user_files_complete(&self) -> bool {
+        self.wanted_user_files().is_empty()
+    }
+}
+
+/// A mailbox's identity after the checks of the receiver.
+#[derive(Debug, Clone)]
+pub struct Checked {
+    /// Its name, within the moved tree.
+    pub name: MailboxName,
+    /// Its uniqueid.
+    pub id: UniqueId,
+    /// Its partition on this server.
+    pub partition: PartitionName,
+}
+
+/// What is wanted of one mailbox.
+#[derive(Debug, Default)]
+pub struct MailboxWants {
+    /// Messages.
+    pub messages: Vec<Entry>,
+    /// Metadata files.
+    pub files: Vec<FileKind>,
+}
+
+impl StagedMailbox {
+    fn open(stage: &Stage, mailbox: &v1::Mailbox, checked: Checked) -> Result<Self, OfferError> {
+        let layout = Layout::new(&stage.config);
+        let path = layout
+            .mailbox_dir(&checked.name, DirStyle::Id(&checked.id), &checked.partition)
+            .map_err(|e| OfferError::Layout(e.to_string()))?;
+        let root = stage.partitions.get(&checked.partition).ok_or_else(|| {
+            OfferError::Layout(format!("no partition {}", checked.partition.as_str()))
+        })?;
+        let io = |source| StageError::Io { verb: "make", path: path.clone(), source };
+        let directory =
+            StagedDirectory::make(root, path.strip_prefix(root).unwrap_or(&path)).map_err(io)?;
+        let mut unverified = BTreeMap::new();
+        for (name, size) in directory.files().map_err(io)? {
+            match message_uid(&name) {
+                Some(uid) => {
+                    unverified.insert(uid, size);
+                }
+                None if name.ends_with(".mbcopy-new") => directory.remove(&name),
+                None => {}
+            }
+        }
+        Ok(Self {
+            name: checked.name,
+            id: checked.id,
+            partition: checked.partition,
+            deleted: mailbox.deleted,
+            name_record: mailbox.name_record.to_vec(),
+            id_record: mailbox.id_record.to_vec(),
+            directory: Arc::new(directory),
+            have: Vec::new(),
+            unverified,
+            files: BTreeMap::new(),
+            offered: Offered::default(),
+            dirty: true,
+        })
+    }
+
+    /// Whether the message's file is staged and verified.
+    pub fn has(&self, uid: u32) -> bool {
+        self.have.binary_search(&uid).is_ok()
+    }
+
+    /// Where a metadata file is staged.
+    pub fn meta_directory(
+        &self,
+        stage: &Stage,
+        kind: FileKind,
+    ) -> Result<Arc<StagedDirectory>, OfferError> {
+        let Some((_, file)) = META.iter().find(|(k, _)| *k == kind) else {
+            return Ok(Arc::clone(&self.directory));
+        };
+        let layout = Layout::new(&stage.config);
+        let path = layout
+            .meta_file(*file, &self.name, DirStyle::Id(&self.id), &self.partition)
+            .map_err(|e| OfferError::Layout(e.to_string()))?;
+        let parent = path.parent().unwrap_or(&path);
+        if parent == self.directory.path() {
+            return Ok(Arc::clone(&self.directory));
+        }
+        let root = layout
+            .meta_root(*file, &self.partition)
+            .map_err(|e| OfferError::Layout(e.to_string()))?;
+        StagedDirectory::make(&root, parent.strip_prefix(&root).unwrap_or(parent))
+            .map(Arc::new)
+            .map_err(|source| StageError::Io { verb: "make", path: parent.into(), source }.into())
+    }
+
+    /// Takes one part of a scan; the wants grow with it. Parts come in UID order.
+    pub fn scan_part(
+        &mut self,
+        part: &v1::MailboxScan,
+        listing: &mut Listing,
+        wants: &mut MailboxWants,
+    ) -> Result<(), OfferError> {
+        if part.first {
+            *listing = Listing::default();
+        }
+        let entries = manifest::entries(&part.manifest)
+            .ok_or_else(|| OfferError::Nonsense("a malformed manifest".into()))?;
+        for entry in entries {
+            if listing.last.is_some_and(|last| entry.uid <= last) {
+                return Err(OfferError::Nonsense("a manifest that is not in UID order".into()));
+            }
+            listing.last = Some(entry.uid);
+            listing.uids.push(entry.uid);
+            if !self.has(entry.uid) && !self.verify_leftover(&entry) {
+                wants.messages.push(entry);
+            }
+        }
+        if part.last {
+            self.finish_scan(part, listing, wants)?;
+        }
+        Ok(())
+    }
+
+    fn finish_scan(
+        &mut self,
+        part: &v1::MailboxScan,
+        listing: &mut Listing,
+        wants: &mut MailboxWants,
+    ) -> Result<(), OfferError> {
+        // What the index does not list any more was expunged and cleaned up.
+        let listed = std::mem::take(&mut listing.uids);
+        let stale = |uid: &u32| listed.binary_search(uid).is_err();
+        let gone: Vec<u32> = self.have.iter().copied().filter(stale).collect();
+        self.dirty |= !gone.is_empty();
+        for uid in gone.iter().chain(self.unverified.keys().filter(|uid| stale(uid))) {
+            self.directory.remove(&message_name(*uid));
+        }
+        self.have.retain(|uid| !stale(uid));
+        self.unverified.clear();
+
+        let mut files = BTreeMap::new();
+        for file in &part.files {
+            let kind = file.kind();
+            if !META.iter().any(|(k, _)| *k == kind) {
+                return Err(OfferError::Nonsense("a file of unknown kind in a mailbox".into()));
+            }
+            if !file.absent {
+                files.insert(kind, hash(&file.blake3)?);
+            }
+        }
+        for (kind, _) in META {
+            match files.get(&kind) {
+                Some(hash) if self.files.get(&kind) != Some(hash) => wants.files.push(kind),
+                Some(_) => {}
+                None => {
+                    self.directory.remove(meta_name(kind));
+                    self.files.remove(&kind);
+                }
+            }
+        }
+        let offered = Offered {
+            records_blake3: part.records_blake3.to_vec(),
+            records: part.records,
+            uidvalidity: part.uidvalidity,
+            last_uid: part.last_uid,
+            highestmodseq: part.highestmodseq,
+            files,
+        };
+        self.dirty |= self.offered != offered;
+        self.offered = offered;
+        Ok(())
+    }
+
+    /// Whether a file of an earlier session is the message; then it is held.
+    /// After a crash a file may have its name and size but not its bytes, so
+    /// only its content counts.
+    fn verify_leftover(&mut self, entry: &Entry) -> bool {
+        let Some(size) = self.unverified.remove(&entry.uid) else { return false };
+        let name = message_name(entry.uid);
+        let same = size == entry.size
+            && entry.guid != [0; 20]
+            && self
+                .directory
+                .read(&name)
+                .is_ok_and(|bytes| Sha1::digest(&bytes).as_slice() == entry.guid);
+        if same {
+            if let Err(at) = self.have.binary_search(&entry.uid) {
+                self.have.insert(at, entry.uid);
+            }
+        } else {
+            self.directory.remove(&name);
+        }
+        same
+    }
+
+    /// Whether every metadata file is staged as it was offered.
+    pub fn files_complete(&self) -> bool {
+        self.files == self.offered.files
+    }
+}
+
+/// The UIDs of a scan that is being received.
+#[derive(Debug, Default)]
+pub struct Listing {
+    last: Option<u32>,
+    uids: Vec<u32>,
+}
+
+impl Expected for Asked {
+    fn item(&self, key: ItemKey) -> Option<Item> {
+        let (mailbox, kind, uid) = key;
+        if let Some((directory, uids)) = self.items.get(&(mailbox, kind)) {
+            let at = uids.binary_search_by_key(&uid, |(uid, _)| *uid).ok()?;
+            let (_, size) = uids.get(at)?;
+            return Some(Item {
+                directory: Arc::clone(directory),
+                name: message_name(uid),
+                size: Some(*size),
+                replaces: false,
+            });
+        }
+        self.files.get(&key).cloned()
+    }
+}
+
+const USER_KINDS: [FileKind; 9] = [
+    FileKind::UserSubscriptions,
+    FileKind::UserSeen,
+    FileKind::UserConversations,
+    FileKind::UserCounters,
+    FileKind::UserDav,
+    FileKind::UserMboxkey,
+    FileKind::UserXapianActive,
+    FileKind::SieveBytecode,
+    FileKind::SieveScript,
+];
+
+/// The suffix of a user's file.
+fn user_suffix(kind: FileKind) -> Option<&'static str> {
+    Some(match kind {
+        FileKind::UserSubscriptions => "sub",
+        FileKind::UserSeen => "seen",
+        FileKind::UserConversations => "conversations",
+        FileKind::UserCounters => "counters",
+        FileKind::UserDav => "dav",
+        FileKind::UserMboxkey => "mboxkey",
+        FileKind::UserXapianActive => "xapianactive",
+        _ => return None,
+    })
+}
+
+fn user_place(
+    stage: &Stage,
+    inbox: &StagedMailbox,
+    file: &v1::UserFile,
+) -> Result<UserPlace, OfferError> {
+    let layout = Layout::new(&stage.config);
+    let wrong = |e: crate::cyrus::path::PathError| OfferError::Layout(e.to_string());
+    let style = DirStyle::Id(&inbox.id);
+    if let Some(suffix) = user_suffix(file.kind()) {
+        let path = layout.user_file(&inbox.name, style, suffix).map_err(wrong)?;
+        return Ok(UserPlace { sieve: false, relative: below(&stage.conf, &path)? });
+    }
+    let suffix = match file.kind() {
+        FileKind::SieveBytecode => "bc",
+        FileKind::SieveScript => "script",
+        _ => return Err(OfferError::Nonsense("a user's file of unknown kind".into())),
+    };
+    let name = script_name(&file.name)
+        .ok_or_else(|| OfferError::Nonsense("a sieve script with an impossible name".into()))?;
+    let directory = inbox
+        .name
+        .userid()
+        .and_then(|user| layout.sieve_dir(&user, style).transpose())
+        .ok_or_else(|| OfferError::Layout("sieve scripts are not kept by this server".into()))?
+        .map_err(wrong)?;
+    let path = directory.join(format!("{name}.{suffix}"));
+    Ok(UserPlace { sieve: true, relative: below(&stage.sieve, &path)? })
+}
+
+/// A sieve script's name that can be the name of a file, and only that.
+pub fn script_name(name: &[u8]) -> Option<&str> {
+    let name = std::str::from_utf8(name).ok()?;
+    let good = !name.is_empty()
+        && name.len() <= 128
+        && !name.starts_with('.')
+        && !name.chars().any(|c| c == '/' || c.is_control());
+    good.then_some(name)
+}
+
+fn below(root: &Path, path: &Path) -> Result<PathBuf, OfferError> {
+    path.strip_prefix(root)
+        .map(Path::to_path_buf)
+        .map_err(|_| OfferError::Layout(format!("{} lies outside the stage", path.display())))
+}
+
+fn stage_root<'a>(stage: &'a Stage, place: &UserPlace) -> &'a Path {
+    if place.sieve { &stage.sieve } else { &stage.conf }
+}
+
+impl UserPlace {
+    /// Where it is staged.
+    pub fn path(&self, stage: &Stage) -> PathBuf {
+        stage_root(stage, self).join(&self.relative)
+    }
+}
+
+fn hash(bytes: &[u8]) -> Result<[u8; 32], OfferError> {
+    bytes.try_into().map_err(|_| OfferError::Nonsense("a hash of the wrong length".into()))
+}
+
+fn meta_name(kind: FileKind) -> &'static str {
+    META.iter().find(|(k, _)| *k == kind).map_or("", |(_, file)| file.file_name())
+}
+
+/// The name of a message's file (every version: `<uid>.`).
+pub fn message_name(uid: u32) -> String {
+    format!("{uid}.")
+}
+
+/// The UID that a message's file is named by.
+pub fn message_uid(name: &str) -> Option<u32> {
+    let digits = name.strip_suffix('.')?;
+    let uid: u32 = digits.parse().ok()?;
+    (uid > 0 && message_name(uid) == name).then_some(uid)
+}
+
+impl MailboxWants {
+    /// As the source is told.
+    pub fn to_wire(&self, mailbox: u32) -> v1::Want {
+        v1::Want {
+            mailbox,
+            uid_runs: manifest::runs(self.messages.iter().map(|e| e.uid)),
+            files: self.files.iter().map(|k| i32::from(*k)).collect(),
+        }
+    }
+
+    /// Bytes of the wanted messages.
+    pub fn bytes(&self) -> u64 {
+        self.messages.iter().map(|e| e.size).sum()
+    }
+
+    /// Whether nothing is wanted.
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty() && self.files.is_empty()
+    }
+}
+
+// Chunks name kinds by one byte; the largest kind must fit.
+const _: () = assert!((FileKind::SieveScript as i32) < 256 && bulk::CHUNK_HEADER == 72);

@@ -1,0 +1,315 @@
+//! Preflight on the target: everything that would stop the move later.
+
+use super::stage::OUR_DIRECTORY;
+use crate::cyrus::dlist::Dlist;
+use crate::cyrus::name::{MailboxName, PartitionName, UniqueId};
+use crate::cyrus::path::{DirStyle, Layout};
+use crate::host::{DatabaseError, Host};
+use crate::wire::v1::{self, problem::Severity};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// Free space that must be left on a partition, in bytes.
+const SPACE_RESERVE: u64 = 64 << 20;
+
+/// The newest cyrus.index that a release of Cyrus can open
+/// (imap/mailbox.h:MAILBOX_MINOR_VERSION of each).
+pub fn newest_index(release: (u32, u32)) -> u32 {
+    match release {
+        (2, 0..=3) => 10,
+        (2, 4) => 12,
+        (2, _) | (3, 0) => 13,
+        (3, 1..=3) => 16,
+        (3, 4..=8) => 17,
+        (3, 9..=12) => 19,
+        _ => 20,
+    }
+}
+
+/// A problem of preflight.
+pub fn problem(severity: Severity, code: &str, text: String, advice: &str) -> v1::Problem {
+    v1::Problem {
+        severity: severity.into(),
+        code: code.into(),
+        text,
+        advice: advice.into(),
+        ..v1::Problem::default()
+    }
+}
+
+fn refuse(code: &str, text: String, advice: &str) -> v1::Problem {
+    problem(Severity::Refuse, code, text, advice)
+}
+
+/// Which partition of this server each partition of the source becomes.
+pub fn partitions(
+    host: &Host,
+    plan: &v1::PlanTarget,
+    problems: &mut Vec<v1::Problem>,
+) -> BTreeMap<String, PartitionName> {
+    let known = host.config.partitions().unwrap_or_default();
+    let names = || known.keys().map(PartitionName::as_str).collect::<Vec<_>>().join(", ");
+    let wanted: BTreeSet<&str> = plan.mailboxes.iter().map(|m| m.partition.as_str()).collect();
+    let mut map = BTreeMap::new();
+    for source in wanted {
+        let asked = if plan.partition.is_empty() { source } else { &plan.partition };
+        let found = PartitionName::new(asked).ok().filter(|name| known.contains_key(name));
+        let fallback = || {
+            // A partition that the admin did not name may have another name here.
+            plan.partition.is_empty().then(|| host.config.defaultpartition()).flatten()
+        };
+        match found.or_else(fallback).filter(|name| known.contains_key(name)) {
+            Some(name) => {
+                map.insert(source.to_owned(), name);
+            }
+            None => problems.push(refuse(
+                "unknown-partition",
+                format!("this server has no partition {asked:?}; it has: {}", names()),
+                "name one of them, as in: mbcopy push MAILBOX DEST:PARTITION",
+            )),
+        }
+    }
+    map
+}
+
+/// What stands in the way of the mailboxes in this server's mailboxes.db and on
+/// its disks.
+pub fn conflicts(
+    host: &Host,
+    top: &MailboxName,
+    mailboxes: &[v1::Mailbox],
+    partitions: &BTreeMap<String, PartitionName>,
+) -> Result<Vec<v1::Problem>, DatabaseError> {
+    let database = host.mailboxes()?;
+    let failed = |e: crate::cyrus::db::DbError| DatabaseError {
+        path: host.conf.clone(),
+        reason: format!("mailboxes.db: {e}"),
+    };
+    let ours: BTreeMap<&[u8], &str> =
+        mailboxes.iter().map(|m| (&*m.name, m.unique_id.as_str())).collect();
+    let mut problems = Vec::new();
+    let shown = host.external(top);
+
+    let (mut live, mut same_id, mut tombstones, mut tombstones_with_files) = (0, 0, 0, 0);
+    for (key, value) in database.prefix(&[b"N", &*top.to_db_key()].concat()).map_err(failed)? {
+        let Some(name) = key.get(1..).and_then(|k| MailboxName::from_db_key(k).ok()) else {
+            continue;
+        };
+        if name != *top && !name.is_below(top) {
+            continue;
+        }
+        let Ok(record) = Dlist::parse(&value) else { continue };
+        let text = |k: &[u8]| {
+            record.get(k).and_then(Dlist::as_bytes).map(|b| String::from_utf8_lossy(b).into_owned())
+        };
+        if text(b"T").is_some_and(|t| t.contains('d')) {
+            let with_files = text(b"P").is_some();
+            tombstones += u32::from(!with_files);
+            tombstones_with_files += u32::from(with_files);
+        } else {
+            live += 1;
+            let id = text(b"I").unwrap_or_default();
+            same_id += u32::from(ours.get(name.as_bytes()).is_some_and(|ours| **ours == id));
+        }
+    }
+    if same_id > 0 {
+        problems.push(refuse(
+            "xfer-leftover",
+            format!(
+                "{shown} exists on this server, and {same_id} of its {live} mailboxes have the \
+                 same ids as the source's: it is what an earlier XFER or copy has left, and \
+                 clients and deliveries can reach it"
+            ),
+            "look whether mail has arrived in it; if none has, delete it on this server \
+             (cyradm: deletemailbox) and expire it (cyr_expire -D 0)",
+        ));
+    } else if live > 0 {
+        problems.push(refuse(
+            "exists-on-target",
+            format!("{shown} exists on this server, with {live} mailboxes of its own"),
+            "rename or delete it there first; mbcopy never merges two users",
+        ));
+    }
+    if tombstones_with_files > 0 {
+        problems.push(refuse(
+            "tombstone-with-files",
+            format!(
+                "{tombstones_with_files} mailboxes of {shown} are marked as deleted on this \
+                 server, but their records still name a partition: an XFER away from here (3.6) \
+                 leaves this, with all files, which no tool of Cyrus removes"
+            ),
+            "keep or remove those files by hand, then remove the records with ctl_mboxlist",
+        ));
+    }
+    if tombstones > 0 {
+        problems.push(problem(
+            Severity::Note,
+            "tombstones",
+            format!(
+                "{tombstones} records of deleted mailboxes of {shown} on this server will be \
+                 replaced"
+            ),
+            "",
+        ));
+    }
+
+    let layout = Layout::new(&host.config);
+    for mailbox in mailboxes {
+        let Ok(id) = UniqueId::new(mailbox.unique_id.as_bytes()) else { continue };
+        let Ok(name) = MailboxName::from_internal(&mailbox.name) else { continue };
+        let key = [b"I", id.as_str().as_bytes()].concat();
+        if let Some(value) = database.get(&key).map_err(failed)? {
+            let other = Dlist::parse(&value)
+                .ok()
+                .and_then(|r| r.get(b"N").and_then(Dlist::as_bytes).map(<[u8]>::to_vec))
+                .and_then(|n| MailboxName::from_db_key(&n).ok());
+            if let Some(other) = other.filter(|other| *other != name) {
+                problems.push(refuse(
+                    "uniqueid-in-use",
+                    format!(
+                        "the id {} of {} belongs to {} on this server",
+                        id.as_str(),
+                        host.external(&name),
+                        host.external(&other)
+                    ),
+                    "if that is a deleted mailbox, expire it first: cyr_expire -D 0",
+                ));
+                continue;
+            }
+        }
+        let Some(partition) = partitions.get(&mailbox.partition) else { continue };
+        let style = DirStyle::Id(&id);
+        let mut places = vec![layout.mailbox_dir(&name, style, partition).ok()];
+        if name == *top && name.is_user() {
+            places.push(layout.user_dir(&id).ok());
+            places
+                .push(name.userid().and_then(|user| layout.sieve_dir(&user, style).ok().flatten()));
+        }
+        for place in places.into_iter().flatten().filter(|p| !is_vacant(p)) {
+            if live == 0 && tombstones_with_files == 0 {
+                problems.push(v1::Problem {
+                    path: place.display().to_string(),
+                    mailbox: host.external(&name),
+                    ..refuse(
+                        "leftover-directory",
+                        format!("{} is in the way of {}", place.display(), host.external(&name)),
+                        "no record names it; look at it, and move it away",
+                    )
+                });
+            }
+        }
+    }
+    Ok(problems)
+}
+
+/// Whether there is nothing, or an empty directory.
+fn is_vacant(path: &Path) -> bool {
+    match std::fs::read_dir(path) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(e) => e.kind() == std::io::ErrorKind::NotFound,
+    }
+}
+
+/// Indexes that this server's Cyrus cannot open.
+pub fn indexes(host: &Host, mailboxes: &[v1::Mailbox]) -> Vec<v1::Problem> {
+    let Some(release) = host.release() else {
+        return vec![refuse(
+            "no-cyrus",
+            "Cyrus's programs were not found on this server, or do not answer".into(),
+            "name their directory by --cyrus-bin",
+        )];
+    };
+    let newest = newest_index(release);
+    let newer: Vec<_> = mailboxes.iter().filter(|m| m.index_minor > newest).collect();
+    newer.first().map_or_else(Vec::new, |first| {
+        vec![refuse(
+            "index-too-new",
+            format!(
+                "{} mailboxes have a cyrus.index of version {}, this server's Cyrus {}.{} reads \
+                 up to {newest}",
+                newer.len(),
+                first.index_minor,
+                release.0,
+                release.1
+            ),
+            "move to a server with the same or a newer version of Cyrus",
+        )]
+    })
+}
+
+/// Room on the partitions: whether the stage can be made, and free space.
+pub fn room(
+    host: &Host,
+    partitions: &BTreeMap<String, PartitionName>,
+    totals: &v1::Totals,
+    plan: &mut v1::TargetPlan,
+) {
+    let used: BTreeSet<&PartitionName> = partitions.values().collect();
+    for partition in used {
+        let Some(path) = host.config.partition(partition) else { continue };
+        let stat = match rustix::fs::statvfs(&path) {
+            Ok(stat) => stat,
+            Err(e) => {
+                plan.problems.push(refuse(
+                    "partition-unusable",
+                    format!("the partition {} at {}: {e}", partition.as_str(), path.display()),
+                    "make it, owned by the user that Cyrus runs as",
+                ));
+                continue;
+            }
+        };
+        if rustix::fs::access(&path, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)
+            .is_err()
+        {
+            plan.problems.push(refuse(
+                "partition-unusable",
+                format!(
+                    "the partition {} at {} is not writable for the user that Cyrus runs as",
+                    partition.as_str(),
+                    path.display()
+                ),
+                "mend its owner and mode",
+            ));
+        }
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        plan.free_bytes = if plan.free_bytes == 0 { free } else { plan.free_bytes.min(free) };
+        plan.free_inodes = stat.f_favail;
+        // What an earlier try has staged already counts as free.
+        let staged = staged_bytes(&path.join(OUR_DIRECTORY));
+        if totals.bytes + SPACE_RESERVE > free + staged {
+            plan.problems.push(refuse(
+                "no-space",
+                format!(
+                    "{} bytes are to come, and {} at {} has {free} bytes free",
+                    totals.bytes,
+                    partition.as_str(),
+                    path.display()
+                ),
+                "make room, or name another partition",
+            ));
+        }
+        // Some filesystems make inodes as they are needed, and report none.
+        if stat.f_files > 0 && stat.f_favail < totals.messages + totals.mailboxes + 1000 {
+            plan.problems.push(refuse(
+                "no-inodes",
+                format!(
+                    "{} messages are to come, and {} at {} has {} inodes free",
+                    totals.messages,
+                    partition.as_str(),
+                    path.display(),
+                    stat.f_favail
+                ),
+                "make room, or name another partition",
+            ));
+        }
+    }
+}
+
+fn staged_bytes(directory: &Path) -> u64 {
+    walkdir::WalkDir::new(directory)
+        .into_iter()
+        .filter_map(|entry| entry.ok()?.metadata().ok())
+        .filter(std::fs::Metadata::is_file)
+        .map(|m| m.len())
+        .sum()
+}

@@ -1,0 +1,336 @@
+//! Publishing: the one step that makes the user exist on this server.
+//!
+//! In this order, under Cyrus's own lock on the user:
+//!
+//! 1. directories are renamed from the stage into their live places. Nobody
+//!    can reach them: no record names them yet.
+//! 2. quota roots and annotations are written. They belong to mailboxes that
+//!    do not exist yet.
+//! 3. **one transaction** adds all the user's records to mailboxes.db: the
+//!    commit point. Before it nobody sees anything, after it the user is whole.
+//!
+//! Each part can be done again after a crash (a directory that is in its live
+//! place already was renamed before), and taken back: [`Publication::undo`]
+//! removes the records in one transaction first, and then goes backwards.
+
+use crate::host::Host;
+use crate::host::tools::DbOp;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// A key and its value.
+pub type KeyValue = (Vec<u8>, Vec<u8>);
+
+/// Everything that publishing does, fixed before it begins, so that it can be
+/// finished or taken back by another process.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Publication {
+    /// Renames, in order: staged place, live place.
+    pub renames: Vec<(PathBytes, PathBytes)>,
+    /// Files of quota roots: live place, content.
+    pub quota_files: Vec<(PathBytes, Vec<u8>)>,
+    /// Records of the annotations database.
+    pub annotations: Vec<KeyValue>,
+    /// Records of mailboxes.db.
+    pub records: Vec<KeyValue>,
+    /// Records of mailboxes.db that must go: what is left of deleted mailboxes.
+    pub stale_records: Vec<KeyValue>,
+}
+
+/// A path, byte by byte.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct PathBytes(Vec<u8>);
+
+impl From<&Path> for PathBytes {
+    fn from(path: &Path) -> Self {
+        Self(path.as_os_str().as_bytes().to_vec())
+    }
+}
+
+impl PathBytes {
+    /// As a path.
+    pub fn path(&self) -> &Path {
+        Path::new(OsStr::from_bytes(&self.0))
+    }
+}
+
+/// Why publishing or taking it back stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// A file or directory fails.
+    #[error("cannot {verb} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        verb: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Something is where a mailbox should go.
+    #[error("{} is in the way", .0.display())]
+    InTheWay(PathBuf),
+    /// Neither the staged nor the live directory is there.
+    #[error("{} is neither staged nor published", .0.display())]
+    Lost(PathBuf),
+    /// A database refuses.
+    #[error("{database}: {reason}")]
+    Database {
+        /// Which.
+        database: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The transaction's outcome cannot be read back.
+    #[error("{}: what was committed cannot be read back: {reason}", database.display())]
+    Unknown {
+        /// Which.
+        database: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The records are not those that were published.
+    #[error("the user's records on this server have changed since they were published")]
+    Changed,
+}
+
+impl Publication {
+    /// Writes the plan durably.
+    pub fn save(&self, path: &Path) -> Result<(), PublishError> {
+        let io = |verb| move |source| PublishError::Io { verb, path: path.into(), source };
+        let bytes = serde_json::to_vec(self).map_err(|e| io("write")(e.into()))?;
+        let sealed = [blake3::hash(&bytes).as_bytes().as_slice(), &bytes].concat();
+        let temporary = path.with_extension("new");
+        let mut file = File::create(&temporary).map_err(io("make"))?;
+        file.write_all(&sealed).and_then(|()| file.sync_all()).map_err(io("write"))?;
+        std::fs::rename(&temporary, path).map_err(io("rename"))?;
+        path.parent().map_or(Ok(()), sync_directory)
+    }
+
+    /// Reads a plan that was saved; one that the disk has changed is refused.
+    pub fn load(path: &Path) -> Result<Self, PublishError> {
+        let io = |source| PublishError::Io { verb: "read", path: path.into(), source };
+        let sealed = std::fs::read(path).map_err(io)?;
+        let damaged = || io(io::Error::new(io::ErrorKind::InvalidData, "it is damaged"));
+        let (seal, bytes) = sealed.split_first_chunk::<32>().ok_or_else(damaged)?;
+        if blake3::hash(bytes).as_bytes() != seal {
+            return Err(damaged());
+        }
+        serde_json::from_slice(bytes).map_err(|e| io(e.into()))
+    }
+
+    /// Publishes. The caller holds the user's lock.
+    pub fn execute(&self, host: &Host) -> Result<(), PublishError> {
+        for (from, to) in &self.renames {
+            rename(from.path(), to.path())?;
+        }
+        for (path, content) in &self.quota_files {
+            write_file(path.path(), content)?;
+        }
+        let parents = self.renames.iter().flat_map(|(from, to)| [from, to]);
+        sync_parents(parents.chain(self.quota_files.iter().map(|(path, _)| path)))?;
+        if !self.annotations.is_empty() {
+            let ops: Vec<_> = self.annotations.iter().map(set).collect();
+            host.change_annotations(&ops)
+                .map_err(|e| PublishError::Database { database: e.path, reason: e.reason })?;
+        }
+        self.commit(host)
+    }
+
+    fn commit(&self, host: &Host) -> Result<(), PublishError> {
+        let stale = self.stale_records.iter().map(delete);
+        let ops: Vec<_> = stale.chain(self.records.iter().map(set)).collect();
+        let changed = host.change_mailboxes(&ops);
+        // Only what is read back tells whether the transaction happened.
+        match self.is_committed(host)? {
+            true => Ok(()),
+            false => {
+                let (database, reason) = match changed {
+                    Err(e) => (e.path, e.reason),
+                    Ok(()) => (PathBuf::from("mailboxes.db"), "the records are not there".into()),
+                };
+                Err(PublishError::Database { database, reason })
+            }
+        }
+    }
+
+    /// Whether the live mailboxes.db holds all of the user's records as they
+    /// were published.
+    pub fn is_committed(&self, host: &Host) -> Result<bool, PublishError> {
+        let database = host
+            .mailboxes()
+            .map_err(|e| PublishError::Unknown { database: e.path, reason: e.reason })?;
+        let holds = |(key, value): &KeyValue| {
+            database.get(key).map(|found| found.as_deref() == Some(value.as_slice()))
+        };
+        for record in &self.records {
+            match holds(record) {
+                Ok(true) => {}
+                Ok(false) => return Ok(false),
+                Err(e) => {
+                    let database = PathBuf::from("mailboxes.db");
+                    return Err(PublishError::Unknown { database, reason: e.to_string() });
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Takes everything back. The caller holds the user's lock and has seen
+    /// that nothing has changed since.
+    pub fn undo(&self, host: &Host) -> Result<(), PublishError> {
+        if self.is_committed(host)? {
+            let removed = self.records.iter().map(delete);
+            let restored = self.stale_records.iter().map(set);
+            let ops: Vec<_> = removed.chain(restored).collect();
+            host.change_mailboxes(&ops)
+                .map_err(|e| PublishError::Database { database: e.path, reason: e.reason })?;
+            if self.is_committed(host)? {
+                return Err(PublishError::Changed);
+            }
+        }
+        if !self.annotations.is_empty() {
+            let ops: Vec<_> = self.annotations.iter().map(delete).collect();
+            host.change_annotations(&ops)
+                .map_err(|e| PublishError::Database { database: e.path, reason: e.reason })?;
+        }
+        for (path, content) in &self.quota_files {
+            if std::fs::read(path.path()).is_ok_and(|now| now == *content) {
+                remove_file(path.path())?;
+            }
+        }
+        for (from, to) in self.renames.iter().rev() {
+            if to.path().symlink_metadata().is_ok() {
+                rename(to.path(), from.path())?;
+            }
+        }
+        sync_parents(self.renames.iter().flat_map(|(from, to)| [from, to]))
+    }
+}
+
+fn set((key, value): &KeyValue) -> DbOp<'_> {
+    DbOp::Set(key, value)
+}
+
+fn delete((key, _): &KeyValue) -> DbOp<'_> {
+    DbOp::Delete(key)
+}
+
+/// Renames a directory; done already counts as done.
+fn rename(from: &Path, to: &Path) -> Result<(), PublishError> {
+    if from.symlink_metadata().is_err() {
+        return match to.symlink_metadata() {
+            Ok(_) => Ok(()),
+            Err(_) => Err(PublishError::Lost(from.into())),
+        };
+    }
+    if let Some(parent) = to.parent() {
+        std::fs::create_dir_all(parent).map_err(|source| PublishError::Io {
+            verb: "make",
+            path: parent.into(),
+            source,
+        })?;
+    }
+    let flags = rustix::fs::RenameFlags::NOREPLACE;
+    match rustix::fs::renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, flags) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::EXIST) => {
+            // An empty directory may have been left there; it is no loss.
+            std::fs::remove_dir(to).map_err(|_| PublishError::InTheWay(to.into()))?;
+            std::fs::rename(from, to).map_err(|source| PublishError::Io {
+                verb: "rename",
+                path: from.into(),
+                source,
+            })
+        }
+        Err(e) => Err(PublishError::Io { verb: "rename", path: from.into(), source: e.into() }),
+    }
+}
+
+fn write_file(path: &Path, content: &[u8]) -> Result<(), PublishError> {
+    let io = |verb| move |source| PublishError::Io { verb, path: path.into(), source };
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).map_err(io("make"))?;
+    }
+    let mut file = File::create(path).map_err(io("make"))?;
+    file.write_all(content).and_then(|()| file.sync_all()).map_err(io("write"))
+}
+
+fn remove_file(path: &Path) -> Result<(), PublishError> {
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(PublishError::Io { verb: "remove", path: path.into(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn sync_parents<'a>(paths: impl Iterator<Item = &'a PathBytes>) -> Result<(), PublishError> {
+    // The parents of new directories up to the root of the tree are few; a
+    // directory that was synced before costs nothing more.
+    let mut directories = std::collections::BTreeSet::new();
+    for path in paths {
+        directories.extend(path.path().ancestors().skip(1).take(4));
+    }
+    directories.into_iter().filter(|d| d.is_dir()).try_for_each(sync_directory)
+}
+
+fn sync_directory(path: &Path) -> Result<(), PublishError> {
+    File::open(path).and_then(|directory| directory.sync_all()).map_err(|source| PublishError::Io {
+        verb: "sync",
+        path: path.into(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn empty() -> Publication {
+        Publication {
+            renames: Vec::new(),
+            quota_files: Vec::new(),
+            annotations: Vec::new(),
+            records: vec![(b"Nuser\x1fx".to_vec(), vec![0, 255, b'%'])],
+            stale_records: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_plan_comes_back_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("publication");
+        empty().save(&path).unwrap();
+        assert_eq!(Publication::load(&path).unwrap(), empty());
+        let good = std::fs::read(&path).unwrap();
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            std::fs::write(&path, &bad).unwrap();
+            assert!(Publication::load(&path).is_err(), "byte {at} flipped");
+            std::fs::write(&path, &good[..at]).unwrap();
+            assert!(Publication::load(&path).is_err(), "torn at {at}");
+        }
+    }
+
+    #[test]
+    fn renaming_again_is_no_error_and_nothing_is_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("stage/a"), dir.path().join("live/uuid/a"));
+        std::fs::create_dir_all(&from).unwrap();
+        rename(&from, &to).unwrap();
+        rename(&from, &to).unwrap();
+        std::fs::create_dir_all(&from).unwrap();
+        std::fs::write(to.join("1."), "mail").unwrap();
+        assert!(matches!(rename(&from, &to), Err(PublishError::InTheWay(_))));
+        assert_eq!(std::fs::read(to.join("1.")).unwrap(), b"mail");
+        assert!(matches!(
+            rename(&dir.path().join("no"), &dir.path().join("where")),
+            Err(PublishError::Lost(_))
+        ));
+    }
+}

@@ -1,0 +1,288 @@
+//! Receiving bulk data into the stage: several writers, each file verified
+//! before it counts.
+
+use super::stage::StagedDirectory;
+use crate::wire::bulk::{Chunk, ChunkError};
+use bytes::Bytes;
+use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+/// Threads that write.
+const WRITERS: usize = 3;
+
+/// Frames that wait for one writer.
+const QUEUE: usize = 4;
+
+/// Which file a chunk belongs to: mailbox ordinal (or the user), kind, uid.
+pub type ItemKey = (u32, u8, u32);
+
+/// A file that was asked for, and where it goes.
+#[derive(Debug, Clone)]
+pub struct Item {
+    /// The directory.
+    pub directory: Arc<StagedDirectory>,
+    /// The file's name; made on this side.
+    pub name: String,
+    /// Its size if that is known for certain, in bytes.
+    pub size: Option<u64>,
+    /// Whether an older version of it may be there and is replaced.
+    pub replaces: bool,
+}
+
+/// Finds what was asked for; what was not asked for is refused.
+pub trait Expected: Send + Sync {
+    /// The item of a key, if it was asked for.
+    fn item(&self, key: ItemKey) -> Option<Item>;
+}
+
+/// A file that has arrived whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Arrived {
+    /// Which.
+    pub key: ItemKey,
+    /// Its size, in bytes.
+    pub size: u64,
+    /// BLAKE3 of its content.
+    pub blake3: [u8; 32],
+}
+
+/// What a writer has done.
+#[derive(Debug, Default)]
+pub struct Received {
+    /// Files that are there, verified.
+    pub arrived: Vec<Arrived>,
+    /// Files that have gone from the source meanwhile.
+    pub gone: Vec<ItemKey>,
+}
+
+/// Why receiving had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum ReceiveError {
+    /// The frame is not bulk data.
+    #[error("the peer sent {0}")]
+    Chunk(#[from] ChunkError),
+    /// A file that nobody asked for.
+    #[error("the peer sent a file that was not asked for: mailbox {}, kind {}, uid {}", .0.0, .0.1, .0.2)]
+    NotAsked(ItemKey),
+    /// Chunks out of order.
+    #[error("the peer sent pieces of {name} out of order")]
+    OutOfOrder {
+        /// The file.
+        name: String,
+    },
+    /// Size or hash do not agree.
+    #[error("{name} did not arrive as it was sent: {what}")]
+    Mismatch {
+        /// The file.
+        name: String,
+        /// What differs.
+        what: &'static str,
+    },
+    /// Writing failed.
+    #[error("cannot write {path}: {source}")]
+    Io {
+        /// The file.
+        path: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A writer is not there any more.
+    #[error("a writing thread has ended early")]
+    WriterGone,
+}
+
+/// The writers of one `Store`.
+pub struct Writers {
+    queues: Vec<SyncSender<Bytes>>,
+    threads: Vec<JoinHandle<Result<Received, ReceiveError>>>,
+    turn: usize,
+}
+
+impl Writers {
+    /// Starts the writers.
+    pub fn start(expected: &Arc<dyn Expected>) -> io::Result<Self> {
+        let mut queues = Vec::new();
+        let mut threads = Vec::new();
+        for n in 0..WRITERS {
+            let (queue, frames) = sync_channel(QUEUE);
+            let mut writer = Writer {
+                expected: Arc::clone(expected),
+                open: BTreeMap::new(),
+                received: Received::default(),
+            };
+            queues.push(queue);
+            threads.push(
+                std::thread::Builder::new()
+                    .name(format!("writer-{n}"))
+                    .spawn(move || writer.run(&frames))?,
+            );
+        }
+        Ok(Self { queues, threads, turn: 0 })
+    }
+
+    /// Hands a data frame to a writer. Pieces of one large file always go to
+    /// the same one, so that they stay in order.
+    pub fn give(&mut self, frame: Bytes) -> Result<(), ReceiveError> {
+        let mut rest = frame.clone();
+        let first = Chunk::decode(&mut rest)?;
+        let whole = first.gone || (first.offset == 0 && first.last);
+        let writer = if whole {
+            self.turn += 1;
+            self.turn
+        } else {
+            first.uid as usize + first.mailbox as usize
+        } % self.queues.len();
+        let queue = self.queues.get(writer).ok_or(ReceiveError::WriterGone)?;
+        queue.send(frame).map_err(|_| ReceiveError::WriterGone)
+    }
+
+    /// Waits for the writers; the first error of any of them.
+    pub fn finish(self) -> Result<Received, ReceiveError> {
+        drop(self.queues);
+        let mut all = Received::default();
+        let mut first_error = None;
+        for thread in self.threads {
+            match thread.join().unwrap_or(Err(ReceiveError::WriterGone)) {
+                Ok(received) => {
+                    all.arrived.extend(received.arrived);
+                    all.gone.extend(received.gone);
+                }
+                Err(error) => first_error = first_error.or(Some(error)),
+            }
+        }
+        first_error.map_or(Ok(all), Err)
+    }
+}
+
+struct Writer {
+    expected: Arc<dyn Expected>,
+    open: BTreeMap<ItemKey, Partial>,
+    received: Received,
+}
+
+/// A file of which some pieces are there.
+struct Partial {
+    item: Item,
+    file: File,
+    hasher: blake3::Hasher,
+    offset: u64,
+}
+
+impl Writer {
+    fn run(&mut self, frames: &Receiver<Bytes>) -> Result<Received, ReceiveError> {
+        while let Ok(mut frame) = frames.recv() {
+            while !frame.is_empty() {
+                let chunk = Chunk::decode(&mut frame)?;
+                self.take(&chunk)?;
+            }
+        }
+        Ok(std::mem::take(&mut self.received))
+    }
+
+    fn take(&mut self, chunk: &Chunk) -> Result<(), ReceiveError> {
+        let key = (chunk.mailbox, chunk.kind, chunk.uid);
+        if chunk.gone {
+            if let Some(partial) = self.open.remove(&key) {
+                partial.item.directory.remove(&partial.item.temporary());
+            }
+            self.received.gone.push(key);
+            return Ok(());
+        }
+        let mut partial = match self.open.remove(&key) {
+            Some(partial) => partial,
+            None => self.create(key, chunk)?,
+        };
+        let bytes = chunk.plain()?;
+        if chunk.offset != partial.offset {
+            return Err(ReceiveError::OutOfOrder { name: partial.item.name });
+        }
+        partial.hasher.update(&bytes);
+        partial
+            .file
+            .write_all_at(&bytes, partial.offset)
+            .map_err(|source| partial.item.io(source))?;
+        partial.offset += bytes.len() as u64;
+        if chunk.last {
+            let arrived = partial.complete(key, chunk)?;
+            self.received.arrived.push(arrived);
+        } else {
+            self.open.insert(key, partial);
+        }
+        Ok(())
+    }
+
+    fn create(&self, key: ItemKey, chunk: &Chunk) -> Result<Partial, ReceiveError> {
+        let item = self.expected.item(key).ok_or(ReceiveError::NotAsked(key))?;
+        if item.size.is_some_and(|size| size != chunk.size) {
+            return Err(ReceiveError::Mismatch { name: item.name, what: "its size is another" });
+        }
+        let file = item.directory.create(&item.temporary()).map_err(|source| item.io(source))?;
+        Ok(Partial { item, file: file.into(), hasher: blake3::Hasher::new(), offset: 0 })
+    }
+}
+
+impl Partial {
+    fn complete(self, key: ItemKey, last: &Chunk) -> Result<Arrived, ReceiveError> {
+        let blake3 = *self.hasher.finalize().as_bytes();
+        let item = self.item;
+        let what = if self.offset != last.size {
+            Some("its size is another")
+        } else if blake3 != last.blake3 {
+            Some("its BLAKE3 is another")
+        } else {
+            None
+        };
+        if let Some(what) = what {
+            item.directory.remove(&item.temporary());
+            return Err(ReceiveError::Mismatch { name: item.name, what });
+        }
+        let when = Timespec { tv_sec: last.mtime, tv_nsec: 0 };
+        rustix::fs::futimens(
+            &self.file,
+            &Timestamps { last_access: when, last_modification: when },
+        )
+        .map_err(|e| item.io(e.into()))?;
+        if item.replaces {
+            item.directory
+                .rename(&item.temporary(), &item.name)
+                .map_err(|source| item.io(source))?;
+        }
+        Ok(Arrived { key, size: last.size, blake3 })
+    }
+}
+
+impl Item {
+    /// The name under which it is written. A message is written under its own
+    /// name, since a stage is not looked at before all of it is verified, and
+    /// a rename per message costs; what replaces an older file is renamed.
+    fn temporary(&self) -> String {
+        if self.replaces { format!("{}.mbcopy-new", self.name) } else { self.name.clone() }
+    }
+
+    fn io(&self, source: io::Error) -> ReceiveError {
+        ReceiveError::Io {
+            path: self.directory.path().join(&self.name).display().to_string(),
+            source,
+        }
+    }
+}
+
+/// Opens a new file below a directory; an old one of that name goes away first.
+pub(super) fn create_at(directory: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mode = Mode::RUSR | Mode::WUSR;
+    match rustix::fs::openat(directory, name, flags, mode) {
+        Err(rustix::io::Errno::EXIST) => {
+            rustix::fs::unlinkat(directory, name, AtFlags::empty())?;
+            Ok(rustix::fs::openat(directory, name, flags, mode)?)
+        }
+        opened => Ok(opened?),
+    }
+}

@@ -1,0 +1,285 @@
+//! The last look before publishing: is what is staged exactly what the source
+//! has, record by record; and what publishing will do, as a plan.
+
+use super::offer::{Inventory, StagedMailbox, script_name};
+use super::publish::{KeyValue, PathBytes, Publication};
+use super::shadow::{Shadow, Top};
+use super::stage::Stage;
+use super::{mailbox_places, plan};
+use crate::cyrus::annotation;
+use crate::cyrus::index::IndexView;
+use crate::cyrus::name::MailboxName;
+use crate::cyrus::path::{DirStyle, Layout};
+use crate::host::Host;
+use crate::inventory::records_digest;
+use crate::wire::v1::{self, FileKind, problem::Severity};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+/// Compares the staged mailboxes that changed since they were last compared
+/// with what the source says of them.
+pub fn compare(stage: &Stage, inventory: &mut Inventory, skipped: &[v1::Problem]) -> v1::Prepared {
+    let mut prepared = v1::Prepared::default();
+    if !inventory.user_files_complete() {
+        prepared.problems.push(plan::problem(
+            Severity::Refuse,
+            "incomplete-user-files",
+            "the user's own files changed while they were copied".into(),
+            "run the same push again",
+        ));
+    }
+    let may_lack: BTreeSet<u32> = skipped.iter().map(|p| p.uid).collect();
+    for mailbox in inventory.mailboxes.values_mut().filter(|m| m.dirty) {
+        match compare_mailbox(stage, mailbox, &may_lack) {
+            Ok(records) => {
+                mailbox.dirty = false;
+                prepared.mailboxes_compared += 1;
+                prepared.records_compared += records;
+            }
+            Err(text) => prepared.problems.push(v1::Problem {
+                mailbox: mailbox.name.display(),
+                ..plan::problem(
+                    Severity::Refuse,
+                    "not-equal",
+                    format!("what was copied is not what the source has: {text}"),
+                    "run the same push again; if it stays, report it",
+                )
+            }),
+        }
+    }
+    prepared
+}
+
+/// Compares one mailbox; the number of records compared.
+fn compare_mailbox(
+    stage: &Stage,
+    mailbox: &StagedMailbox,
+    may_lack: &BTreeSet<u32>,
+) -> Result<u64, String> {
+    if !mailbox.files_complete() {
+        return Err("one of its cyrus.* files is another".into());
+    }
+    let directory = mailbox.meta_directory(stage, FileKind::Index).map_err(|e| e.to_string())?;
+    let bytes = directory.read("cyrus.index").map_err(|e| format!("cyrus.index: {e}"))?;
+    let index = IndexView::parse(&bytes).map_err(|e| format!("cyrus.index: {e}"))?;
+    let header = index.header();
+    let offered = &mailbox.offered;
+    let same = header.uidvalidity == offered.uidvalidity
+        && header.last_uid == offered.last_uid
+        && header.highestmodseq == offered.highestmodseq
+        && header.num_records == offered.records;
+    if !same {
+        return Err("UIDVALIDITY, UIDNEXT, HIGHESTMODSEQ or the number of records differs".into());
+    }
+    let digest = records_digest(&index).map_err(|e| format!("cyrus.index: {e}"))?;
+    if digest.as_slice() != offered.records_blake3 {
+        return Err("a record differs".into());
+    }
+    for record in index.records() {
+        let record = record.map_err(|e| format!("cyrus.index: {e}"))?;
+        // A message that is expunged and whose file has gone is no loss.
+        let needed = !record.is_expunged() && !record.is_unlinked();
+        if needed && !mailbox.has(record.uid) && !may_lack.contains(&record.uid) {
+            return Err(format!("the message {} is missing", record.uid));
+        }
+    }
+    Ok(u64::from(header.num_records))
+}
+
+/// Has this server's Cyrus take messages that were skipped out of the staged
+/// indexes, so that nobody is shown a message without bytes.
+pub fn drop_skipped(
+    host: &Host,
+    stage: &Stage,
+    top: &Top,
+    inventory: &Inventory,
+) -> Option<v1::Problem> {
+    let arguments: Vec<&str> = match &top.userid {
+        Some(userid) => vec!["-q", "-u", userid],
+        None => vec!["-q", "-r", &top.external],
+    };
+    let limit = Duration::from_secs(3600);
+    let ran = host.tools.run(&stage.imapd_conf, "reconstruct", &arguments, Vec::new(), limit);
+    let problem = |text: String| {
+        plan::problem(Severity::Refuse, "skipping-failed", text, "mend the messages on the source")
+    };
+    if let Err(error) = ran {
+        return Some(problem(error.to_string()));
+    }
+    for mailbox in inventory.mailboxes.values() {
+        let lacks = mailbox.meta_directory(stage, FileKind::Index).ok().and_then(|directory| {
+            let bytes = directory.read("cyrus.index").ok()?;
+            let index = IndexView::parse(&bytes).ok()?;
+            index
+                .records()
+                .filter_map(Result::ok)
+                .find(|r| !r.is_expunged() && !r.is_unlinked() && !mailbox.has(r.uid))
+                .map(|r| r.uid)
+        });
+        if let Some(uid) = lacks {
+            return Some(problem(format!(
+                "{}: message {uid} is still listed although it was skipped",
+                mailbox.name.display()
+            )));
+        }
+    }
+    None
+}
+
+/// What publishing will do.
+pub fn publication(
+    host: &Host,
+    stage: &Stage,
+    inventory: &Inventory,
+    shadow: &Shadow,
+) -> Result<Publication, String> {
+    let mut renames: Vec<(PathBytes, PathBytes)> = Vec::new();
+    let mut add = |from: &Path, to: &Path| {
+        let pair = (PathBytes::from(from), PathBytes::from(to));
+        if from != to && from.is_dir() && !renames.contains(&pair) {
+            renames.push(pair);
+        }
+    };
+    let live = Layout::new(&host.config);
+    let staged = Layout::new(&stage.config);
+    for mailbox in inventory.mailboxes.values() {
+        let (from, to) = mailbox_places(host, stage, mailbox).map_err(|e| e.to_string())?;
+        add(&from, &to);
+        let style = DirStyle::Id(&mailbox.id);
+        for file in crate::cyrus::config::MetaFile::ALL {
+            let path = |layout: &Layout<'_>| {
+                layout.meta_file(file, &mailbox.name, style, &mailbox.partition)
+            };
+            let from = path(&staged).map_err(|e| e.to_string())?;
+            let to = path(&live).map_err(|e| e.to_string())?;
+            if let (Some(from), Some(to)) = (from.parent(), to.parent()) {
+                add(from, to);
+            }
+        }
+        if mailbox.name.inbox().as_ref() == Some(&mailbox.name) {
+            let user = |layout: &Layout<'_>| layout.user_dir(&mailbox.id);
+            add(
+                &user(&staged).map_err(|e| e.to_string())?,
+                &user(&live).map_err(|e| e.to_string())?,
+            );
+            let sieve = |layout: &Layout<'_>| {
+                let user = mailbox.name.userid()?;
+                layout.sieve_dir(&user, style).ok().flatten()
+            };
+            if let (Some(from), Some(to)) = (sieve(&staged), sieve(&live)) {
+                activate_script(&from, &inventory.rest.active_sieve)?;
+                add(&from, &to);
+            }
+        }
+    }
+    let quota_files = quota_files(host, inventory)?;
+    Ok(Publication {
+        renames,
+        quota_files,
+        annotations: annotations(inventory)?,
+        records: shadow.records.clone(),
+        stale_records: Vec::new(),
+    })
+}
+
+/// Points `defaultbc` at the active script (imap/sieve_db.c, timsieved/actions.c).
+fn activate_script(directory: &Path, active: &[u8]) -> Result<(), String> {
+    let link = directory.join("defaultbc");
+    match std::fs::remove_file(&link) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(format!("{}: {e}", link.display()));
+        }
+        _ => {}
+    }
+    if active.is_empty() || !directory.is_dir() {
+        return Ok(());
+    }
+    let name = script_name(active).ok_or("the active sieve script has an impossible name")?;
+    std::os::unix::fs::symlink(format!("{name}.bc"), &link)
+        .map_err(|e| format!("{}: {e}", link.display()))
+}
+
+fn quota_files(host: &Host, inventory: &Inventory) -> Result<Vec<(PathBytes, Vec<u8>)>, String> {
+    let layout = Layout::new(&host.config);
+    let top = inventory.mailboxes.values().map(|m| &m.name).min();
+    let mut files = Vec::new();
+    for root in &inventory.rest.quota_roots {
+        let name = MailboxName::from_internal(&root.name).map_err(|e| e.to_string())?;
+        if !top.is_some_and(|top| name == *top || name.is_below(top)) {
+            return Err(format!("the quota root {} is not part of the move", name.display()));
+        }
+        let path = layout.quota_file(&name).map_err(|e| e.to_string())?;
+        files.push((PathBytes::from(path.as_path()), root.record.to_vec()));
+    }
+    Ok(files)
+}
+
+fn annotations(inventory: &Inventory) -> Result<Vec<KeyValue>, String> {
+    let userid = inventory
+        .mailboxes
+        .values()
+        .find_map(|m| m.name.userid().map(|user| user.as_bytes().to_vec()));
+    let mut records = Vec::new();
+    for record in &inventory.rest.annotations {
+        let scope = if record.server {
+            // The server's own annotations are nobody's to move.
+            if record.userid.is_empty() || Some(record.userid.to_vec()) != userid {
+                return Err("an annotation of the server that is not the user's".into());
+            }
+            Vec::new()
+        } else {
+            let mailbox = inventory
+                .mailboxes
+                .get(&record.mailbox)
+                .ok_or("an annotation of a mailbox that is not part of the move")?;
+            mailbox.id.as_str().as_bytes().to_vec()
+        };
+        let userid: &[u8] = if record.owner { annotation::OWNER } else { &record.userid };
+        let key = annotation::key(&scope, &record.entry, userid)
+            .ok_or("an annotation with an impossible name")?;
+        records.push((key, record.value.to_vec()));
+    }
+    Ok(records)
+}
+
+/// The first mailbox that has changed on this server since it was published.
+pub fn changed_since(host: &Host, inventory: &Inventory) -> Option<String> {
+    let layout = Layout::new(&host.config);
+    inventory.mailboxes.values().find_map(|mailbox| {
+        let path = layout
+            .meta_file(
+                crate::cyrus::config::MetaFile::Index,
+                &mailbox.name,
+                DirStyle::Id(&mailbox.id),
+                &mailbox.partition,
+            )
+            .ok()?;
+        let same = std::fs::read(path).ok().is_some_and(|bytes| {
+            let now = *blake3::hash(&bytes).as_bytes();
+            mailbox.offered.files.get(&FileKind::Index) == Some(&now)
+        });
+        (!same).then(|| host.external(&mailbox.name))
+    })
+}
+
+/// Has this server's Cyrus look at the published mailboxes; what it says.
+pub fn after_publishing(host: &Host, top: &Top) -> Vec<String> {
+    let arguments: Vec<&str> = match &top.userid {
+        Some(userid) => vec!["-n", "-q", "-u", userid],
+        None => vec!["-n", "-q", "-r", &top.external],
+    };
+    let limit = Duration::from_secs(3600);
+    match host.tools.run(&host.conf, "reconstruct", &arguments, Vec::new(), limit) {
+        Err(error) => vec![format!("the published mailboxes were not examined: {error}")],
+        Ok(output) => {
+            let said = [output.stdout, output.stderr].concat();
+            String::from_utf8_lossy(&said)
+                .lines()
+                .filter(|line| !line.trim().is_empty())
+                .take(20)
+                .map(|line| format!("reconstruct -n on the target: {line}"))
+                .collect()
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! The stage: where everything of a move lies until it is published.
+//!
+//! It has the shape of the live server, below directories of its own on the
+//! same filesystems, so that publishing is renaming:
+//!
+//! | live | stage |
+//! |---|---|
+//! | `<partition>` | `<partition>/.mbcopy/<move>/spool` |
+//! | `<configdirectory>` | `<configdirectory>/mbcopy/moves/<move>/conf` |
+//! | `<sievedir>` | `<sievedir>/.mbcopy/<move>` |
+//!
+//! The shadow, a private instance of Cyrus, runs on it.
+
+use super::receive;
+use crate::cyrus::config::Config;
+use crate::cyrus::name::PartitionName;
+use crate::moves::MoveId;
+use rustix::fs::{AtFlags, Mode, OFlags};
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+/// The name of our directory below partitions and the sieve directory.
+pub const OUR_DIRECTORY: &str = ".mbcopy";
+
+/// Where a move's stage is on this server.
+#[derive(Debug, Clone)]
+pub struct Stage {
+    /// The move's own directory, `<configdirectory>/mbcopy/moves/<move>`.
+    pub directory: PathBuf,
+    /// The shadow's configdirectory.
+    pub conf: PathBuf,
+    /// The shadow's sievedir.
+    pub sieve: PathBuf,
+    /// The shadow's partitions.
+    pub partitions: BTreeMap<PartitionName, PathBuf>,
+    /// The shadow's imapd.conf.
+    pub imapd_conf: PathBuf,
+    /// The shadow's configuration.
+    pub config: Config,
+}
+
+/// Why a stage cannot be laid out.
+#[derive(Debug, thiserror::Error)]
+pub enum StageError {
+    /// The live configuration lacks something.
+    #[error("imapd.conf: {0}")]
+    Config(#[from] crate::cyrus::config::ConfigError),
+    /// A directory or file fails.
+    #[error("cannot {verb} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        verb: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+impl Stage {
+    /// Lays out the stage of a move; writes nothing.
+    pub fn new(live: &Config, id: &MoveId) -> Result<Self, StageError> {
+        let directory = live.configdirectory()?.join("mbcopy/moves").join(id.as_str());
+        let conf = directory.join("conf");
+        let sieve = live.sievedir().join(OUR_DIRECTORY).join(id.as_str());
+        let partitions: BTreeMap<_, _> = live
+            .partitions()?
+            .into_iter()
+            .map(|(name, path)| {
+                let spool = path.join(OUR_DIRECTORY).join(id.as_str()).join("spool");
+                (name, spool)
+            })
+            .collect();
+        let mut overrides = BTreeMap::new();
+        let mut set = |option: String, path: &Path| {
+            overrides.insert(option, path.display().to_string());
+        };
+        set("configdirectory".into(), &conf);
+        set("sievedir".into(), &sieve);
+        set("proc_path".into(), &conf.join("proc"));
+        set("mboxname_lockpath".into(), &conf.join("lock"));
+        set("temp_path".into(), &conf.join("temp"));
+        for (name, path) in &partitions {
+            set(format!("partition-{}", name.as_str()), path);
+            if live.metapartition(name).is_some() {
+                let meta = path.with_file_name("meta");
+                set(format!("metapartition-{}", name.as_str()), &meta);
+            }
+        }
+        overrides.insert("syslog_prefix".into(), "mbcopy".into());
+        let text = live.shadow(&overrides)?;
+        let config = Config::parse(text.as_bytes(), live.defaults(), &mut |_| {
+            Err("a shadow includes nothing".into())
+        })?;
+        let imapd_conf = directory.join("imapd.conf");
+        Ok(Self { directory, conf, sieve, partitions, imapd_conf, config })
+    }
+
+    /// Makes the directories that Cyrus's tools expect, and the private imapd.conf.
+    pub fn make(&self, live: &Config) -> Result<(), StageError> {
+        let sub = ["db", "proc", "lock", "log", "sync", "quota", "user", "temp"];
+        let conf = sub.iter().map(|name| self.conf.join(name));
+        let used = [self.sieve.clone()].into_iter();
+        for path in conf.chain(used) {
+            std::fs::create_dir_all(&path).map_err(|source| StageError::Io {
+                verb: "make",
+                path,
+                source,
+            })?;
+        }
+        let mut overrides = BTreeMap::new();
+        for (option, value) in self.config.options() {
+            overrides.insert(option.to_owned(), value.to_owned());
+        }
+        let text = live.shadow(&overrides)?;
+        std::fs::write(&self.imapd_conf, text).map_err(|source| StageError::Io {
+            verb: "write",
+            path: self.imapd_conf.clone(),
+            source,
+        })
+    }
+
+    /// Every directory that belongs to this stage alone.
+    pub fn roots(&self) -> Vec<PathBuf> {
+        let spools = self.partitions.values().filter_map(|p| p.parent().map(Path::to_path_buf));
+        spools.chain([self.sieve.clone(), self.directory.clone()]).collect()
+    }
+}
+
+/// A directory of the stage, held open so that nothing is looked up twice.
+#[derive(Debug)]
+pub struct StagedDirectory {
+    path: PathBuf,
+    fd: OwnedFd,
+}
+
+impl StagedDirectory {
+    /// Opens `root/relative`, making what is missing below `root` and following
+    /// no link there.
+    pub fn make(root: &Path, relative: &Path) -> io::Result<Self> {
+        std::fs::create_dir_all(root)?;
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut fd = rustix::fs::open(root, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        for component in relative.components() {
+            let Component::Normal(name) = component else {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    format!("{} leads out of the stage", relative.display()),
+                ));
+            };
+            match rustix::fs::mkdirat(&fd, name, Mode::RWXU) {
+                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+                Err(e) => return Err(e.into()),
+            }
+            fd = rustix::fs::openat(&fd, name, flags, Mode::empty())?;
+        }
+        Ok(Self { path: root.join(relative), fd })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes a new file; an old one of that name goes away first.
+    pub fn create(&self, name: &str) -> io::Result<OwnedFd> {
+        receive::create_at(&self.fd, name)
+    }
+
+    /// Removes a file if it is there.
+    pub fn remove(&self, name: &str) {
+        let _ = rustix::fs::unlinkat(&self.fd, name, AtFlags::empty());
+    }
+
+    /// Gives a file another name, in place of an older file of that name.
+    pub fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        Ok(rustix::fs::renameat(&self.fd, from, &self.fd, to)?)
+    }
+
+    /// Reads a whole file.
+    pub fn read(&self, name: &str) -> io::Result<Vec<u8>> {
+        use std::io::Read;
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&self.fd, name, flags, Mode::empty())?;
+        let mut bytes = Vec::new();
+        std::fs::File::from(fd).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Names and sizes, in bytes, of the plain files in it.
+    pub fn files(&self) -> io::Result<Vec<(String, u64)>> {
+        let mut files = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&self.fd)? {
+            let entry = entry?;
+            let Ok(name) = entry.file_name().to_str() else { continue };
+            let stat = rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            if rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
+                files.push((name.to_owned(), stat.st_size as u64));
+            }
+        }
+        Ok(files)
+    }
+
+    /// Puts all that was written on this filesystem onto stable storage.
+    pub fn sync_filesystem(&self) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(self.fd.as_fd())?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_staged_directory_stays_in_its_stage() {
+        let root = tempfile::tempdir().unwrap();
+        let made = StagedDirectory::make(root.path(), Path::new("uuid/a/b/abc")).unwrap();
+        assert_eq!(made.path(), root.path().join("uuid/a/b/abc"));
+        assert!(StagedDirectory::make(root.path(), Path::new("../x")).is_err());
+        std::os::unix::fs::symlink("/tmp", root.path().join("link")).unwrap();
+        assert!(StagedDirectory::make(root.path(), Path::new("link/x")).is_err());
+    }
+}

@@ -1,0 +1,10 @@
+//! Moves between real Cyrus servers of the lab, as an admin would run them.
+//!
+//! Needs root, and `tests/lab/lab.sh build bookworm` once. The tests use the
+//! same two hosts and run one after the other (`--test-threads=1`).
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod live;
+mod preflight;
+mod rich;
+mod support;

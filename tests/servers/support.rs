@@ -1,0 +1,139 @@
+//! Two servers and a push between them.
+
+use anyhow::{Context, Result, ensure};
+use lab::fingerprint::{self, Fingerprint, Take, volatile};
+use lab::host::Host;
+use std::path::Path;
+use std::process::Output;
+use std::sync::OnceLock;
+
+/// Where mbcopy is installed on the hosts.
+const PROGRAM: &str = "/usr/local/bin/mbcopy";
+
+/// Source and target, both Cyrus 3.6.1.
+pub struct Servers {
+    /// Where users are seeded.
+    pub source: Host,
+    /// Where they are moved to.
+    pub target: Host,
+}
+
+/// How a push ended.
+pub struct Pushed {
+    /// The exit code.
+    pub code: i32,
+    /// Standard output: JSON lines with `--json`, else the last line.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Servers {
+    /// Brings both servers up, empty of what earlier tests left, with the
+    /// mbcopy that was just built.
+    pub fn fresh() -> Servers {
+        let servers = Servers { source: Host::new("bw1"), target: Host::new("bw2") };
+        for host in servers.both() {
+            host.up().expect("a host of the lab comes up; `make lab` builds it");
+            host.empty().expect("a host of the lab can be emptied");
+            host.install(program(), PROGRAM).expect("mbcopy is installed");
+        }
+        servers
+    }
+
+    /// Both hosts.
+    pub fn both(&self) -> [&Host; 2] {
+        [&self.source, &self.target]
+    }
+
+    /// Makes login accounts on both servers.
+    pub fn accounts(&self, users: &[&str]) {
+        for host in self.both() {
+            host.add_users(users).expect("accounts are made");
+        }
+    }
+
+    /// Runs mbcopy on the source.
+    pub fn mbcopy(&self, arguments: &[&str]) -> Pushed {
+        let command: Vec<&str> = [PROGRAM].iter().chain(arguments).copied().collect();
+        Pushed::from(self.source.exec(&command).expect("mbcopy runs"))
+    }
+
+    /// Moves a mailbox from the source to the target.
+    pub fn push(&self, mailbox: &str, options: &[&str]) -> Pushed {
+        let arguments: Vec<&str> =
+            ["push", mailbox, self.target.name()].iter().chain(options).copied().collect();
+        self.mbcopy(&arguments)
+    }
+}
+
+impl From<Output> for Pushed {
+    fn from(output: Output) -> Pushed {
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        Pushed {
+            code: output.status.code().unwrap_or(-1),
+            stdout: text(&output.stdout),
+            stderr: text(&output.stderr),
+        }
+    }
+}
+
+impl Pushed {
+    /// The last line of standard output.
+    pub fn last_line(&self) -> &str {
+        self.stdout.lines().last().unwrap_or_default()
+    }
+
+    /// Fails the test unless the push ended with this code.
+    #[track_caller]
+    pub fn expect(self, code: i32) -> Pushed {
+        assert_eq!(self.code, code, "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
+        self
+    }
+
+    /// Fails the test unless all of these stand in what was printed.
+    #[track_caller]
+    pub fn says(self, texts: &[&str]) -> Pushed {
+        for text in texts {
+            let said = self.stderr.contains(text) || self.stdout.contains(text);
+            assert!(said, "no {text:?} in\n{}\n{}", self.stdout, self.stderr);
+        }
+        self
+    }
+
+    /// The report, of a push with `--json`.
+    pub fn report(&self) -> Result<serde_json::Value> {
+        let report: serde_json::Value = serde_json::from_str(self.last_line())
+            .with_context(|| format!("no report: {}\n{}", self.stdout, self.stderr))?;
+        ensure!(report["event"] == "report", "the last line is no report: {report}");
+        Ok(report)
+    }
+}
+
+/// Everything that can be observed of a user and of others' views of him.
+pub fn fingerprint(host: &Host, user: &str, others: &[&str]) -> Fingerprint {
+    Fingerprint::take(host, user, &Take::with_others(others)).expect("the fingerprint is taken")
+}
+
+/// Fails the test unless both are the same, but for what no copy can keep.
+#[track_caller]
+pub fn assert_same(before: &Fingerprint, after: &Fingerprint, known: &[&str]) {
+    let ignored: Vec<&str> = [
+        volatile::LASTUPDATE,
+        volatile::FREESPACE,
+        volatile::FREESPACE_TOTAL,
+        volatile::SERVER,
+    ]
+    .iter()
+    .chain(known)
+    .copied()
+    .collect();
+    let differences = fingerprint::diff(before, after, &ignored).expect("fingerprints compare");
+    assert!(differences.is_empty(), "{}", fingerprint::report(&differences));
+}
+
+/// The program under test.
+fn program() -> &'static Path {
+    static PATH: OnceLock<&'static Path> = OnceLock::new();
+    PATH.get_or_init(|| Path::new(env!("CARGO_BIN_EXE_mbcopy")))
+}
