@@ -1,0 +1,15 @@
+//! What Cyrus IMAP keeps on disk, read natively.
+//!
+//! Everything here is pure: bytes in, values out, no input or output.  Every
+//! parser is total: any bytes give either a value or an error that names the
+//! offset and the reason.
+
+pub mod annotation;
+pub mod dlist;
+pub mod guid;
+pub mod header;
+pub mod imap_set;
+pub mod index;
+pub mod quota;
+pub mod seen;
+pub mod subscription;
