@@ -10,7 +10,6 @@
 
 mod codec;
 mod compare;
-mod crc;
 mod header;
 mod layout;
 mod record;
@@ -26,8 +25,8 @@ pub use record::{Identity, MAX_USER_FLAGS, Record, internal, system};
 pub use time::Time;
 pub use write::{WriteError, write_header, write_index, write_record};
 
+use crate::cyrus::db::crc::crc32;
 use codec::Reader;
-use crc::crc32;
 use layout::{At, Layout, MINOR};
 
 /// Where and why an index does not parse.

@@ -1,10 +1,10 @@
 //! Writes indexes of minor versions 12 to 20.
 
 use super::codec::Writer;
-use super::crc::crc32;
 use super::header::Header;
 use super::layout::Layout;
 use super::record::Record;
+use crate::cyrus::db::crc::crc32;
 
 /// Why an index cannot be written.
 #[derive(Debug, thiserror::Error, Clone, Copy, PartialEq, Eq)]

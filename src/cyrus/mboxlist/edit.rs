@@ -1,0 +1,205 @@
+//! Changes a record of mailboxes.db without touching what it does not understand.
+
+use super::mbtype::Flag;
+use super::{RecordError, text};
+use crate::cyrus::dlist::Dlist;
+use crate::cyrus::name::PartitionName;
+
+/// What to do with the name of the server in a record.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum ServerEdit {
+    /// Leave it.
+    #[default]
+    Keep,
+    /// Set it.
+    Set(String),
+    /// Take it out.
+    Remove,
+}
+
+/// Changes to a record; the same change fits the `N` and the `I` record of a mailbox.
+///
+/// Everything else stays as it is, byte by byte: unknown fields, their order, the
+/// history, `M`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RecordEdit {
+    /// Another partition.
+    pub partition: Option<PartitionName>,
+    /// The server.
+    pub server: ServerEdit,
+    /// Flags to set.
+    pub add: Vec<Flag>,
+    /// Flags to clear; what is also in `add` is set.
+    pub remove: Vec<Flag>,
+}
+
+impl RecordEdit {
+    /// Applies the changes to a record's value in any version's format.
+    ///
+    /// Fails if the record does not parse, or a text record cannot hold the change.
+    pub fn apply(&self, value: &[u8]) -> Result<Vec<u8>, RecordError> {
+        if value.starts_with(b"%") {
+            self.apply_dlist(value)
+        } else {
+            self.apply_text(value)
+        }
+    }
+
+    fn apply_dlist(&self, value: &[u8]) -> Result<Vec<u8>, RecordError> {
+        let mut list = Dlist::parse(value)?;
+        if let Some(partition) = &self.partition {
+            let value = Dlist::string(partition.as_str().as_bytes());
+            list.set(b"P", value, &[b"I", b"N"]);
+        }
+        match &self.server {
+            ServerEdit::Keep => {}
+            ServerEdit::Set(server) => {
+                let value = Dlist::string(server.as_bytes());
+                list.set(b"S", value, &[b"I", b"N", b"P"]);
+            }
+            ServerEdit::Remove => list.remove(b"S"),
+        }
+        if !self.add.is_empty() || !self.remove.is_empty() {
+            let old = list.get(b"T").and_then(Dlist::as_bytes).unwrap_or_default();
+            let new = self.letters(old);
+            if new.is_empty() {
+                list.remove(b"T");
+            } else if new != old {
+                list.set(b"T", Dlist::string(&new), &[b"A", b"I", b"P", b"S"]);
+            }
+        }
+        Ok(list.to_bytes())
+    }
+
+    /// Kind first, then flags in Cyrus's order; unknown letters keep their place
+    /// between the two.
+    fn letters(&self, old: &[u8]) -> Vec<u8> {
+        let flag = |c: u8| Flag::ALL.into_iter().find(|f| f.letter() == c);
+        let mut flags: Vec<Flag> = old.iter().filter_map(|&c| flag(c)).collect();
+        flags.retain(|f| !self.remove.contains(f));
+        flags.extend(&self.add);
+        flags.sort_unstable();
+        flags.dedup();
+        let mut new: Vec<u8> = old.iter().copied().filter(|&c| flag(c).is_none()).collect();
+        new.extend(flags.into_iter().map(Flag::letter));
+        new
+    }
+
+    fn apply_text(&self, value: &[u8]) -> Result<Vec<u8>, RecordError> {
+        let record = text::Record::parse(value)?;
+        let mut bits = record.bits;
+        for (flags, set) in [(&self.remove, false), (&self.add, true)] {
+            for flag in flags {
+                match flag.bit() {
+                    Some(bit) if set => bits |= bit,
+                    Some(bit) => bits &= !bit,
+                    None if set => {
+                        return Err(RecordError::Text {
+                            offset: 0,
+                            reason: "a text record cannot hold this flag",
+                        });
+                    }
+                    None => {}
+                }
+            }
+        }
+        let server = match &self.server {
+            ServerEdit::Keep => record.server.map(<[u8]>::to_vec),
+            ServerEdit::Set(server) => Some(server.clone().into_bytes()),
+            ServerEdit::Remove => None,
+        };
+        let partition = match &self.partition {
+            Some(partition) => partition.as_str().as_bytes(),
+            None => record.partition,
+        };
+        let mut new = record.extension.to_vec();
+        new.extend_from_slice(bits.to_string().as_bytes());
+        new.push(b' ');
+        let mut place = server.map_or_else(Vec::new, |s| [&s[..], b"!"].concat());
+        place.extend_from_slice(partition);
+        // Cyrus's buffer for `host!partition` (`imap/mboxlist.h:MAX_PARTITION_LEN`).
+        if place.is_empty() || place.len() >= 64 || place.contains(&b' ') {
+            return Err(RecordError::Text {
+                offset: 0,
+                reason: "server and partition together need 1 to 63 bytes without spaces",
+            });
+        }
+        new.extend_from_slice(&place);
+        new.push(b' ');
+        new.extend_from_slice(record.acl);
+        Ok(new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+    use proptest::prelude::*;
+
+    fn moving() -> RecordEdit {
+        RecordEdit {
+            server: ServerEdit::Set("bw2".into()),
+            add: vec![Flag::Moving],
+            ..Default::default()
+        }
+    }
+
+    fn undo() -> RecordEdit {
+        RecordEdit {
+            server: ServerEdit::Remove,
+            remove: vec![Flag::Moving],
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn retires_records_of_each_version_and_back() {
+        for (old, new) in [
+            ("0 default x\tlrs\t", "8 bw2!default x\tlrs\t"),
+            (
+                "(uniqueid 7a specialuse \\Sent) 0 default x\tlrs\t",
+                "(uniqueid 7a specialuse \\Sent) 8 bw2!default x\tlrs\t",
+            ),
+            (
+                "%(A %(x lrs) I 7a P default V 1 C 1 F 2 M 3)",
+                "%(A %(x lrs) I 7a P default S bw2 T m V 1 C 1 F 2 M 3)",
+            ),
+            (
+                "%(T el I 7a P default V 1 A %(x lrs))",
+                "%(T eml I 7a P default S bw2 V 1 A %(x lrs))",
+            ),
+            (
+                "%(T e N \"user\x1fx\" P default Y (new) A %() H (%(N a T e P b)))",
+                "%(T em N \"user\x1fx\" P default S bw2 Y (new) A %() H (%(N a T e P b)))",
+            ),
+        ] {
+            let changed = moving().apply(old.as_bytes()).unwrap();
+            assert_eq!(String::from_utf8_lossy(&changed), new);
+            let back = undo().apply(&changed).unwrap();
+            assert_eq!(String::from_utf8_lossy(&back), old);
+            let same = RecordEdit::default().apply(old.as_bytes()).unwrap();
+            assert_eq!(String::from_utf8_lossy(&same), old);
+        }
+    }
+
+    #[test]
+    fn changes_partition_and_layout() {
+        let edit = RecordEdit {
+            partition: Some(PartitionName::new("two").unwrap()),
+            remove: vec![Flag::LegacyDirs],
+            ..Default::default()
+        };
+        let new = edit.apply(b"%(T cl I 7 P default V 1)").unwrap();
+        assert_eq!(new, b"%(T c I 7 P two V 1)");
+        assert_eq!(edit.apply(b"0 default a\tb\t").unwrap(), b"0 two a\tb\t");
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(raw in proptest::collection::vec(any::<u8>(), 0..60)) {
+            let _ = moving().apply(&raw);
+            let _ = undo().apply(&[b"%(T ", &raw[..], b")"].concat());
+        }
+    }
+}
