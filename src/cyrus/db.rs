@@ -4,7 +4,7 @@
 //! that were upgraded hold files of several.  Reading needs the file's bytes as they
 //! are under a read lock (fcntl on the file itself, then compare the inode).
 
-mod crc;
+pub(crate) mod crc;
 pub mod flat;
 pub mod skiplist;
 pub mod twoskip;

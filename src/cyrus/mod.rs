@@ -4,11 +4,18 @@
 //! parser is total: any bytes give either a value or an error that names the
 //! offset and the reason.
 
+pub mod annotation;
 pub mod config;
 pub mod db;
 pub mod dlist;
+pub mod guid;
+pub mod header;
 pub mod imap_set;
+pub mod index;
 pub mod lock;
 pub mod mboxlist;
 pub mod name;
 pub mod path;
+pub mod quota;
+pub mod seen;
+pub mod subscription;
