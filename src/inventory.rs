@@ -1,13 +1,42 @@
 //! What both agents compute alike, so that they can compare.
 
-use crate::cyrus::index::{IndexError, IndexView};
+use crate::cyrus::index::{IndexError, IndexView, Record};
 
-/// BLAKE3 over what a client can observe of every record of an index, in UID
-/// order: equal digests mean equal mailboxes.
-pub fn records_digest(index: &IndexView<'_>) -> Result<[u8; 32], IndexError> {
-    let mut hasher = blake3::Hasher::new();
-    for record in index.records() {
-        hasher.update(&record?.identity_bytes());
+/// BLAKE3 over what a client can observe of the records of an index, in UID
+/// order, and whether each is expunged: equal digests mean equal mailboxes.
+#[derive(Debug, Default)]
+pub struct Digest(blake3::Hasher);
+
+impl Digest {
+    /// Adds a record.
+    pub fn add(&mut self, record: &Record) {
+        let id = record.identity();
+        let mut field = |bytes: &[u8]| {
+            self.0.update(bytes);
+        };
+        field(&id.uid.to_be_bytes());
+        field(&id.size.to_be_bytes());
+        field(id.guid.as_ref().map_or(&[0; 20], |g| g.as_bytes()));
+        // An old index has no such times; zero stands for that.
+        field(&id.internaldate.nanoseconds().to_be_bytes());
+        field(&id.savedate.nanoseconds().to_be_bytes());
+        field(&id.system_flags.to_be_bytes());
+        id.user_flags.iter().for_each(|word| field(&word.to_be_bytes()));
+        field(&id.modseq.to_be_bytes());
+        field(&[u8::from(record.is_expunged())]);
     }
-    Ok(*hasher.finalize().as_bytes())
+
+    /// The digest.
+    pub fn finish(&self) -> [u8; 32] {
+        *self.0.finalize().as_bytes()
+    }
+}
+
+/// The digest of a whole index.
+pub fn records_digest(index: &IndexView<'_>) -> Result<[u8; 32], IndexError> {
+    let mut digest = Digest::default();
+    for record in index.records() {
+        digest.add(&record?);
+    }
+    Ok(digest.finish())
 }

@@ -9,4 +9,5 @@ pub mod moves;
 pub mod push;
 pub mod source;
 pub mod target;
+pub mod transport;
 pub mod wire;

@@ -2,8 +2,7 @@
 
 use super::Common;
 use crate::agent::{self, privileges};
-use crate::cyrus::config::Config;
-use crate::host::Host;
+use crate::host::{self, Host};
 use crate::{source, target};
 use clap::{Args, ValueEnum};
 use std::fs::File;
@@ -41,10 +40,10 @@ pub(super) fn run(common: &Common, args: AgentArgs) -> ExitCode {
 }
 
 fn serve(common: &Common, args: AgentArgs) -> Result<(), Box<dyn std::error::Error>> {
-    let config = Config::load(&common.config)?;
+    let config = host::load_config(&common.config)?;
     privileges::become_user(&config.cyrus_user())
         .map_err(|e| format!("cannot become {}: {e}", config.cyrus_user()))?;
-    let host = Host::new(common.config.clone(), config, common.cyrus_bin.clone(), args.allow)?;
+    let host = Host::new(common.config.clone(), config, common.cyrus_bin.clone(), args.allow);
     // Unbuffered, unlike the standard library's: frames are large and whole.
     let input = File::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     let output = File::from(std::io::stdout().as_fd().try_clone_to_owned()?);

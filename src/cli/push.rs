@@ -2,7 +2,7 @@
 
 use super::Common;
 use super::console::{Console, Style};
-use crate::push::peer::{Peer, PeerError, Streams};
+use crate::push::peer::{Peer, PeerError};
 use crate::push::report::{Failure, Outcome, Report};
 use crate::push::{self, Interrupt, Options, local};
 use crate::transport::{Destination, Session};
@@ -97,18 +97,16 @@ pub(super) fn run(common: &Common, args: PushArgs) -> ExitCode {
         rate_limit: args.bwlimit,
     };
     let console = Console::new(style);
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-    {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("mbcopy: cannot start: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    let report = runtime.block_on(connect_and_push(common, &args, &destination, &options, &console));
+    let runtime =
+        match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                eprintln!("mbcopy: cannot start: {error}");
+                return ExitCode::FAILURE;
+            }
+        };
+    let report =
+        runtime.block_on(connect_and_push(common, &args, &destination, &options, &console));
     console.report(&report);
     // A connection that hangs must not keep the process.
     runtime.shutdown_timeout(Duration::from_millis(200));
@@ -168,13 +166,18 @@ async fn local_source(
     Ok((child, Peer::greet("this server", v1::Role::Source, streams).await?))
 }
 
-async fn remote_target(session: &Session, args: &PushArgs) -> Result<Peer, Box<dyn std::error::Error>> {
-    let words =
-        [&args.remote_program, "agent", "--role", "target", "--config", &args.remote_config];
+async fn remote_target(
+    session: &Session,
+    args: &PushArgs,
+) -> Result<Peer, Box<dyn std::error::Error>> {
+    let words: Vec<String> =
+        [&args.remote_program, "agent", "--role", "target", "--config", &args.remote_config]
+            .map(|w| w.to_string())
+            .into();
+    let words: Vec<&String> = words.iter().collect();
     let process = session.exec(&words).await?;
     let server = session.name().to_owned();
-    let peer: Result<Peer, PeerError> =
-        Peer::greet(&server, v1::Role::Target, Streams::from(process)).await;
+    let peer: Result<Peer, PeerError> = Peer::greet(&server, v1::Role::Target, process).await;
     Ok(peer?)
 }
 

@@ -77,9 +77,8 @@ pub fn list(
     };
     let database = host.mailboxes().map_err(|e| unreadable(e.to_string()))?;
     let list = MailboxList::from_database(&database).map_err(|e| unreadable(e.to_string()))?;
-    let owned = list
-        .owned(top, &host.config.deletedprefix())
-        .map_err(|e| unreadable(e.to_string()))?;
+    let owned =
+        list.owned(top, &host.config.deletedprefix()).map_err(|e| unreadable(e.to_string()))?;
     let mut mailboxes = Vec::new();
     for entry in owned.into_iter().filter(|e| !e.is_deleted()) {
         for (flag, what) in [
@@ -107,10 +106,8 @@ pub fn list(
             )
         };
         let id = entry.uniqueid.clone().ok_or_else(unidentified)?;
-        let id_record = list
-            .id_record(&id)
-            .map_err(|e| unreadable(e.to_string()))?
-            .ok_or_else(unidentified)?;
+        let id_record =
+            list.id_record(&id).map_err(|e| unreadable(e.to_string()))?.ok_or_else(unidentified)?;
         let next = ordinals.len() as u32;
         let ordinal = *ordinals.entry(id.clone()).or_insert(next);
         let deleted = entry.name != *top && !entry.name.is_below(top);

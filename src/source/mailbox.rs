@@ -133,10 +133,8 @@ fn read(
 
     let mut digest = Digest::default();
     records.iter().for_each(|r| digest.add(r));
-    let kept: Vec<&Record> = records
-        .iter()
-        .filter(|r| !r.is_unlinked() && !known.bad.contains(&r.uid))
-        .collect();
+    let kept: Vec<&Record> =
+        records.iter().filter(|r| !r.is_unlinked() && !known.bad.contains(&r.uid)).collect();
     known.totals = v1::Totals {
         mailboxes: 1,
         messages: kept.len() as u64,
@@ -216,10 +214,7 @@ fn check_files(
             Err(e) => ("unreadable-message", format!("{shown} cannot be read: {e}")),
             Ok(stat) if stat.st_size as u64 != u64::from(record.size) => (
                 "wrong-size-message",
-                format!(
-                    "{shown} has {} bytes, the index says {}",
-                    stat.st_size, record.size
-                ),
+                format!("{shown} has {} bytes, the index says {}", stat.st_size, record.size),
             ),
             Ok(_) => {
                 let read = rustix::fs::Access::READ_OK;

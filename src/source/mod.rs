@@ -273,8 +273,8 @@ impl Session {
         };
         self.user_files = self.listing.user_files(host).map_err(unreadable)?;
         for (number, (kind, name, path)) in self.user_files.files.iter().enumerate() {
-            let bytes = std::fs::read(path)
-                .map_err(|e| unreadable(format!("{}: {e}", path.display())))?;
+            let bytes =
+                std::fs::read(path).map_err(|e| unreadable(format!("{}: {e}", path.display())))?;
             done.user_files.push(v1::UserFile {
                 number: number as u32,
                 kind: (*kind).into(),
@@ -306,8 +306,7 @@ impl Session {
         let mut jobs = Vec::new();
         for want in &items.wants {
             let mailbox = self.listing.mailboxes.iter().find(|m| m.ordinal == want.mailbox);
-            let Some((mailbox, directory)) =
-                mailbox.and_then(|m| Some((m, m.directory(host)?)))
+            let Some((mailbox, directory)) = mailbox.and_then(|m| Some((m, m.directory(host)?)))
             else {
                 return Err(agent::protocol(format!("mailbox {} was not listed", want.mailbox)));
             };
@@ -323,9 +322,8 @@ impl Session {
             jobs.push(send::user_job(*number, *kind, path.clone()));
         }
         let sender = link.sender();
-        let sent =
-            send::send(host, &self.listing.mailboxes, jobs, items.rate_limit, &sender)
-                .map_err(|e| v1::Failure::from(crate::agent::LinkError::from(e)))?;
+        let sent = send::send(host, &self.listing.mailboxes, jobs, items.rate_limit, &sender)
+            .map_err(|e| v1::Failure::from(crate::agent::LinkError::from(e)))?;
         // What turned out to be bad is not offered again.
         for problem in &sent.problems {
             if let Some(known) = self.known.get_mut(&problem.mailbox_ordinal) {
@@ -376,10 +374,9 @@ impl Session {
 
     fn thaw(&mut self) -> v1::Thawed {
         match self.freeze.take().map(Freeze::thaw) {
-            Some(ended) => v1::Thawed {
-                frozen_us: ended.lasted.as_micros() as u64,
-                by_limit: ended.by_limit,
-            },
+            Some(ended) => {
+                v1::Thawed { frozen_us: ended.lasted.as_micros() as u64, by_limit: ended.by_limit }
+            }
             None => v1::Thawed::default(),
         }
     }
@@ -444,9 +441,10 @@ fn expected(meta: &[(FileKind, std::path::PathBuf)]) -> Option<Sizes> {
     let (_, path) = meta.iter().find(|(kind, _)| *kind == FileKind::Index)?;
     let bytes = std::fs::read(path).ok()?;
     let index = IndexView::parse(&bytes).ok()?;
-    let sizes = index.records().filter_map(Result::ok).map(|r| {
-        (r.uid, (u64::from(r.size), r.guid.as_ref().map(|g| *g.as_bytes())))
-    });
+    let sizes = index
+        .records()
+        .filter_map(Result::ok)
+        .map(|r| (r.uid, (u64::from(r.size), r.guid.as_ref().map(|g| *g.as_bytes()))));
     Some(sizes.collect())
 }
 

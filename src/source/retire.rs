@@ -120,8 +120,12 @@ impl Retirement {
         for (from, to) in &self.renames {
             rename(from, to)?;
         }
-        let parents: BTreeSet<&Path> =
-            self.renames.iter().flat_map(|(from, to)| [from.parent(), to.parent()]).flatten().collect();
+        let parents: BTreeSet<&Path> = self
+            .renames
+            .iter()
+            .flat_map(|(from, to)| [from.parent(), to.parent()])
+            .flatten()
+            .collect();
         for parent in parents.into_iter().filter(|p| p.is_dir()) {
             File::open(parent).and_then(|d| d.sync_all()).map_err(io("sync", parent))?;
         }

@@ -4,10 +4,10 @@
 use super::inventory::{SourceMailbox, problem};
 use crate::agent::Sender;
 use crate::host::Host;
+use crate::wire::USER;
 use crate::wire::bulk::Chunk;
 use crate::wire::manifest;
 use crate::wire::v1::{self, FileKind, problem::Severity};
-use crate::wire::USER;
 use bytes::{Bytes, BytesMut};
 use rustix::fs::{Mode, OFlags};
 use sha1::{Digest, Sha1};
@@ -76,7 +76,8 @@ pub fn send(
         for _ in 0..READERS {
             let (queue, work, sent) = (queue.clone(), &work, &sent);
             scope.spawn(move || {
-                let mut reader = Reader { frame: BytesMut::new(), give: &|f| queue.send(f).is_ok() };
+                let mut reader =
+                    Reader { frame: BytesMut::new(), give: &|f| queue.send(f).is_ok() };
                 loop {
                     let batch: Vec<Job> = {
                         let mut work = work.lock().unwrap_or_else(PoisonError::into_inner);
@@ -136,15 +137,9 @@ impl Sent {
                 let advice = "mend it on this server, and push again";
                 let mailbox = mailboxes.iter().find(|m| m.ordinal == job.mailbox);
                 self.problems.push(match mailbox {
-                    Some(mailbox) => problem(
-                        severity,
-                        code,
-                        (host, mailbox),
-                        job.uid,
-                        &job.path,
-                        text,
-                        advice,
-                    ),
+                    Some(mailbox) => {
+                        problem(severity, code, (host, mailbox), job.uid, &job.path, text, advice)
+                    }
                     None => v1::Problem {
                         severity: severity.into(),
                         code: code.into(),
@@ -309,13 +304,8 @@ pub fn jobs_of(
     meta: &[(FileKind, PathBuf)],
     expected: impl Fn(u32) -> Option<(u64, Option<[u8; 20]>)>,
 ) -> Vec<Job> {
-    let job = |kind, uid, path, expected| Job {
-        mailbox: mailbox.ordinal,
-        kind,
-        uid,
-        path,
-        expected,
-    };
+    let job =
+        |kind, uid, path, expected| Job { mailbox: mailbox.ordinal, kind, uid, path, expected };
     let files = want.files().filter_map(|kind| {
         let (_, path) = meta.iter().find(|(k, _)| *k == kind)?;
         Some(job(kind, 0, path.clone(), None))

@@ -331,8 +331,9 @@ impl Session {
             Some(shadow) => shadow,
             None => self.build_shadow(host)?,
         };
-        let publication = settle::publication(host, &self.stage, &self.inventory, &shadow)
-            .map_err(|e| internal(e, "the source serves the user"))?;
+        let publication =
+            settle::publication(host, &self.stage, &self.inventory, &shadow, &self.top)
+                .map_err(|e| internal(e, "the source serves the user"))?;
         self.shadow = Some(shadow);
         self.sync()?;
         publication

@@ -133,6 +133,7 @@ pub fn publication(
     stage: &Stage,
     inventory: &Inventory,
     shadow: &Shadow,
+    top: &MailboxName,
 ) -> Result<Publication, String> {
     let mut renames: Vec<(PathBytes, PathBytes)> = Vec::new();
     let mut add = |from: &Path, to: &Path| {
@@ -173,7 +174,7 @@ pub fn publication(
             }
         }
     }
-    let quota_files = quota_files(host, inventory)?;
+    let quota_files = quota_files(host, inventory, top)?;
     Ok(Publication {
         renames,
         quota_files,
@@ -200,13 +201,16 @@ fn activate_script(directory: &Path, active: &[u8]) -> Result<(), String> {
         .map_err(|e| format!("{}: {e}", link.display()))
 }
 
-fn quota_files(host: &Host, inventory: &Inventory) -> Result<Vec<(PathBytes, Vec<u8>)>, String> {
+fn quota_files(
+    host: &Host,
+    inventory: &Inventory,
+    top: &MailboxName,
+) -> Result<Vec<(PathBytes, Vec<u8>)>, String> {
     let layout = Layout::new(&host.config);
-    let top = inventory.mailboxes.values().map(|m| &m.name).min();
     let mut files = Vec::new();
     for root in &inventory.rest.quota_roots {
         let name = MailboxName::from_internal(&root.name).map_err(|e| e.to_string())?;
-        if !top.is_some_and(|top| name == *top || name.is_below(top)) {
+        if name != *top && !name.is_below(top) {
             return Err(format!("the quota root {} is not part of the move", name.display()));
         }
         let path = layout.quota_file(&name).map_err(|e| e.to_string())?;
@@ -215,7 +219,8 @@ fn quota_files(host: &Host, inventory: &Inventory) -> Result<Vec<(PathBytes, Vec
     Ok(files)
 }
 
-fn annotations(inventory: &Inventory) -> Result<Vec<KeyValue>, String> {
+/// The records of the annotations database, as this server keys them.
+pub fn annotations(inventory: &Inventory) -> Result<Vec<KeyValue>, String> {
     let userid = inventory
         .mailboxes
         .values()

@@ -3,11 +3,13 @@
 //! records is what will be published.
 
 use super::offer::{Inventory, StagedMailbox};
+use super::settle;
 use super::stage::Stage;
 use crate::cyrus::config::DbKind;
 use crate::cyrus::db::Database;
 use crate::cyrus::dlist::Dlist;
-use crate::cyrus::mboxlist::{MailboxEntry, RecordEdit};
+use crate::cyrus::mboxlist::MailboxEntry;
+use crate::cyrus::mboxlist::edit::RecordEdit;
 use crate::cyrus::path::Layout;
 use crate::host::tools::DbOp;
 use crate::host::{Host, read_locked};
@@ -77,6 +79,18 @@ impl Shadow {
             .run(&stage.imapd_conf, "ctl_cyrusdb", &["-r"], Vec::new(), TOOL_LIMIT)
             .map_err(|e| error(e.to_string()))?;
         let records = read_records(&path).map_err(error)?;
+        // Last: while there are no records yet, ctl_cyrusdb drops annotations.
+        let annotations = settle::annotations(inventory).map_err(error)?;
+        if !annotations.is_empty() {
+            let path = Layout::new(&stage.config)
+                .server_db(DbKind::Annotations)
+                .map_err(|e| error(e.to_string()))?;
+            let ops: Vec<_> = annotations.iter().map(|(k, v)| DbOp::Set(k, v)).collect();
+            let engine = stage.config.db_engine(DbKind::Annotations);
+            host.tools
+                .change_database(&stage.imapd_conf, &path, engine.name(), true, &ops)
+                .map_err(|e| error(e.to_string()))?;
+        }
         for (key, _) in &made_of {
             if !records.iter().any(|(k, _)| k == key) {
                 return Err(error("a record of a mailbox is missing".into()));
@@ -159,17 +173,16 @@ fn moved(mailbox: &StagedMailbox, record: &[u8]) -> Result<Vec<u8>, ShadowError>
     if parsed.uniqueid.as_ref().is_some_and(|id| *id != mailbox.id) {
         return Err(error("it names another uniqueid".into()));
     }
-    let named = Dlist::parse(record).ok().and_then(|list| {
-        list.get(b"N").and_then(Dlist::as_bytes).map(<[u8]>::to_vec)
-    });
+    let named = Dlist::parse(record)
+        .ok()
+        .and_then(|list| list.get(b"N").and_then(Dlist::as_bytes).map(<[u8]>::to_vec));
     if named.is_some_and(|name| name != mailbox.name.to_db_key()) {
         return Err(error("it names another mailbox".into()));
     }
     if parsed.server.is_some() {
         return Err(error("it names a server: the mailbox is on another one".into()));
     }
-    let edit =
-        RecordEdit { partition: Some(mailbox.partition.clone()), ..RecordEdit::default() };
+    let edit = RecordEdit { partition: Some(mailbox.partition.clone()), ..RecordEdit::default() };
     edit.apply(record).map_err(|e| error(e.to_string()))
 }
 

@@ -135,7 +135,10 @@ fn a_place_that_cannot_take_the_user_is_refused() {
         .expect(4)
         .says(&["user.nobody", "does not exist"]);
     // A filesystem of 8 MB in place of the partition.
-    shell(&servers.target, "mount -t tmpfs -o size=8m,mode=700,uid=$(id -u cyrus) x /var/spool/cyrus/p2");
+    shell(
+        &servers.target,
+        "mount -t tmpfs -o size=8m,mode=700,uid=$(id -u cyrus) x /var/spool/cyrus/p2",
+    );
     let small = push("bw2:p2");
     shell(&servers.target, "umount /var/spool/cyrus/p2");
     small.expect(4).says(&["bytes free", "make room, or name another partition"]);
@@ -149,7 +152,9 @@ fn an_index_that_the_target_cannot_read_is_refused() {
     // The minor version is at 8; 19 is what 3.10 writes.
     shell(
         &servers.source,
-        &format!("printf '\\000\\000\\000\\023' | dd of={index} bs=1 seek=8 conv=notrunc status=none"),
+        &format!(
+            "printf '\\000\\000\\000\\023' | dd of={index} bs=1 seek=8 conv=notrunc status=none"
+        ),
     );
     let pushed = servers.push("user.newer", &[]);
     pushed.expect(4).says(&["cyrus.index"]);
@@ -177,9 +182,7 @@ fn a_lock_that_stops_nobody_is_found_before_it_is_relied_upon() {
 fn two_moves_of_one_user_are_one() {
     let servers = Servers::fresh();
     servers.accounts(&["once"]);
-    Seed::new(&servers.source, "once")
-        .bulk(3000, lab::seed::Size::Fixed(20_000), 1)
-        .unwrap();
+    Seed::new(&servers.source, "once").bulk(3000, lab::seed::Size::Fixed(20_000), 1).unwrap();
     let mut first = servers
         .source
         .spawn(&["/usr/local/bin/mbcopy", "push", "user.once", "bw2", "--bwlimit", "20000000"])
