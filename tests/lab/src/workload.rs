@@ -1,0 +1,1 @@
+//! Clients at work while a mailbox moves.
