@@ -20,12 +20,29 @@ const HOSTS: &[(&str, &str)] = &[
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Host {
     name: String,
+    ip: String,
 }
 
 impl Host {
     /// The host of that name; nothing is started.
+    ///
+    /// A host that is none of the usual ones must have been brought up before, for only then its
+    /// address is known; without one, the name is taken for the address itself.
     pub fn new(name: impl Into<String>) -> Host {
-        Host { name: name.into() }
+        let name = name.into();
+        let usual = HOSTS.iter().find(|(usual, _)| *usual == name);
+        let ip = match usual {
+            Some((_, ip)) => (*ip).to_owned(),
+            None => {
+                let lab = std::env::var("MBCOPY_LAB");
+                let lab = lab.unwrap_or_else(|_| "/var/tmp/mbcopy-lab".to_owned());
+                match std::fs::read_to_string(format!("{lab}/hosts/{name}/ip")) {
+                    Ok(ip) => ip.trim().to_owned(),
+                    Err(_) => name.clone(),
+                }
+            }
+        };
+        Host { name, ip }
     }
 
     /// The host's name.
@@ -33,12 +50,9 @@ impl Host {
         &self.name
     }
 
-    /// The host's address in the lab's network; for a name the lab does not know, the name itself.
+    /// The host's address in the lab's network.
     pub fn ip(&self) -> &str {
-        HOSTS
-            .iter()
-            .find(|(name, _)| *name == self.name)
-            .map_or(&self.name, |(_, ip)| ip)
+        &self.ip
     }
 
     /// Starts the host with its Cyrus server.
