@@ -53,10 +53,14 @@ pub mod volatile {
     pub const LASTUPDATE: &str = "/shared/vendor/cmu/cyrus-imapd/lastupdate";
     /// The free space on the server's disk, as a server-level annotation.
     pub const FREESPACE: &str = "/shared/vendor/cmu/cyrus-imapd/freespace";
-    /// The same, in percent for all partitions.
+    /// The same for all partitions.
     pub const FREESPACE_TOTAL: &str = "/shared/vendor/cmu/cyrus-imapd/freespace/total";
+    /// The same for the partition that has most of it.
+    pub const FREESPACE_MOST: &str = "/shared/vendor/cmu/cyrus-imapd/freespace/percent/most";
     /// The server's greeting.
     pub const SERVER: &str = "server";
+    /// What differs between any two looks at the same mailbox: the free space.
+    pub const ALWAYS: &[&str] = &[FREESPACE, FREESPACE_TOTAL, FREESPACE_MOST];
 }
 
 /// Everything that clients can observe of a user's mailbox or of a shared tree.
@@ -184,14 +188,14 @@ impl Fingerprint {
         print.server_metadata = look.metadata(b"\"\"", &["/private", "/shared"])?;
         print.own = look.view("*", own)?;
         look.finish(&mut print);
-        if take.sieve {
+        let others: Vec<&str> = take.others.iter().map(String::as_str).collect();
+        print.rest(host, &["user", user], &others, take)?;
+        if take.sieve && may_look_for_scripts(host, user, &print.server)? {
             match scripts(host, user) {
                 Ok(scripts) => print.sieve = scripts,
                 Err(error) => print.errors.push(format!("sieve: {error:#}")),
             }
         }
-        let others: Vec<&str> = take.others.iter().map(String::as_str).collect();
-        print.rest(host, &["user", user], &others, take)?;
         Ok(print)
     }
 
@@ -583,6 +587,19 @@ fn message_id(bytes: &[u8]) -> String {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Whether a ManageSieve login would leave no trace: from 3.6 on it creates the mailbox `#sieve`,
+/// where scripts are kept, so there is nothing to look for if that does not exist.
+fn may_look_for_scripts(host: &Host, user: &str, greeting: &str) -> Result<bool> {
+    if greeting.contains("Cyrus IMAP 3.2") {
+        return Ok(true);
+    }
+    let mut look = Look::new(host, crate::ADMIN, &Take::default())?;
+    let name = ["user", user, "#sieve"].join(&look.separator);
+    let listed = look.list(&format!("LIST \"\" \"{name}\""))?;
+    look.imap.logout();
+    Ok(!listed.is_empty())
 }
 
 fn scripts(host: &Host, user: &str) -> Result<BTreeMap<String, Script>> {
