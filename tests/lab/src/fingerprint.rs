@@ -595,7 +595,8 @@ fn may_look_for_scripts(host: &Host, user: &str, greeting: &str) -> Result<bool>
     if greeting.contains("Cyrus IMAP 3.2") {
         return Ok(true);
     }
-    let mut look = Look::new(host, crate::ADMIN, &Take::default())?;
+    let take = Take::default();
+    let mut look = Look::new(host, crate::ADMIN, &take)?;
     let name = ["user", user, "#sieve"].join(&look.separator);
     let listed = look.list(&format!("LIST \"\" \"{name}\""))?;
     look.imap.logout();
