@@ -262,6 +262,23 @@ impl Imap {
         Ok(())
     }
 
+    /// Whether the server has neither closed the connection nor said BYE while nobody listened.
+    pub fn is_alive(&self) -> bool {
+        let stream = self.reader.get_ref();
+        let mut waiting = [0; 5];
+        if stream.set_nonblocking(true).is_err() {
+            return false;
+        }
+        let peeked = stream.peek(&mut waiting);
+        if stream.set_nonblocking(false).is_err() {
+            return false;
+        }
+        match peeked {
+            Ok(count) => count > 0 && waiting != *b"* BYE",
+            Err(error) => error.kind() == std::io::ErrorKind::WouldBlock,
+        }
+    }
+
     /// Logs in by AUTHENTICATE PLAIN.
     pub fn login(&mut self, user: &str, password: &str) -> Result<()> {
         self.login_as("", user, password)
@@ -338,7 +355,7 @@ impl Imap {
         }
     }
 
-    /// Appends messages by one command (MULTIAPPEND if several); returns UIDVALIDITY and the UIDs.
+    /// Appends messages by one command (MULTIAPPEND if several); returns their UIDs.
     pub fn append(&mut self, mailbox: &str, messages: &[NewMessage]) -> Result<Vec<u32>> {
         let mut command = [b"APPEND ".as_slice(), &quote(mailbox)].concat();
         for message in messages {

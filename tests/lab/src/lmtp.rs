@@ -6,6 +6,9 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
+/// How long any one answer may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// How far a delivery got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
@@ -72,8 +75,8 @@ pub fn deliver(host: &Host, recipient: &str, message: &[u8]) -> Outcome {
 /// The conversation up to the first refusal or the answer to the message.
 fn converse(host: &Host, recipient: &str, message: &[u8], stage: &mut Stage) -> Result<Reply> {
     let stream = crate::net::connect(host.ip(), 24, Duration::from_secs(10))?;
-    stream.set_read_timeout(Some(Duration::from_secs(600)))?;
-    stream.set_write_timeout(Some(Duration::from_secs(600)))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
     let mut session = BufReader::new(stream);
     let greeting = answer(&mut session)?;
     if greeting.code != 220 {

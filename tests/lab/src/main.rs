@@ -5,11 +5,13 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use lab::fingerprint::{self, Fingerprint, Take};
 use lab::imap::{Untagged, Value};
 use lab::seed::{self, Seed, Size};
+use lab::workload::{self, Crew, Route};
 use lab::{Host, diff};
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Fills, observes and compares mailboxes on lab hosts.
 #[derive(Parser)]
@@ -37,6 +39,18 @@ enum Command {
         host: String,
         user: String,
         commands: Vec<String>,
+    },
+    /// Lets clients work in a user's INBOX while a shell command runs, and judges the outcome;
+    /// exits with 1 if a promise was broken.
+    Work {
+        host: String,
+        user: String,
+        /// The command; it may move the user if it writes "user host" into the file $ROUTE.
+        #[arg(long, default_value = "sleep 3")]
+        during: String,
+        /// Milliseconds between two operations of a client.
+        #[arg(long, default_value_t = 10)]
+        pause: u64,
     },
     /// Delivers a message from a file by LMTP.
     Deliver {
@@ -157,6 +171,12 @@ fn main() -> Result<ExitCode> {
             }
             imap.logout();
         }
+        Command::Work {
+            host,
+            user,
+            during,
+            pause,
+        } => return work(&host, &user, &during, Duration::from_millis(pause)),
         Command::Deliver {
             host,
             recipient,
@@ -195,6 +215,40 @@ fn fill(args: &SeedArgs) -> Result<()> {
         report.messages
     );
     Ok(())
+}
+
+fn work(host: &str, user: &str, during: &str, pause: Duration) -> Result<ExitCode> {
+    let file = std::env::temp_dir().join(format!("lab-route-{}", std::process::id()));
+    let route = Route::file(user, &file);
+    route.set(host)?;
+    let watcher = workload::watcher(&route.host()?, user, pause);
+    let crew = Crew::start(&route, pause)?;
+    std::thread::sleep(Duration::from_secs(1));
+    let mut shell = std::process::Command::new("sh");
+    let status = shell.args(["-c", during]).env("ROUTE", &file).status()?;
+    std::thread::sleep(Duration::from_secs(1));
+    let history = crew.stop()?;
+    let steps = watcher.stop()?;
+    let end = route.host()?;
+    std::fs::remove_file(&file)?;
+    let violations = workload::check(&history, &Fingerprint::take(&end, user, &Take::default())?);
+    println!(
+        "{status}; {user} ended on {end}; a watcher saw {} states",
+        steps.len()
+    );
+    for (kind, latency) in &history.latency {
+        println!(
+            "{kind}: {} done, longest wait {:?}",
+            latency.count, latency.longest
+        );
+    }
+    for (reason, count) in &history.setbacks {
+        println!("{count} times {reason}");
+    }
+    for violation in &violations {
+        println!("VIOLATION: {violation}");
+    }
+    Ok(ExitCode::from(u8::from(!violations.is_empty())))
 }
 
 fn take(args: &FingerprintArgs) -> Result<Fingerprint> {

@@ -333,7 +333,10 @@ mod tests {
         let mut messages = Messages::new(1, "a", Size::Fixed(5 << 20));
         for size in [2000, 30_000, 5 << 20] {
             let made = messages.sized(size).bytes.len();
-            assert!((size - 100..size + 2000).contains(&made), "{made} for {size}");
+            assert!(
+                (size - 100..size + 2000).contains(&made),
+                "{made} for {size}"
+            );
         }
     }
 
