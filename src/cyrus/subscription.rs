@@ -1,1 +1,175 @@
-//! stub
+//! The folders a user has subscribed to.
+//!
+//! One database per user, by default flat: up to 3.4 `<user>.sub` with internal names
+//! as keys, from 3.6 on `sub.db` with a version record and keys `N<name>` as in
+//! mailboxes.db.  The values are empty.
+
+use bytes::Bytes;
+
+use super::db::{Database, DbError, Engine};
+use super::name::MailboxName;
+
+/// Key of the record that tells the version (`imap/mboxlist.c:DB_VERSION_KEY`).
+const VERSION_KEY: &[u8] = b"\x1fVER\x1f";
+
+/// How subscriptions are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SubscriptionForm {
+    /// Internal names, up to 3.4.
+    #[default]
+    Names,
+    /// A version record and keys as in mailboxes.db, from 3.6 on.
+    Keys,
+}
+
+/// The folders a user has subscribed to; they need not exist.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Subscriptions {
+    /// How they were written.
+    pub form: SubscriptionForm,
+    /// The folders, in the order of the file.
+    pub names: Vec<MailboxName>,
+    /// Keys that are no mailbox names, and so cannot be carried over.
+    pub odd: Vec<Vec<u8>>,
+}
+
+impl Subscriptions {
+    /// Reads a subscription database of any engine and version.
+    ///
+    /// An empty file is no subscriptions.  Fails if the database is damaged.
+    pub fn parse(file: Bytes) -> Result<Self, DbError> {
+        let entries = Database::open(file, &Engine::Flat)?.entries()?;
+        Ok(Self::from_keys(entries.iter().map(|(key, _)| key.as_ref())))
+    }
+
+    /// Makes them of a database's keys (`imap/mboxlist.c:mboxlist_allsubs`).
+    pub fn from_keys<'a>(keys: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        let mut subscriptions = Self::default();
+        let mut keys: Vec<_> = keys.into_iter().collect();
+        let all = keys.len();
+        keys.retain(|key| *key != VERSION_KEY);
+        if keys.len() < all {
+            subscriptions.form = SubscriptionForm::Keys;
+        }
+        for key in keys {
+            let name = match subscriptions.form {
+                SubscriptionForm::Names => MailboxName::from_internal(key).ok(),
+                SubscriptionForm::Keys => {
+                    let name = key.strip_prefix(b"N");
+                    name.and_then(|name| MailboxName::from_db_key(name).ok())
+                }
+            };
+            match name {
+                Some(name) => subscriptions.names.push(name),
+                None => subscriptions.odd.push(key.to_vec()),
+            }
+        }
+        subscriptions
+    }
+
+    /// The keys of the database in the form that `form` says, sorted bytewise, without
+    /// what is [`odd`](Self::odd).
+    pub fn to_keys(&self) -> Vec<Vec<u8>> {
+        let key = |name: &MailboxName| match self.form {
+            SubscriptionForm::Names => name.as_bytes().to_vec(),
+            SubscriptionForm::Keys => [b"N", name.to_db_key().as_slice()].concat(),
+        };
+        let mut keys: Vec<_> = self.names.iter().map(key).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        keys
+    }
+
+    /// A flat database of these keys (`lib/cyrusdb_flat.c`).
+    pub fn to_flat(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        if self.form == SubscriptionForm::Keys {
+            // 0x1f comes before `N`, and the engine writes it as it is.
+            out.extend_from_slice(VERSION_KEY);
+            out.extend_from_slice(b"\t2\n");
+        }
+        for key in self.to_keys() {
+            for byte in key {
+                out.push(byte);
+                if byte == 0xff {
+                    out.push(byte);
+                }
+            }
+            out.extend_from_slice(b"\t\n");
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(file: &[u8]) -> Subscriptions {
+        Subscriptions::parse(Bytes::copy_from_slice(file)).unwrap()
+    }
+
+    fn names(subscriptions: &Subscriptions) -> Vec<&[u8]> {
+        subscriptions
+            .names
+            .iter()
+            .map(MailboxName::as_bytes)
+            .collect()
+    }
+
+    #[test]
+    fn names_up_to_3_4() {
+        let file = b"announce\t\nuser.jane^doe\t\nuser.x.&AOQA9gD8-\t\n";
+        let read = parse(file);
+        assert_eq!(read.form, SubscriptionForm::Names);
+        assert_eq!(
+            names(&read),
+            [&b"announce"[..], b"user.jane^doe", b"user.x.&AOQA9gD8-"]
+        );
+        assert_eq!(read.to_flat(), file);
+        assert_eq!(parse(b""), Subscriptions::default());
+    }
+
+    #[test]
+    fn keys_from_3_6() {
+        let file = b"\x1fVER\x1f\t2\nNuser\x1fjane.doe\x1fa b\t\nNuser\x1fx\t\n";
+        let read = parse(file);
+        assert_eq!(read.form, SubscriptionForm::Keys);
+        assert_eq!(names(&read), [&b"user.jane^doe.a b"[..], b"user.x"]);
+        assert_eq!(read.to_flat(), file);
+    }
+
+    #[test]
+    fn what_is_no_name_is_told() {
+        let read = parse(b"a..b\t\nuser.x\t\n");
+        assert_eq!((read.names.len(), read.odd), (1, vec![b"a..b".to_vec()]));
+        let read = parse(b"\x1fVER\x1f\t2\nuser.x\t\n");
+        assert_eq!((read.names.len(), read.odd), (0, vec![b"user.x".to_vec()]));
+        assert!(Subscriptions::parse(Bytes::from_static(b"user.x")).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(
+            keys in any::<bool>(),
+            list in proptest::collection::btree_set("(d[.]e!)?user(\\.[a-c^&\u{ff} ]{1,3}){1,3}", 0..6),
+        ) {
+            let form = if keys { SubscriptionForm::Keys } else { SubscriptionForm::Names };
+            let valid = |name: &String| MailboxName::from_internal(name.as_bytes()).ok();
+            let names: Vec<_> = list.iter().filter_map(valid).collect();
+            let all = Subscriptions { form, names, odd: vec![] };
+            let mut back = parse(&all.to_flat());
+            back.names.sort_unstable();
+            if !all.names.is_empty() {
+                prop_assert_eq!(back, all);
+            }
+        }
+
+        #[test]
+        fn never_panics(raw in "[\u{1f}\u{ff}VERN\t\n2a.!^]{0,40}") {
+            let _ = Subscriptions::parse(raw.into_bytes().into());
+        }
+    }
+}
