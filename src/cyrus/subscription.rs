@@ -112,11 +112,7 @@ mod tests {
     }
 
     fn names(subscriptions: &Subscriptions) -> Vec<&[u8]> {
-        subscriptions
-            .names
-            .iter()
-            .map(MailboxName::as_bytes)
-            .collect()
+        subscriptions.names.iter().map(MailboxName::as_bytes).collect()
     }
 
     #[test]
@@ -124,10 +120,7 @@ mod tests {
         let file = b"announce\t\nuser.jane^doe\t\nuser.x.&AOQA9gD8-\t\n";
         let read = parse(file);
         assert_eq!(read.form, SubscriptionForm::Names);
-        assert_eq!(
-            names(&read),
-            [&b"announce"[..], b"user.jane^doe", b"user.x.&AOQA9gD8-"]
-        );
+        assert_eq!(names(&read), [&b"announce"[..], b"user.jane^doe", b"user.x.&AOQA9gD8-"]);
         assert_eq!(read.to_flat(), file);
         assert_eq!(parse(b""), Subscriptions::default());
     }

@@ -1,7 +1,7 @@
 //! What makes up a user on this server, read from Cyrus's databases and
 //! directories.
 
-use crate::cyrus::annotation;
+use crate::cyrus::annotation::{self, AnnotationKey};
 use crate::cyrus::config::DbKind;
 use crate::cyrus::db::Engine;
 use crate::cyrus::mboxlist::mbtype::Flag;
@@ -164,13 +164,13 @@ impl Listing {
         let mut found = Vec::new();
         let mut take = |prefix: &[u8], mailbox: Option<u32>| -> Result<(), String> {
             for (key, value) in database.prefix(prefix).map_err(|e| e.to_string())? {
-                let Some((_, entry, userid)) = annotation::split(&key) else { continue };
-                let owner = userid == annotation::OWNER;
+                let Ok(key) = AnnotationKey::parse(&key) else { continue };
+                let owner = key.userid == annotation::OWNER;
                 found.push(v1::Annotation {
                     server: mailbox.is_none(),
                     mailbox: mailbox.unwrap_or_default(),
-                    entry: Bytes::copy_from_slice(entry),
-                    userid: if owner { Bytes::new() } else { Bytes::copy_from_slice(userid) },
+                    entry: key.entry.into(),
+                    userid: if owner { Bytes::new() } else { key.userid.into() },
                     owner,
                     value,
                 });

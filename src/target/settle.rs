@@ -6,7 +6,7 @@ use super::publish::{KeyValue, PathBytes, Publication};
 use super::shadow::{Shadow, Top};
 use super::stage::Stage;
 use super::{mailbox_places, plan};
-use crate::cyrus::annotation;
+use crate::cyrus::annotation::{self, AnnotationKey, Scope};
 use crate::cyrus::index::IndexView;
 use crate::cyrus::name::MailboxName;
 use crate::cyrus::path::{DirStyle, Layout};
@@ -232,18 +232,22 @@ pub fn annotations(inventory: &Inventory) -> Result<Vec<KeyValue>, String> {
             if record.userid.is_empty() || Some(record.userid.to_vec()) != userid {
                 return Err("an annotation of the server that is not the user's".into());
             }
-            Vec::new()
+            Scope::Server
         } else {
             let mailbox = inventory
                 .mailboxes
                 .get(&record.mailbox)
                 .ok_or("an annotation of a mailbox that is not part of the move")?;
-            mailbox.id.as_str().as_bytes().to_vec()
+            Scope::Mailbox(mailbox.id.as_str().as_bytes().to_vec())
         };
-        let userid: &[u8] = if record.owner { annotation::OWNER } else { &record.userid };
-        let key = annotation::key(&scope, &record.entry, userid)
-            .ok_or("an annotation with an impossible name")?;
-        records.push((key, record.value.to_vec()));
+        let userid = if record.owner { annotation::OWNER } else { &record.userid };
+        let key = AnnotationKey { scope, entry: record.entry.to_vec(), userid: userid.to_vec() };
+        let bytes = key.to_bytes();
+        // Names that hold a NUL would be another annotation's key.
+        if AnnotationKey::parse(&bytes).ok().as_ref() != Some(&key) {
+            return Err("an annotation with an impossible name".into());
+        }
+        records.push((bytes, record.value.to_vec()));
     }
     Ok(records)
 }

@@ -125,7 +125,7 @@ build_root() { # beside the final place: a half-finished root never gets its nam
   local suite=$1 root=$LAB/roots/$1 new=$LAB/roots/$1.new
   rm -rf --one-file-system "$new"
   mkdir -p "$new"
-  debootstrap --variant=minbase "$suite" "$new" "$MIRROR"
+  debootstrap --variant=minbase "$suite" "$new" ${MIRROR:+"$MIRROR"}
   printf '#!/bin/sh\nexit 101\n' > "$new/usr/sbin/policy-rc.d"
   chmod 755 "$new/usr/sbin/policy-rc.d"
   echo force-unsafe-io > "$new/etc/dpkg/dpkg.cfg.d/lab"
