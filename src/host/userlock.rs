@@ -1,24 +1,25 @@
-//! Cyrus's own lock on a user.
+//! Cyrus's own locks on a user, or on a shared tree.
 //!
-//! From 3.4 on everything that opens one of a user's mailboxes takes it,
-//! shared to read and exclusive to write (imap/mailbox.c:mailbox_open_advanced).
-//! Held exclusively it makes everybody wait.
+//! From 3.4 on everything that opens one of a user's mailboxes takes the user's
+//! lock, shared to read and exclusive to write (imap/mailbox.c:
+//! mailbox_open_advanced). Held exclusively it makes everybody wait. A mailbox
+//! that nobody owns has no such lock: there each mailbox's own lock does the
+//! same, and the lock of all that nobody owns keeps new ones from being made.
 
 use super::{Host, ofd};
 use crate::cyrus::lock::{Locks, UserLockNaming};
 use crate::cyrus::name::MailboxName;
+use crate::cyrus::path::DirStyle;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// The lock, held until it is dropped or its process ends.
+/// Locks, held until they are dropped or their process ends.
 #[derive(Debug)]
 pub struct UserLock {
-    /// The file.
-    pub path: PathBuf,
-    _file: File,
+    _files: Vec<File>,
 }
 
 /// Why a user's lock was not had.
@@ -61,6 +62,26 @@ impl Host {
             .ok_or_else(|| unknown("this version of Cyrus has no lock on a user".into()))
     }
 
+    /// What freezes these mailboxes: the owner's lock, or for a shared tree the
+    /// lock against new mailboxes and each mailbox's own, in one fixed order.
+    pub fn freeze_paths<'a>(
+        &self,
+        top: &MailboxName,
+        mailboxes: impl Iterator<Item = (&'a MailboxName, DirStyle<'a>)>,
+    ) -> Result<Vec<PathBuf>, LockError> {
+        let mut paths = vec![self.user_lock_path(top)?];
+        if !top.is_user() {
+            let locks = Locks::new(&self.config);
+            let each = mailboxes.map(|(name, style)| locks.mailbox(name, style));
+            let mut each = each
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|e| LockError::Unknown(e.to_string()))?;
+            each.sort();
+            paths.extend(each);
+        }
+        Ok(paths)
+    }
+
     /// The release of Cyrus's programs, as (major, minor).
     pub fn release(&self) -> Option<(u32, u32)> {
         let version = self.cyrus_version()?;
@@ -70,14 +91,21 @@ impl Host {
 }
 
 impl UserLock {
-    /// Takes the lock at `path` exclusively, waiting no longer than `limit`.
-    pub fn take(path: PathBuf, limit: Duration) -> Result<Self, LockError> {
-        let io = |source| LockError::Io { path: path.clone(), source };
-        let file = open(&path).map_err(io)?;
-        match ofd::lock(&file, ofd::Mode::Exclusive, limit).map_err(io)? {
-            true => Ok(Self { path, _file: file }),
-            false => Err(LockError::Busy { path, waited: limit }),
+    /// Takes the locks at `paths` exclusively, one after the other, waiting no
+    /// longer than `limit` for all of them; on failure none is kept.
+    pub fn take(paths: &[PathBuf], limit: Duration) -> Result<Self, LockError> {
+        let began = Instant::now();
+        let mut files = Vec::new();
+        for path in paths {
+            let io = |source| LockError::Io { path: path.clone(), source };
+            let file = open(path).map_err(io)?;
+            let left = limit.saturating_sub(began.elapsed());
+            if !ofd::lock(&file, ofd::Mode::Exclusive, left).map_err(io)? {
+                return Err(LockError::Busy { path: path.clone(), waited: limit });
+            }
+            files.push(file);
         }
+        Ok(Self { _files: files })
     }
 }
 

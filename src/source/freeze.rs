@@ -57,18 +57,17 @@ pub struct Ended {
 }
 
 impl Freeze {
-    /// Freezes the owner of `top`: nobody reads or writes his mailboxes until
-    /// the returned value is dropped, thawed, or `limit` is over.
+    /// Freezes by the locks at `paths`: nobody reads or writes the mailboxes
+    /// until the returned value is dropped, thawed, or `limit` is over.
     ///
-    /// `databases` are files of his that are locked against writers, too.
+    /// `databases` are files of the user's that are locked against writers, too.
     pub fn take(
-        host: &Host,
-        top: &MailboxName,
+        paths: &[PathBuf],
         databases: Vec<File>,
         wait: Duration,
         limit: Duration,
     ) -> Result<Self, LockError> {
-        let user = UserLock::take(host.user_lock_path(top)?, wait)?;
+        let user = UserLock::take(paths, wait)?;
         let since = Instant::now();
         let locks = Some(Locks { _user: user, _files: databases });
         let shared = Arc::new(Shared {
@@ -178,10 +177,10 @@ pub enum ProofError {
 
 /// Shows that this server's own Cyrus waits for the lock that freezes `top`:
 /// holds it for a moment and has `mbexamine` open the mailbox.
-pub fn prove(host: &Host, top: &MailboxName) -> Result<Proof, ProofError> {
-    let path = host.user_lock_path(top)?;
+pub fn prove(host: &Host, top: &MailboxName, paths: &[PathBuf]) -> Result<Proof, ProofError> {
+    let path = paths.first().cloned().unwrap_or_default();
     let undecided = |reason: String| ProofError::Undecided { lock: path.clone(), reason };
-    let lock = UserLock::take(path.clone(), PROOF_WAIT)?;
+    let lock = UserLock::take(paths, PROOF_WAIT)?;
     let began = Instant::now();
     let name = String::from_utf8_lossy(top.as_bytes()).into_owned();
     let child = host.tools.start(&host.conf, "mbexamine", &["-u", "1", name.as_str()]);

@@ -24,6 +24,7 @@ use mailbox::Known;
 use retire::Retirement;
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// The source's side of one move.
@@ -221,7 +222,8 @@ impl Session {
     }
 
     fn prove(&self, host: &Host) -> Result<v1::FreezeProof, v1::Failure> {
-        let proof = freeze::prove(host, &self.top).map_err(|e| match e {
+        let paths = self.freeze_paths(host).map_err(|e| lock_failure(&e))?;
+        let proof = freeze::prove(host, &self.top, &paths).map_err(|e| match e {
             ProofError::Lock(e) => lock_failure(&e),
             e => v1::Failure::new(
                 Kind::Refused,
@@ -342,11 +344,17 @@ impl Session {
         let wait = Duration::from_millis(u64::from(freeze.wait_ms));
         let limit = Duration::from_millis(u64::from(freeze.limit_ms));
         let databases = self.lock_databases().map_err(|e| lock_failure(&e))?;
-        let taken = Freeze::take(host, &self.top, databases, wait, limit);
+        let paths = self.freeze_paths(host).map_err(|e| lock_failure(&e))?;
+        let taken = Freeze::take(&paths, databases, wait, limit);
         let waited_ms = began.elapsed().as_millis() as u32;
         self.freeze = Some(taken.map_err(|e| lock_failure(&e))?);
-        let lock = host.user_lock_path(&self.top).map(|p| p.display().to_string());
-        Ok(v1::Frozen { waited_ms, locks: lock.into_iter().collect() })
+        let locks = paths.iter().map(|p| p.display().to_string()).collect();
+        Ok(v1::Frozen { waited_ms, locks })
+    }
+
+    fn freeze_paths(&self, host: &Host) -> Result<Vec<PathBuf>, LockError> {
+        let mailboxes = self.listing.mailboxes.iter().map(|m| (&m.entry.name, m.style()));
+        host.freeze_paths(&self.top, mailboxes)
     }
 
     /// Locks what the user's lock does not protect against writers: his
@@ -437,7 +445,7 @@ impl Session {
 /// Size and SHA-1 that an index says of each message.
 type Sizes = BTreeMap<u32, (u64, Option<[u8; 20]>)>;
 
-fn expected(meta: &[(FileKind, std::path::PathBuf)]) -> Option<Sizes> {
+fn expected(meta: &[(FileKind, PathBuf)]) -> Option<Sizes> {
     let (_, path) = meta.iter().find(|(kind, _)| *kind == FileKind::Index)?;
     let bytes = std::fs::read(path).ok()?;
     let index = IndexView::parse(&bytes).ok()?;

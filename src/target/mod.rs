@@ -441,7 +441,7 @@ impl Session {
 
     fn lock(&self, host: &Host) -> Result<UserLock, v1::Failure> {
         host.user_lock_path(&self.top)
-            .and_then(|path| UserLock::take(path, LOCK_WAIT))
+            .and_then(|path| UserLock::take(&[path], LOCK_WAIT))
             .map_err(|e| internal(e.to_string(), "the source serves the user"))
     }
 
