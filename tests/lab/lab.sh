@@ -36,13 +36,14 @@
 #
 # State lives in $MBCOPY_LAB (default /var/tmp/mbcopy-lab), never in the repository.  Cyrus data is
 # in hosts/<host>/data/{lib,spool,sieve} there: on the plain file system, not on the overlay.
-# $MBCOPY_LAB_MIRROR overrides the Debian mirror that roots are built from.
+# $MBCOPY_LAB_MIRROR overrides the Debian mirror that roots are built from, $MBCOPY_LAB_NETNS the
+# name of the bridge's namespace: a second lab, with the same addresses, needs one of its own.
 set -euo pipefail
 
 HERE=$(dirname "$(readlink -f "$0")")
 LAB=$(readlink -m "${MBCOPY_LAB:-/var/tmp/mbcopy-lab}")
 MIRROR=${MBCOPY_LAB_MIRROR:-}
-NETNS=mbcopylab
+NETNS=${MBCOPY_LAB_NETNS:-mbcopylab}
 NET=10.77.0
 PACKAGES="cyrus-imapd cyrus-admin cyrus-clients cyrus-replication cyrus-murder
   sasl2-bin libsasl2-modules openssh-server openssh-client rsync rsyslog
@@ -169,7 +170,6 @@ in_host() { # host command...: as root, or as $AS
 
 up() {
   local host=$1 dir=$LAB/hosts/$1 suite ip pid
-  [[ $host =~ ^[a-z][a-z0-9-]{0,11}$ ]] || die "not a host name for the lab: $host"
   if pid=$(init_pid "$host"); then echo "$host is up: init $pid"; start_cyrus "$host"; return; fi
   read -r suite ip < <(known_host "$host") || true
   suite=${2:-$(cat "$dir/suite" 2>/dev/null || echo "${suite:-}")}
@@ -190,7 +190,7 @@ up() {
   pid=$(need_pid "$host")
   plug_in "$host" "$pid" "$ip"
   write_conf "$host"
-  [ -s "/proc/$pid/root/etc/sasldb2" ] || add_users "$host" cyrus
+  add_users "$host" cyrus
   start_cyrus "$host"
   echo "$host is up: $suite $ip init $pid"
 }
@@ -271,7 +271,8 @@ down_all() {
   local host pid
   for host in $(hosts); do "$HERE/lab.sh" down "$host"; done
   for pid in $(strays); do kill_init "$pid"; done
-  ip netns del $NETNS 2>/dev/null || true
+  # another lab (another $MBCOPY_LAB) may hang on the same bridge
+  [ -n "$(ip -n $NETNS -o link show type veth 2>/dev/null)" ] || ip netns del $NETNS 2>/dev/null || true
 }
 
 destroy() {
@@ -313,7 +314,7 @@ write_conf() {
 
 set_options() { # host [--reset] "option: value"...: kept in its imapd.conf.extra
   local host=$1 extra=$LAB/hosts/$1/imapd.conf.extra option; shift
-  need_pid "$host" >/dev/null
+  need_pid "$host" >/dev/null || exit
   [ "${1:-}" != --reset ] || { rm -f "$extra"; shift; }
   for option in "$@"; do
     [[ $option == *:* ]] || die "not an option for imapd.conf: $option"
@@ -440,6 +441,8 @@ case $command in
   up|build|down|destroy|status|client|_build) ;;
   *) [ -e "$LAB/hosts/$host/suite" ] || die "no host $host; see lab.sh status";;
 esac
+[ "$command" != up ] || [[ $host =~ ^[a-z][a-z0-9-]{0,11}$ ]] || die "not a host name for the lab: $host"
+[ "$command" = exec ] || unset AS
 case $command in # commands that change a host take turns
   up|startcyrus|stopcyrus|restartcyrus|killcyrus|conf|set|adduser|snap|unsnap|empty) lock 8 "host-$host";;
   down|destroy) [ "$host" = --all ] || lock 8 "host-$host";;
@@ -455,8 +458,8 @@ case $command in
   exec)         shift; in_host "$host" "$@";;
   shell)        in_host "$host" bash -l;;
   client)       network_up; in_client "$@";;
-  log)          tail -n "${2:-40}" "$(readlink -e "/proc/$(need_pid "$host")/root")/var/log/messages";;
-  root)         echo "/proc/$(need_pid "$host")/root";;
+  log)          pid=$(need_pid "$host"); tail -n "${2:-40}" "/proc/$pid/root/var/log/messages";;
+  root)         pid=$(need_pid "$host"); echo "/proc/$pid/root";;
   pid)          need_pid "$host";;
   pids)         pids "$@";;
   startcyrus)   start_cyrus "$host";;

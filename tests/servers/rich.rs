@@ -14,7 +14,8 @@ fn a_rich_user_and_then_a_second_user_move_and_nothing_changes() {
     let anna = fingerprint(&servers.source, "anna", &["bert"]);
     let bert = fingerprint(&servers.source, "bert", &[]);
     assert!(anna.own.mailboxes.len() >= 36, "{} folders", anna.own.mailboxes.len());
-    assert!(anna.messages().count() > 600 && !anna.delayed_expunged.is_empty());
+    assert!(anna.messages().count() >= 500, "{} messages", anna.messages().count());
+    assert!(!anna.delayed_expunged.is_empty(), "nothing is kept by delayed expunge");
     assert!(anna.errors.is_empty(), "{:?}", anna.errors);
 
     let pushed = servers.push("user.anna", &["--json"]).expect(0);
@@ -36,25 +37,16 @@ fn a_shared_tree_moves_with_its_rights_and_messages() {
     let servers = Servers::fresh();
     servers.accounts(&["carl", "dora"]);
     seed::shared_tree(&servers.source, "team.sales", &["carl", "dora"]).unwrap();
-    let take = Take::default();
-    let look = |host| Fingerprint::take_tree(host, "team.sales", &["carl"], &take).unwrap();
+    let look = |host| {
+        Fingerprint::take_tree(host, "team.sales", &["carl", "dora"], &Take::default()).unwrap()
+    };
     let before = look(&servers.source);
     assert!(!before.others["carl"].mailboxes.is_empty());
     servers.push("team.sales", &[]).expect(0);
-    // What carl has read there is kept with carl, who has not moved.
-    let mut before = before;
-    let mut after = look(&servers.target);
-    for print in [&mut before, &mut after] {
-        for mailbox in print.others.values_mut().flat_map(|v| v.mailboxes.values_mut()) {
-            mailbox.recent = 0;
-            mailbox.status.remove("UNSEEN");
-            mailbox.examine.remove("UNSEEN");
-            for message in mailbox.messages.values_mut() {
-                message.flags.remove("\\Seen");
-            }
-        }
-    }
-    assert_same(&before, &after, &[]);
+    // What they have read there, and that they subscribed, comes with them.
+    servers.push("user.carl", &[]).expect(0);
+    servers.push("user/dora", &[]).expect(0);
+    assert_same(&before, &look(&servers.target), &[]);
 }
 
 #[test]
