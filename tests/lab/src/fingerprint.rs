@@ -18,7 +18,7 @@ pub struct Take {
     pub admin: bool,
     /// Messages that are expunged but not removed yet, by `unexpunge -l` in the host.
     pub expunged: bool,
-    /// Other users' folders that this user sees belong to the user's own view.
+    /// Other users' and shared folders that this user sees belong to the user's own view.
     pub all: bool,
     /// Other users whose views of this user's folders are taken.
     pub others: Vec<String>,
@@ -183,10 +183,14 @@ impl Fingerprint {
             .of("NAMESPACE")
             .map(|values| Value::List(values[1..].to_vec()).to_string())
             .collect();
-        let other_users = format!("user{}", look.separator);
-        let own = |name: &str| take.all || !name.starts_with(&other_users);
+        let prefix = namespace
+            .of("NAMESPACE")
+            .find_map(|values| values.get(1)?.list().first()?.list().first())
+            .map_or(String::new(), Value::to_string);
+        let personal = |name: &str| name == "INBOX" || name.starts_with(&prefix);
         print.server_metadata = look.metadata(b"\"\"", &["/private", "/shared"])?;
-        print.own = look.view("*", own)?;
+        // Subscriptions are the user's own, whosever the mailbox is.
+        print.own = look.view("*", |name| take.all || personal(name), |_| true)?;
         look.finish(&mut print);
         let others: Vec<&str> = take.others.iter().map(String::as_str).collect();
         print.rest(host, &["user", user], &others, take)?;
@@ -223,7 +227,7 @@ impl Fingerprint {
             let below = format!("{root}{}", look.separator);
             let within = |name: &str| name == root || name.starts_with(&below);
             self.server = look.imap.greeting.to_string();
-            let view = look.view(&format!("{root}*"), within)?;
+            let view = look.view(&format!("{root}*"), within, within)?;
             self.others.insert((*other).to_owned(), view);
             look.finish(self);
         }
@@ -302,17 +306,20 @@ impl<'a> Look<'a> {
             .collect())
     }
 
-    fn view(&mut self, pattern: &str, wanted: impl Fn(&str) -> bool) -> Result<View> {
+    fn view(
+        &mut self,
+        pattern: &str,
+        wanted: impl Fn(&str) -> bool,
+        subscription_wanted: impl Fn(&str) -> bool,
+    ) -> Result<View> {
         let mut view = View::default();
         let names = |listed: Vec<(String, BTreeSet<String>)>| {
             listed
                 .into_iter()
-                .filter(|(name, _)| wanted(name))
+                .filter(|(name, _)| subscription_wanted(name))
                 .map(|(name, attributes)| {
-                    (
-                        unmutf7(&name),
-                        attributes.into_iter().collect::<Vec<_>>().join(" "),
-                    )
+                    let attributes: Vec<String> = attributes.into_iter().collect();
+                    (unmutf7(&name), attributes.join(" "))
                 })
                 .collect()
         };

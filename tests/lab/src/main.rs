@@ -127,7 +127,7 @@ struct FingerprintArgs {
     /// The SHA-1 that the server keeps instead of that of the bytes.
     #[arg(long)]
     no_bodies: bool,
-    /// With other users' folders in the user's own view.
+    /// With other users' and shared folders in the user's own view.
     #[arg(long)]
     all: bool,
 }

@@ -170,7 +170,6 @@ pub fn shared_tree(host: &Host, root: &str, users: &[&str]) -> Result<Report> {
     host.add_users(users)?;
     let folders = ["", ".Angebote", ".Angebote.Größe", ".empty", ".closed"]
         .map(|folder| format!("{root}{}", mutf7(folder)));
-    // The parents of the root, `team` of `team.sales`, are no mailboxes.
     for folder in &folders {
         let reply = filling.admin.attempt(words(&[b"CREATE", &quote(folder)]))?;
         filling.check(reply, folder);

@@ -349,17 +349,22 @@ pub fn flag_changer(route: &Route, folder: &str, count: u32, pause: Duration) ->
                 .collect::<Vec<_>>()
                 .join(" ");
             let outcome = client.persist("STORE", stop, |imap| {
-                let reply = imap.command(format!("UID STORE {uid} FLAGS ({list})"))?;
-                let there = reply.numbered("FETCH").any(|(_, data)| {
-                    let told = data.first().and_then(|data| data.get("UID"));
-                    told.and_then(|uid| uid.number()) == Some(u64::from(*uid))
-                });
-                Ok(there)
+                imap.command(format!("UID STORE {uid} FLAGS ({list})"))?;
+                // STORE's own answer tells nothing if the flags were these before.
+                let reply = imap.command(format!("UID FETCH {uid} (UID FLAGS)"))?;
+                let told = reply
+                    .numbered("FETCH")
+                    .find_map(|(_, data)| data.first()?.get("FLAGS"));
+                let told = told.map_or(&[][..], |told| told.list()).iter();
+                let told = told
+                    .map(ToString::to_string)
+                    .filter(|flag| flag != "\\Recent");
+                Ok(told.collect::<BTreeSet<String>>() == flags)
             });
             match outcome.value {
                 Some(true) => client.history.fate(id).flags = vec![flags],
                 Some(false) => {
-                    let lie = format!("STORE of UID {uid}, {id}: OK, but it is not there");
+                    let lie = format!("STORE of UID {uid}, {id}: OK, but without effect");
                     client.history.lies.push(lie);
                 }
                 None if outcome.ambiguous > 0 => client.history.fate(id).flags.push(flags),
