@@ -55,9 +55,11 @@ impl Host {
         &self.ip
     }
 
-    /// Starts the host with its Cyrus server.
+    /// Starts the host with its Cyrus server; returns when clients can log in, which can take some
+    /// seconds after a restart, until its new hardware address is known.
     pub fn up(&self) -> Result<()> {
-        self.lab("up", &[])
+        self.lab("up", &[])?;
+        self.await_imap(Duration::from_secs(30))
     }
 
     /// Stops the host; its data stay.
