@@ -18,7 +18,7 @@ pub struct Take {
     pub admin: bool,
     /// Messages that are expunged but not removed yet, by `unexpunge -l` in the host.
     pub expunged: bool,
-    /// Other users' folders that this user sees belong to the user's own view.
+    /// Other users' and shared folders that this user sees belong to the user's own view.
     pub all: bool,
     /// Other users whose views of this user's folders are taken.
     pub others: Vec<String>,
@@ -40,7 +40,10 @@ impl Default for Take {
 impl Take {
     /// Everything, including the views of these other users.
     pub fn with_others(others: &[&str]) -> Take {
-        Take { others: others.iter().map(|user| (*user).to_owned()).collect(), ..Take::default() }
+        Take {
+            others: others.iter().map(|user| (*user).to_owned()).collect(),
+            ..Take::default()
+        }
     }
 }
 
@@ -180,10 +183,14 @@ impl Fingerprint {
             .of("NAMESPACE")
             .map(|values| Value::List(values[1..].to_vec()).to_string())
             .collect();
-        let other_users = format!("user{}", look.separator);
-        let own = |name: &str| take.all || !name.starts_with(&other_users);
+        let prefix = namespace
+            .of("NAMESPACE")
+            .find_map(|values| values.get(1)?.list().first()?.list().first())
+            .map_or(String::new(), Value::to_string);
+        let personal = |name: &str| name == "INBOX" || name.starts_with(&prefix);
         print.server_metadata = look.metadata(b"\"\"", &["/private", "/shared"])?;
-        print.own = look.view("*", own)?;
+        // Subscriptions are the user's own, whosever the mailbox is.
+        print.own = look.view("*", |name| take.all || personal(name), |_| true)?;
         look.finish(&mut print);
         let others: Vec<&str> = take.others.iter().map(String::as_str).collect();
         print.rest(host, &["user", user], &others, take)?;
@@ -220,7 +227,7 @@ impl Fingerprint {
             let below = format!("{root}{}", look.separator);
             let within = |name: &str| name == root || name.starts_with(&below);
             self.server = look.imap.greeting.to_string();
-            let view = look.view(&format!("{root}*"), within)?;
+            let view = look.view(&format!("{root}*"), within, within)?;
             self.others.insert((*other).to_owned(), view);
             look.finish(self);
         }
@@ -259,7 +266,13 @@ impl<'a> Look<'a> {
             .and_then(|list| list.get(2))
             .context("no hierarchy separator")?
             .to_string();
-        Ok(Look { take, user, imap, separator, errors: Vec::new() })
+        Ok(Look {
+            take,
+            user,
+            imap,
+            separator,
+            errors: Vec::new(),
+        })
     }
 
     fn finish(self, print: &mut Fingerprint) {
@@ -274,7 +287,8 @@ impl<'a> Look<'a> {
         if !reply.tagged.is_ok() {
             let status = reply.tagged.clone();
             let command = readable(&command);
-            self.errors.push(format!("{}: {}", self.user, Refused { command, status }));
+            self.errors
+                .push(format!("{}: {}", self.user, Refused { command, status }));
         }
         Ok(reply)
     }
@@ -292,14 +306,20 @@ impl<'a> Look<'a> {
             .collect())
     }
 
-    fn view(&mut self, pattern: &str, wanted: impl Fn(&str) -> bool) -> Result<View> {
+    fn view(
+        &mut self,
+        pattern: &str,
+        wanted: impl Fn(&str) -> bool,
+        subscription_wanted: impl Fn(&str) -> bool,
+    ) -> Result<View> {
         let mut view = View::default();
         let names = |listed: Vec<(String, BTreeSet<String>)>| {
             listed
                 .into_iter()
-                .filter(|(name, _)| wanted(name))
+                .filter(|(name, _)| subscription_wanted(name))
                 .map(|(name, attributes)| {
-                    (unmutf7(&name), attributes.into_iter().collect::<Vec<_>>().join(" "))
+                    let attributes: Vec<String> = attributes.into_iter().collect();
+                    (unmutf7(&name), attributes.join(" "))
                 })
                 .collect()
         };
@@ -317,7 +337,10 @@ impl<'a> Look<'a> {
 
     fn mailbox(&mut self, name: &str, attributes: BTreeSet<String>) -> Result<Mailbox> {
         let quoted = quote(name);
-        let mut mailbox = Mailbox { attributes, ..Mailbox::default() };
+        let mut mailbox = Mailbox {
+            attributes,
+            ..Mailbox::default()
+        };
         let unreal = |attribute: &String| {
             ["\\noselect", "\\nonexistent"].contains(&attribute.to_ascii_lowercase().as_str())
         };
@@ -333,14 +356,23 @@ impl<'a> Look<'a> {
         let reply = self.ask(&[b"GETQUOTAROOT", &quoted])?;
         for quota in reply.of("QUOTA") {
             if let [_, root, usage, ..] = quota {
-                mailbox.quota.insert(unmutf7(&root.to_string()), usage.to_string());
+                mailbox
+                    .quota
+                    .insert(unmutf7(&root.to_string()), usage.to_string());
             }
         }
-        let size = if self.imap.can("STATUS=SIZE") { " SIZE" } else { "" };
+        let size = if self.imap.can("STATUS=SIZE") {
+            " SIZE"
+        } else {
+            ""
+        };
         let items = format!("(MESSAGES UIDNEXT UIDVALIDITY UNSEEN HIGHESTMODSEQ{size})");
         let reply = self.ask(&[b"STATUS", &quoted, items.as_bytes()])?;
         if let Some([_, _, items, ..]) = reply.of("STATUS").next() {
-            mailbox.status = items.pairs().map(|(key, value)| (key, value.to_string())).collect();
+            mailbox.status = items
+                .pairs()
+                .map(|(key, value)| (key, value.to_string()))
+                .collect();
         }
         mailbox.metadata = self.metadata(&quoted, &["/private", "/shared"])?;
         if mailbox.rights.contains('r') {
@@ -380,7 +412,10 @@ impl<'a> Look<'a> {
         for (capability, item) in [
             ("SAVEDATE", " SAVEDATE"),
             ("OBJECTID", " EMAILID"),
-            ("ANNOTATE-EXPERIMENT", " ANNOTATION (/* (value.priv value.shared))"),
+            (
+                "ANNOTATE-EXPERIMENT",
+                " ANNOTATION (/* (value.priv value.shared))",
+            ),
         ] {
             if self.imap.can(capability) {
                 items.push_str(item);
@@ -393,36 +428,42 @@ impl<'a> Look<'a> {
         });
         let errors = &mut self.errors;
         let user = self.user;
-        let tagged = self.imap.stream(format!("UID FETCH 1:* ({items})"), |untagged| {
-            match untagged {
-                Untagged::Data(values) => {
-                    if let [_, fetch, data] = values.as_slice()
-                        && fetch.is("FETCH")
-                    {
-                        let (uid, message, recent) = message(data)?;
-                        mailbox.recent += u32::from(recent);
-                        mailbox.messages.insert(uid, message);
+        let tagged = self
+            .imap
+            .stream(format!("UID FETCH 1:* ({items})"), |untagged| {
+                match untagged {
+                    Untagged::Data(values) => {
+                        if let [_, fetch, data] = values.as_slice()
+                            && fetch.is("FETCH")
+                        {
+                            let (uid, message, recent) = message(data)?;
+                            mailbox.recent += u32::from(recent);
+                            mailbox.messages.insert(uid, message);
+                        }
                     }
+                    Untagged::Status(status) if status.is_ok() => {}
+                    Untagged::Status(status) => errors.push(format!("{user}: FETCH: {status}")),
                 }
-                Untagged::Status(status) if status.is_ok() => {}
-                Untagged::Status(status) => errors.push(format!("{user}: FETCH: {status}")),
-            }
-            Ok(())
-        })?;
+                Ok(())
+            })?;
         if !tagged.is_ok() {
             errors.push(format!("{user}: FETCH: {tagged}"));
         }
         let exists = mailbox.examine.get("EXISTS").map_or("", String::as_str);
         if exists != mailbox.messages.len().to_string() {
             let fetched = mailbox.messages.len();
-            errors.push(format!("{user}: {fetched} messages fetched where {exists} exist"));
+            errors.push(format!(
+                "{user}: {fetched} messages fetched where {exists} exist"
+            ));
         }
         Ok(())
     }
 
     fn acl(&mut self, quoted: &[u8]) -> Result<BTreeMap<String, String>> {
         let reply = self.ask(&[b"GETACL", quoted])?;
-        let entries = reply.of("ACL").flat_map(|acl| acl.get(2..).unwrap_or_default());
+        let entries = reply
+            .of("ACL")
+            .flat_map(|acl| acl.get(2..).unwrap_or_default());
         let entries: Vec<String> = entries.map(Value::to_string).collect();
         Ok(entries
             .as_chunks::<2>()
@@ -466,11 +507,16 @@ impl<'a> Look<'a> {
         let mut raw = Vec::new();
         for (name, attributes) in listed {
             let quoted = quote(&name);
-            let mut mailbox = AdminMailbox { attributes, ..AdminMailbox::default() };
+            let mut mailbox = AdminMailbox {
+                attributes,
+                ..AdminMailbox::default()
+            };
             let before = self.errors.len();
             mailbox.acl = self.acl(&quoted)?;
             // The session would not survive GETMETADATA of a mailbox that is being moved away.
-            let moving = self.errors[before..].iter().any(|error| error.contains("REFERRAL"));
+            let moving = self.errors[before..]
+                .iter()
+                .any(|error| error.contains("REFERRAL"));
             if !moving {
                 mailbox.metadata = self.metadata(&quoted, &["/shared"])?;
                 // Most mailboxes are no quota roots, for which the answer is NO.
@@ -591,7 +637,10 @@ fn expunged(host: &Host, names: &[String]) -> Result<BTreeMap<String, BTreeMap<u
             mailbox = unmutf7(name);
         } else if let Some(number) = line.strip_prefix("UID:") {
             uid = number.trim().parse().context("unexpunge: a strange UID")?;
-            found.entry(mailbox.clone()).or_default().insert(uid, String::new());
+            found
+                .entry(mailbox.clone())
+                .or_default()
+                .insert(uid, String::new());
         } else if let Some(text) = found.get_mut(&mailbox).and_then(|uids| uids.get_mut(&uid)) {
             text.push_str(line.trim());
             text.push('\n');
@@ -643,9 +692,20 @@ pub fn diff(
     after: &Fingerprint,
     ignored: &[&str],
 ) -> Result<Vec<Difference>> {
-    let mut comparison = Comparison { ignored, path: Vec::new(), found: BTreeMap::new() };
-    comparison.walk(&serde_json::to_value(before)?, &serde_json::to_value(after)?);
-    Ok(comparison.found.into_iter().map(|(kind, places)| Difference { kind, places }).collect())
+    let mut comparison = Comparison {
+        ignored,
+        path: Vec::new(),
+        found: BTreeMap::new(),
+    };
+    comparison.walk(
+        &serde_json::to_value(before)?,
+        &serde_json::to_value(after)?,
+    );
+    Ok(comparison
+        .found
+        .into_iter()
+        .map(|(kind, places)| Difference { kind, places })
+        .collect())
 }
 
 /// Differences for humans to read.
@@ -732,7 +792,9 @@ mod tests {
     fn sample() -> Fingerprint {
         let mut print = Fingerprint::default();
         let mailbox = print.own.mailboxes.entry("INBOX".into()).or_default();
-        mailbox.metadata.insert(volatile::LASTUPDATE.into(), "yesterday".into());
+        mailbox
+            .metadata
+            .insert(volatile::LASTUPDATE.into(), "yesterday".into());
         for uid in 1..6 {
             mailbox.messages.insert(uid, Message::default());
         }
@@ -757,9 +819,15 @@ mod tests {
             message.flags.insert("\\Seen".into());
         }
         inbox(&mut changed).messages.remove(&5);
-        changed.own.mailboxes.insert("new".into(), Mailbox::default());
+        changed
+            .own
+            .mailboxes
+            .insert("new".into(), Mailbox::default());
         let differences = diff(&sample(), &changed, &[]).expect("diff");
-        let kinds: Vec<_> = differences.iter().map(|d| (d.kind.as_str(), d.places.len())).collect();
+        let kinds: Vec<_> = differences
+            .iter()
+            .map(|d| (d.kind.as_str(), d.places.len()))
+            .collect();
         assert_eq!(
             kinds,
             [
@@ -768,22 +836,36 @@ mod tests {
                 ("own / mailboxes / * / messages / * / flags", 2),
             ]
         );
-        assert_eq!(differences[2].places[1].path, "own / mailboxes / INBOX / messages / 4 / flags");
-        assert_eq!(differences[2].places[1].after.as_deref(), Some("[\"\\\\Seen\"]"));
+        assert_eq!(
+            differences[2].places[1].path,
+            "own / mailboxes / INBOX / messages / 4 / flags"
+        );
+        assert_eq!(
+            differences[2].places[1].after.as_deref(),
+            Some("[\"\\\\Seen\"]")
+        );
     }
 
     #[test]
     fn only_what_the_caller_names_is_ignored() {
         let mut changed = sample();
-        inbox(&mut changed).metadata.insert(volatile::LASTUPDATE.into(), "today".into());
+        inbox(&mut changed)
+            .metadata
+            .insert(volatile::LASTUPDATE.into(), "today".into());
         assert_eq!(diff(&sample(), &changed, &[]).expect("diff").len(), 1);
-        assert_eq!(diff(&sample(), &changed, &[volatile::LASTUPDATE]).expect("diff"), []);
+        assert_eq!(
+            diff(&sample(), &changed, &[volatile::LASTUPDATE]).expect("diff"),
+            []
+        );
     }
 
     #[test]
     fn fingerprints_survive_json() {
         let json = serde_json::to_string(&sample()).expect("to JSON");
-        assert_eq!(serde_json::from_str::<Fingerprint>(&json).expect("from JSON"), sample());
+        assert_eq!(
+            serde_json::from_str::<Fingerprint>(&json).expect("from JSON"),
+            sample()
+        );
     }
 
     #[test]

@@ -55,9 +55,11 @@ impl Host {
         &self.ip
     }
 
-    /// Starts the host with its Cyrus server.
+    /// Starts the host with its Cyrus server; returns when clients can log in, which can take some
+    /// seconds after a restart, until its new hardware address is known.
     pub fn up(&self) -> Result<()> {
-        self.lab("up", &[])
+        self.lab("up", &[])?;
+        self.await_imap(Duration::from_secs(30))
     }
 
     /// Stops the host; its data stay.
@@ -135,7 +137,8 @@ impl Host {
     /// The process id, seen from outside, of the host's init.
     pub fn pid(&self) -> Result<u32> {
         let pid = self.ask("pid")?;
-        pid.parse().with_context(|| format!("lab.sh pid said {pid:?}"))
+        pid.parse()
+            .with_context(|| format!("lab.sh pid said {pid:?}"))
     }
 
     /// A command that, once spawned, runs in the host as root.
@@ -172,7 +175,10 @@ impl Host {
     /// Starts a command in the host as root, with pipes for stdin, stdout and stderr.
     pub fn spawn<S: AsRef<OsStr>>(&self, args: &[S]) -> Result<Child> {
         let mut command = self.command(args);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         command.spawn().context("starting lab.sh exec")
     }
 
@@ -188,7 +194,10 @@ impl Host {
         command.stdin(source);
         let arrived = succeeded(command.output().context("starting lab.sh exec")?)?;
         if arrived.trim() != size.to_string() {
-            bail!("{destination} on {} has {arrived} bytes instead of {size}", self.name);
+            bail!(
+                "{destination} on {} has {arrived} bytes instead of {size}",
+                self.name
+            );
         }
         Ok(())
     }
