@@ -97,12 +97,7 @@ impl Server {
         }
         let json = std::fs::read(base.join(format!("{name}.json"))).unwrap();
         let json: Value = serde_json::from_slice(&json).unwrap();
-        let users = json
-            .get("users")
-            .unwrap_or(&json)
-            .as_object()
-            .unwrap()
-            .clone();
+        let users = json.get("users").unwrap_or(&json).as_object().unwrap().clone();
         Self { files, users }
     }
 
@@ -117,10 +112,7 @@ impl Server {
     fn directories(&self) -> BTreeMap<String, &str> {
         let root = self.option("partition-default").unwrap() + "/";
         let hashed = self.option("hashimapspool").as_deref() == Some("yes");
-        let paths = self
-            .files
-            .keys()
-            .filter_map(|path| path.strip_suffix("/cyrus.index"));
+        let paths = self.files.keys().filter_map(|path| path.strip_suffix("/cyrus.index"));
         paths
             .map(|directory| {
                 let below = directory.strip_prefix(&root).unwrap();
@@ -136,14 +128,8 @@ impl Server {
 
     /// The only file of a name, in which `.` may be `^`.
     fn user_file(&self, name: &str, suffix: &str) -> Option<&Bytes> {
-        let names = [
-            format!("/{name}{suffix}"),
-            format!("/{}{suffix}", name.replace('.', "^")),
-        ];
-        let mut found = self
-            .files
-            .iter()
-            .filter(|(p, _)| names.iter().any(|n| p.ends_with(n)));
+        let names = [format!("/{name}{suffix}"), format!("/{}{suffix}", name.replace('.', "^"))];
+        let mut found = self.files.iter().filter(|(p, _)| names.iter().any(|n| p.ends_with(n)));
         found.next().map(|(_, bytes)| bytes)
     }
 
@@ -207,11 +193,7 @@ fn read_all(server: &Server, counts: &mut Counts) {
         let view = IndexView::parse(raw).unwrap();
         let header_file = server.file(directory, "cyrus.header").unwrap();
         let fits = view.header_file_fits(header_file);
-        assert_eq!(
-            fits,
-            (view.header().minor >= 12).then_some(true),
-            "{directory}"
-        );
+        assert_eq!(fits, (view.header().minor >= 12).then_some(true), "{directory}");
         let records: Vec<Record> = view.records().map(|r| r.unwrap()).collect();
         assert!(counts.minor == 0 || counts.minor == view.header().minor);
         counts.minor = view.header().minor;
@@ -272,22 +254,11 @@ fn compare_view(
     name: &str,
     seen_by: &Value,
 ) -> Counts {
-    let mut counts = Counts {
-        views: 1,
-        ..Counts::default()
-    };
+    let mut counts = Counts { views: 1, ..Counts::default() };
     let header = mailbox.view.header();
     let at = format!("{user}: {name}");
-    assert_eq!(
-        u64::from(header.uidvalidity),
-        number(&seen_by["uidvalidity"]),
-        "{at}"
-    );
-    assert_eq!(
-        u64::from(header.last_uid) + 1,
-        number(&seen_by["uidnext"]),
-        "{at}"
-    );
+    assert_eq!(u64::from(header.uidvalidity), number(&seen_by["uidvalidity"]), "{at}");
+    assert_eq!(u64::from(header.last_uid) + 1, number(&seen_by["uidnext"]), "{at}");
     if let Some(modseq) = seen_by.get("highestmodseq") {
         assert!(header.has_modseqs(), "{at}");
         assert_eq!(header.highestmodseq, number(modseq), "{at}");
@@ -298,11 +269,7 @@ fn compare_view(
         let defined = defined.iter().map(|flag| flag.as_str().unwrap());
         let defined: Vec<_> = defined.filter(|flag| !flag.starts_with('\\')).collect();
         let names: Vec<_> = mailbox.header.user_flags.iter().flatten().collect();
-        assert_eq!(
-            names,
-            defined.iter().map(|f| f.as_bytes()).collect::<Vec<_>>(),
-            "{at}"
-        );
+        assert_eq!(names, defined.iter().map(|f| f.as_bytes()).collect::<Vec<_>>(), "{at}");
     }
     let owner = name.strip_prefix("user.").and_then(|n| n.split('.').next());
     let owns = owner == Some(&user.replace('.', "^"));
@@ -327,20 +294,12 @@ fn compare_view(
         let time = time.strftime("%e-%b-%Y %H:%M:%S +0000").to_string();
         assert_eq!(time, date.as_str().unwrap(), "{at}");
         let file = server.file(mailbox.directory, &record.file_name()).unwrap();
-        assert_eq!(
-            Guid::of(file).to_string(),
-            message["sha1"].as_str().unwrap(),
-            "{at}"
-        );
+        assert_eq!(Guid::of(file).to_string(), message["sha1"].as_str().unwrap(), "{at}");
         if let Some(modseq) = message.get("modseq") {
             assert_eq!(record.modseq, number(modseq), "{at}");
             counts.modseqs += 1;
         }
-        let is_seen = if internal {
-            record.is_seen()
-        } else {
-            seen.uids.contains(*uid)
-        };
+        let is_seen = if internal { record.is_seen() } else { seen.uids.contains(*uid) };
         let found = flags(record, is_seen, &mailbox.header);
         assert_eq!(found, expected_flags(&message["flags"]), "{at}");
         counts.messages += 1;
@@ -403,9 +362,7 @@ fn compare_subscriptions(server: &Server, user: &str, seen_by: &Value) -> usize 
     let names = all.names.iter().map(|name| bytes(Some(name.as_bytes())));
     // LSUB leaves out folders that are gone.
     let directories = server.directories();
-    let names: BTreeSet<_> = names
-        .filter(|name| directories.contains_key(name))
-        .collect();
+    let names: BTreeSet<_> = names.filter(|name| directories.contains_key(name)).collect();
     let listed = seen_by["lsub"].as_array().unwrap().iter().map(|item| {
         let name = item.get("name").unwrap_or(item).as_str().unwrap();
         internal(user, name.trim_matches('"'), &seen_by["namespace"])
@@ -416,16 +373,9 @@ fn compare_subscriptions(server: &Server, user: &str, seen_by: &Value) -> usize 
 
 fn compare_quotas(server: &Server) -> usize {
     let mut seen = BTreeSet::new();
-    for folder in server.users["legacy"]["mailboxes"]
-        .as_object()
-        .unwrap()
-        .values()
-    {
+    for folder in server.users["legacy"]["mailboxes"].as_object().unwrap().values() {
         // Older JSON has the server's answer as text.
-        let answer = folder
-            .get("quotaroot")
-            .and_then(Value::as_str)
-            .unwrap_or_default();
+        let answer = folder.get("quotaroot").and_then(Value::as_str).unwrap_or_default();
         let Some((_, numbers)) = answer.split_once("user.legacy (STORAGE ") else {
             continue;
         };
@@ -433,10 +383,7 @@ fn compare_quotas(server: &Server) -> usize {
         let file = server.user_file("user.legacy", "").unwrap();
         let storage = Quota::parse(file).unwrap().unwrap().storage.unwrap();
         assert_eq!((storage.used / 1024).to_string(), used);
-        assert_eq!(
-            storage.limit.map(|limit| limit.to_string()).as_deref(),
-            Some(limit)
-        );
+        assert_eq!(storage.limit.map(|limit| limit.to_string()).as_deref(), Some(limit));
         seen.insert("user.legacy".to_owned());
     }
     for (user, seen_by) in &server.users {
@@ -448,10 +395,7 @@ fn compare_quotas(server: &Server) -> usize {
                 // Clients of Cyrus see a root as a folder of theirs.
                 let root = internal(user, root, &seen_by["namespace"]);
                 let suffix = format!("/{root}");
-                let mut files = server
-                    .files
-                    .iter()
-                    .filter(|(path, _)| path.contains("/quota/"));
+                let mut files = server.files.iter().filter(|(path, _)| path.contains("/quota/"));
                 let (_, file) = files.find(|(path, _)| path.ends_with(&suffix)).expect(name);
                 let quota = Quota::parse(file).unwrap().unwrap();
                 let shown = |kind: &str| {
@@ -462,9 +406,7 @@ fn compare_quotas(server: &Server) -> usize {
                 let used = u64::try_from(storage.used).unwrap() / 1024;
                 let storage = storage.limit.map(|limit| (used, limit));
                 assert_eq!(storage, shown("STORAGE"), "{root}");
-                let message = quota
-                    .message
-                    .and_then(|m| Some((m.used.try_into().ok()?, m.limit?)));
+                let message = quota.message.and_then(|m| Some((m.used.try_into().ok()?, m.limit?)));
                 assert_eq!(message, shown("MESSAGE"), "{root}");
                 seen.insert(root);
             }
@@ -478,15 +420,9 @@ type Annotation = (String, String, String, String);
 
 /// What annotations.db has of mailboxes.
 fn stored_annotations(server: &Server) -> BTreeSet<Annotation> {
-    let mut files = server
-        .files
-        .iter()
-        .filter(|(path, _)| path.ends_with("/annotations.db"));
+    let mut files = server.files.iter().filter(|(path, _)| path.ends_with("/annotations.db"));
     let (_, file) = files.find(|(path, _)| !path.contains("backup")).unwrap();
-    let entries = Database::open(file.clone(), &Engine::Flat)
-        .unwrap()
-        .entries()
-        .unwrap();
+    let entries = Database::open(file.clone(), &Engine::Flat).unwrap().entries().unwrap();
     let mut found = BTreeSet::new();
     for (raw_key, raw) in entries {
         let key = AnnotationKey::parse(&raw_key).unwrap();
@@ -498,11 +434,7 @@ fn stored_annotations(server: &Server) -> BTreeSet<Annotation> {
                 continue;
             }
             let user = bytes(Some(&key.userid));
-            let kind = if user.is_empty() {
-                "/shared"
-            } else {
-                "/private"
-            };
+            let kind = if user.is_empty() { "/shared" } else { "/private" };
             let entry = format!("{kind}{}", bytes(Some(&key.entry)));
             found.insert((bytes(Some(&name)), entry, user, bytes(Some(&value.value))));
         }
@@ -525,26 +457,16 @@ fn shown_annotations(server: &Server) -> BTreeSet<Annotation> {
                     shown.insert((mailbox.clone(), entry, user, value));
                 }
             };
-            for (entry, values) in folder
-                .get("annotations")
-                .and_then(Value::as_object)
-                .into_iter()
-                .flatten()
+            for (entry, values) in
+                folder.get("annotations").and_then(Value::as_object).into_iter().flatten()
             {
                 for (kind, value) in values.as_object().unwrap() {
-                    let kind = if kind == "value.priv" {
-                        "/private"
-                    } else {
-                        "/shared"
-                    };
+                    let kind = if kind == "value.priv" { "/private" } else { "/shared" };
                     add(format!("{kind}{entry}"), value);
                 }
             }
-            for (entry, value) in folder
-                .get("metadata")
-                .and_then(Value::as_object)
-                .into_iter()
-                .flatten()
+            for (entry, value) in
+                folder.get("metadata").and_then(Value::as_object).into_iter().flatten()
             {
                 add(entry.clone(), value);
             }
@@ -563,10 +485,8 @@ fn message_annotations(server: &Server) -> BTreeSet<MessageAnnotation> {
         let Some(file) = server.file(directory, "cyrus.annotations") else {
             continue;
         };
-        for (raw_key, raw) in Database::open(file.clone(), &Engine::Twoskip)
-            .unwrap()
-            .entries()
-            .unwrap()
+        for (raw_key, raw) in
+            Database::open(file.clone(), &Engine::Twoskip).unwrap().entries().unwrap()
         {
             let key = AnnotationKey::parse_message(&raw_key).unwrap();
             assert_eq!(key.to_bytes(), raw_key);
@@ -596,11 +516,7 @@ fn shown_message_annotations(server: &Server) -> BTreeSet<MessageAnnotation> {
                     for value in pair[1].as_array().unwrap().chunks(2) {
                         let (kind, value) =
                             (value[0].as_str().unwrap(), value[1].as_str().unwrap());
-                        let user = if kind == "value.priv" {
-                            user.clone()
-                        } else {
-                            String::new()
-                        };
+                        let user = if kind == "value.priv" { user.clone() } else { String::new() };
                         if value != "NIL" {
                             shown.insert((
                                 name.clone(),
@@ -631,9 +547,7 @@ fn check(name: &str) -> Counts {
                 continue;
             }
             let name = internal(user, external, &seen_by["namespace"]);
-            let directory = directories
-                .get(&name)
-                .unwrap_or_else(|| panic!("no {name}"));
+            let directory = directories.get(&name).unwrap_or_else(|| panic!("no {name}"));
             let mailbox = Mailbox {
                 view: IndexView::parse(server.file(directory, "cyrus.index").unwrap()).unwrap(),
                 header: MailboxHeader::parse(server.file(directory, "cyrus.header").unwrap())
@@ -649,14 +563,7 @@ fn check(name: &str) -> Counts {
         }
     }
     counts.quotas = compare_quotas(&server);
-    if server
-        .users
-        .values()
-        .next()
-        .unwrap()
-        .get("namespace")
-        .is_some()
-    {
+    if server.users.values().next().unwrap().get("namespace").is_some() {
         let stored = stored_annotations(&server);
         assert_eq!(stored, shown_annotations(&server));
         counts.annotations = stored.len();

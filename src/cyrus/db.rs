@@ -4,7 +4,7 @@
 //! that were upgraded hold files of several.  Reading needs the file's bytes as they
 //! are under a read lock (fcntl on the file itself, then compare the inode).
 
-pub(crate) mod crc;
+mod crc;
 pub mod flat;
 pub mod skiplist;
 pub mod twoskip;
@@ -138,7 +138,7 @@ impl Database {
         }
     }
 
-    /// All entries, in the order of their keys.
+    /// All entries, in the order of the file (skiplist: of their bytes).
     pub fn entries(&self) -> Result<Vec<Entry>> {
         match self {
             Self::Empty => Ok(Vec::new()),
@@ -158,12 +158,13 @@ impl Database {
         }
     }
 
-    /// The entries whose keys begin with `prefix`, in the order of their keys.
+    /// The entries whose keys begin with `prefix`, in the same order.
     pub fn prefix(&self, prefix: &[u8]) -> Result<Vec<Entry>> {
         self.prefix_limited(prefix, usize::MAX)
     }
 
-    /// The first `limit` entries whose keys begin with `prefix`.
+    /// At most `limit` entries whose keys begin with `prefix`, not always the first:
+    /// to ask whether there are any.
     pub fn prefix_limited(&self, prefix: &[u8], limit: usize) -> Result<Vec<Entry>> {
         let mut found = match self {
             Self::Empty => Vec::new(),
@@ -222,8 +223,14 @@ mod tests {
         let error = Database::open(berkeley.into(), &Engine::Berkeley).unwrap_err();
         assert!(error.to_string().contains("cvt_cyrusdb"), "{error}");
         let text = Bytes::from_static(b"user.x\t\n");
-        assert!(matches!(Database::open(text.clone(), &Engine::Flat), Ok(Database::Flat(_))));
-        assert_eq!(Database::open(text, &Engine::Twoskip).unwrap_err(), DbError::Unknown);
+        assert!(matches!(
+            Database::open(text.clone(), &Engine::Flat),
+            Ok(Database::Flat(_))
+        ));
+        assert_eq!(
+            Database::open(text, &Engine::Twoskip).unwrap_err(),
+            DbError::Unknown
+        );
         let empty = Database::open(Bytes::new(), &Engine::Twoskip).unwrap();
         assert_eq!((empty.engine(), empty.entries().unwrap()), (None, vec![]));
     }

@@ -36,6 +36,9 @@ fn a_rich_user_and_then_a_second_user_move_and_nothing_changes() {
 fn a_shared_tree_moves_with_its_rights_and_messages() {
     let servers = Servers::fresh();
     servers.accounts(&["carl", "dora"]);
+    for user in ["carl", "dora"] {
+        Seed::new(&servers.source, user).small().unwrap();
+    }
     seed::shared_tree(&servers.source, "team.sales", &["carl", "dora"]).unwrap();
     let look = |host| {
         Fingerprint::take_tree(host, "team.sales", &["carl", "dora"], &Take::default()).unwrap()

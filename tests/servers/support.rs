@@ -118,12 +118,8 @@ pub fn fingerprint(host: &Host, user: &str, others: &[&str]) -> Fingerprint {
 /// Fails the test unless both are the same, but for what no copy can keep.
 #[track_caller]
 pub fn assert_same(before: &Fingerprint, after: &Fingerprint, known: &[&str]) {
-    let ignored: Vec<&str> =
-        [volatile::LASTUPDATE, volatile::FREESPACE, volatile::FREESPACE_TOTAL, volatile::SERVER]
-            .iter()
-            .chain(known)
-            .copied()
-            .collect();
+    let always = [volatile::LASTUPDATE, volatile::SERVER];
+    let ignored: Vec<&str> = volatile::ALWAYS.iter().chain(&always).chain(known).copied().collect();
     let differences = fingerprint::diff(before, after, &ignored).expect("fingerprints compare");
     assert!(differences.is_empty(), "{}", fingerprint::report(&differences));
 }
