@@ -72,6 +72,8 @@ template(name="lab" type="string" string="%timegenerated:::date-rfc3339% %syslog
 E
 }
 
+exec 7> "$DIR/alive.lock" # one init per host, whatever became of those who started them
+flock -w 5 7
 read -r pid _ < /proc/self/stat # still the machine's /proc: the pid as seen from the machine
 make_root
 make_dev

@@ -42,7 +42,7 @@ set -euo pipefail
 
 HERE=$(dirname "$(readlink -f "$0")")
 LAB=$(readlink -m "${MBCOPY_LAB:-/var/tmp/mbcopy-lab}")
-MIRROR=${MBCOPY_LAB_MIRROR:-}
+MIRROR=${MBCOPY_LAB_MIRROR:-} # empty: the one debootstrap chooses
 NETNS=${MBCOPY_LAB_NETNS:-mbcopylab}
 NET=10.77.0
 PACKAGES="cyrus-imapd cyrus-admin cyrus-clients cyrus-replication cyrus-murder
@@ -170,7 +170,14 @@ in_host() { # host command...: as root, or as $AS
 
 up() {
   local host=$1 dir=$LAB/hosts/$1 suite ip pid
-  if pid=$(init_pid "$host"); then echo "$host is up: init $pid"; start_cyrus "$host"; return; fi
+  if pid=$(init_pid "$host"); then
+    if [ -e "/proc/$pid/root/run/lab-complete" ]; then
+      start_cyrus "$host"
+      echo "$host is up: init $pid"
+      return
+    fi
+    kill_init "$pid" # whoever started it did not live to finish
+  fi
   read -r suite ip < <(known_host "$host") || true
   suite=${2:-$(cat "$dir/suite" 2>/dev/null || echo "${suite:-}")}
   ip=${3:-$(cat "$dir/ip" 2>/dev/null || echo "${ip:-}")}
@@ -191,6 +198,7 @@ up() {
   plug_in "$host" "$pid" "$ip"
   write_conf "$host"
   add_users "$host" cyrus
+  touch "/proc/$pid/root/run/lab-complete"
   start_cyrus "$host"
   echo "$host is up: $suite $ip init $pid"
 }
@@ -221,7 +229,6 @@ publish_names() { # /etc/hosts and known_hosts of all hosts, replaced as a whole
 
 start_init() { # host suite
   local dir=$LAB/hosts/$1
-  rm -f "$dir/pid"
   unlocked bash -c 'setsid unshare --mount --uts --ipc --net --pid --fork --kill-child=SIGKILL "$@" &' - \
     bash "$HERE/host-init.sh" "$LAB" "$1" "$2" </dev/null >"$dir/init.log" 2>&1
   wait_for 20 host_ready "$1" || { cat "$dir/init.log" >&2; die "$1 does not come up"; }
@@ -248,6 +255,7 @@ down() {
     stop_cyrus "$1" || true
     kill_init "$pid"
   fi
+  for pid in $(strays "$1"); do kill_init "$pid"; done
   rm -f "$LAB/hosts/$1/pid"
 }
 
@@ -257,11 +265,11 @@ kill_init() { # its whole pid namespace, mounts and network go with it
 }
 not_running() { [ ! -e "/proc/$1" ]; }
 
-strays() { # inits of this lab whose state somebody has removed
+strays() { # [host]: inits of this lab that its state does not know of
   local marker pid
   for marker in /proc/[0-9]*/root/run/lab-host; do
     pid=${marker#/proc/}; pid=${pid%%/*}
-    [[ $(cat "$marker" 2>/dev/null) == "$LAB"/hosts/* ]] || continue
+    [[ $(cat "$marker" 2>/dev/null) == "$LAB"/hosts/${1:-*} ]] || continue
     [ "$(awk '/^NSpid:/ {print $NF}' "/proc/$pid/status" 2>/dev/null)" = 1 ] && echo "$pid"
   done
   true
