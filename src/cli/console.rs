@@ -8,6 +8,10 @@ use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressDrawTarget, Progres
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How often a program is told how far the copy is.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
 /// How much is said, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +31,7 @@ pub(super) struct Console {
     style: Style,
     bar: ProgressBar,
     syslog: Mutex<Syslog>,
+    last_progress: Mutex<Option<Instant>>,
 }
 
 #[derive(Serialize)]
@@ -53,7 +58,7 @@ impl Console {
         if let Ok(drawn) = ProgressStyle::with_template(template) {
             bar.set_style(drawn);
         }
-        Self { style, bar, syslog: Mutex::new(Syslog::open()) }
+        Self { style, bar, syslog: Mutex::new(Syslog::open()), last_progress: Mutex::new(None) }
     }
 
     /// Prints the report and the last line.
@@ -139,6 +144,18 @@ impl Console {
     }
 }
 
+impl Console {
+    /// Whether progress may be told again; a program wants a line per second.
+    fn progress_is_due(&self) -> bool {
+        let mut last = self.last_progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = last.is_none_or(|at| at.elapsed() >= PROGRESS_EVERY);
+        if due {
+            *last = Some(Instant::now());
+        }
+        due
+    }
+}
+
 impl Monitor for Console {
     fn event(&self, event: Event) {
         if let Event::Phase { phase } = &event {
@@ -148,7 +165,9 @@ impl Monitor for Console {
             }
         }
         if self.style == Style::Json {
-            self.json(&event);
+            if !matches!(event, Event::Progress { .. }) || self.progress_is_due() {
+                self.json(&event);
+            }
             return;
         }
         match event {

@@ -300,8 +300,10 @@ impl Session {
     ) -> Result<v1::Rehearsed, v1::Failure> {
         let shadow = self.build_shadow(host)?;
         if rehearse.skipped.is_empty() {
+            let changing = self.inventory.mailboxes.values().filter(|m| !m.is_consistent());
+            let changing: Vec<_> = changing.map(|m| host.external(&m.name)).collect();
             shadow
-                .examine(host, &self.stage, &self.tool_names)
+                .examine(host, &self.stage, &self.tool_names, &changing)
                 .map_err(|e| internal(e.to_string(), "the source serves the user"))?;
         }
         self.shadow = Some(shadow);

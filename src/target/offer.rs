@@ -48,6 +48,8 @@ pub struct StagedMailbox {
     unverified: BTreeMap<u32, u64>,
     /// BLAKE3 of the staged metadata files.
     files: BTreeMap<FileKind, [u8; 32]>,
+    /// How many messages the last whole scan listed.
+    listed: usize,
     /// What the source says that the mailbox is, since the last whole scan.
     pub offered: Offered,
     /// Whether the staged files changed since they were last compared.
@@ -336,6 +338,7 @@ impl StagedMailbox {
             have: Vec::new(),
             unverified,
             files: BTreeMap::new(),
+            listed: 0,
             offered: Offered::default(),
             dirty: true,
         })
@@ -407,6 +410,7 @@ impl StagedMailbox {
     ) -> Result<(), OfferError> {
         // What the index does not list any more was expunged and cleaned up.
         let listed = std::mem::take(&mut listing.uids);
+        self.listed = listed.len();
         let stale = |uid: &u32| listed.binary_search(uid).is_err();
         let gone: Vec<u32> = self.have.iter().copied().filter(stale).collect();
         self.dirty |= !gone.is_empty();
@@ -469,6 +473,12 @@ impl StagedMailbox {
             self.directory.remove(&name);
         }
         same
+    }
+
+    /// Whether all that is staged is of one moment: the metadata files are as
+    /// they were offered, and no message that was offered was gone.
+    pub fn is_consistent(&self) -> bool {
+        self.files_complete() && self.have.len() == self.listed
     }
 
     /// Whether every metadata file is staged as it was offered.

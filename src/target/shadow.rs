@@ -105,7 +105,15 @@ impl Shadow {
     }
 
     /// Has this server's Cyrus read every mailbox; it must find nothing to mend.
-    pub fn examine(&self, host: &Host, stage: &Stage, top: &Top) -> Result<(), ShadowError> {
+    /// What it says of a mailbox that is still `changing` on the source counts
+    /// for nothing: its files are of different moments.
+    pub fn examine(
+        &self,
+        host: &Host,
+        stage: &Stage,
+        top: &Top,
+        changing: &[String],
+    ) -> Result<(), ShadowError> {
         let arguments: Vec<&str> = match &top.userid {
             Some(userid) => vec!["-n", "-q", "-u", userid],
             None => vec!["-n", "-q", "-r", &top.external],
@@ -119,7 +127,9 @@ impl Shadow {
             })?;
         let said = [output.stdout, output.stderr].concat();
         let said = String::from_utf8_lossy(&said);
-        let complaints: Vec<&str> = said.lines().filter(|line| is_complaint(line)).collect();
+        let settled = |line: &&str| !changing.iter().any(|name| line.starts_with(name.as_str()));
+        let complaints: Vec<&str> =
+            said.lines().filter(|line| is_complaint(line)).filter(settled).collect();
         match complaints.first() {
             None => Ok(()),
             Some(_) => {

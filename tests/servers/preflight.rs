@@ -101,7 +101,7 @@ fn a_user_who_exists_on_the_target_is_never_merged() {
 #[test]
 fn what_a_failed_xfer_left_is_recognised() {
     let servers = with_user("wreck");
-    let victim = format!("{}/1.", directory(&servers.source, "user.wreck.Folder1"));
+    let victim = format!("{}/1.", directory(&servers.source, "user.wreck.Sent"));
     shell(&servers.source, &format!("chmod 000 {victim}"));
     let answer = servers.source.admin().unwrap().attempt("XFER user.wreck bw2");
     drop(answer);
