@@ -31,7 +31,7 @@ impl Session {
     /// e
     pub async fn exec(&self, words: &[&String]) -> Result<Streams, std::io::Error> {
         let mut args = vec![self.0.clone().into()];
-        args.extend(words.iter().map(|w| std::ffi::OsString::from(w)));
+        args.extend(words.iter().map(std::ffi::OsString::from));
         let (child, streams) = crate::push::local::spawn("ssh".into(), &args)?;
         if let Ok(mut c) = self.1.lock() {
             c.push(child);

@@ -158,11 +158,11 @@ impl Console {
 
 impl Monitor for Console {
     fn event(&self, event: Event) {
-        if let Event::Phase { phase } = &event {
-            if matches!(phase.0, Phase::Publishing | Phase::Routing | Phase::Retiring) {
-                let mut syslog = self.syslog.lock().unwrap_or_else(PoisonError::into_inner);
-                syslog.info(&format!("phase={}", phase.word()));
-            }
+        if let Event::Phase { phase } = &event
+            && matches!(phase.0, Phase::Publishing | Phase::Routing | Phase::Retiring)
+        {
+            let mut syslog = self.syslog.lock().unwrap_or_else(PoisonError::into_inner);
+            syslog.info(&format!("phase={}", phase.word()));
         }
         if self.style == Style::Json {
             if !matches!(event, Event::Progress { .. }) || self.progress_is_due() {

@@ -138,7 +138,7 @@ fn read(
     known.totals = v1::Totals {
         mailboxes: 1,
         messages: kept.len() as u64,
-        bytes: kept.iter().map(|r| u64::from(r.size)).sum(),
+        bytes: kept.iter().map(|r| r.size).sum(),
         expunged: kept.iter().filter(|r| r.is_expunged()).count() as u64,
     };
     let mut chunks = kept.chunks(MAX_ENTRIES).map(manifest).collect::<Vec<_>>();
@@ -212,7 +212,7 @@ fn check_files(
                 ("missing-message", format!("{shown} is missing, the index lists it"))
             }
             Err(e) => ("unreadable-message", format!("{shown} cannot be read: {e}")),
-            Ok(stat) if stat.st_size as u64 != u64::from(record.size) => (
+            Ok(stat) if stat.st_size as u64 != record.size => (
                 "wrong-size-message",
                 format!("{shown} has {} bytes, the index says {}", stat.st_size, record.size),
             ),
@@ -255,7 +255,7 @@ fn manifest(records: &[&Record]) -> Bytes {
         let entry = Entry {
             uid: record.uid,
             expunged: record.is_expunged(),
-            size: u64::from(record.size),
+            size: record.size,
             guid: record.guid.as_ref().map_or([0; 20], |g| *g.as_bytes()),
         };
         entry.encode(&mut out);

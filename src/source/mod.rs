@@ -171,10 +171,10 @@ impl Session {
         let mut minors = BTreeMap::new();
         for mailbox in &self.listing.mailboxes {
             let known = self.known.entry(mailbox.ordinal).or_default();
-            if mailbox.entry.partition.is_some() {
-                if let Some(found) = mailbox::scan(host, mailbox, known, false) {
-                    problems.extend(found.problems);
-                }
+            if mailbox.entry.partition.is_some()
+                && let Some(found) = mailbox::scan(host, mailbox, known, false)
+            {
+                problems.extend(found.problems);
             }
             minors.insert(mailbox.ordinal, index_minor(host, mailbox));
         }
@@ -328,11 +328,11 @@ impl Session {
             .map_err(|e| v1::Failure::from(crate::agent::LinkError::from(e)))?;
         // What turned out to be bad is not offered again.
         for problem in &sent.problems {
-            if let Some(known) = self.known.get_mut(&problem.mailbox_ordinal) {
-                if problem.uid > 0 {
-                    known.bad.insert(problem.uid);
-                    known.forget();
-                }
+            if let Some(known) = self.known.get_mut(&problem.mailbox_ordinal)
+                && problem.uid > 0
+            {
+                known.bad.insert(problem.uid);
+                known.forget();
             }
         }
         Ok(v1::SendDone { items: sent.items, bytes: sent.bytes, problems: sent.problems })
@@ -452,7 +452,7 @@ fn expected(meta: &[(FileKind, PathBuf)]) -> Option<Sizes> {
     let sizes = index
         .records()
         .filter_map(Result::ok)
-        .map(|r| (r.uid, (u64::from(r.size), r.guid.as_ref().map(|g| *g.as_bytes()))));
+        .map(|r| (r.uid, (r.size, r.guid.as_ref().map(|g| *g.as_bytes()))));
     Some(sizes.collect())
 }
 

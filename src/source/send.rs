@@ -227,12 +227,10 @@ impl Reader<'_> {
             hasher.update(piece);
             sha1.update(&*piece);
             let last = offset + want as u64 == size;
-            if last {
-                if let Some(bad) = job.check(size, || sha1.clone().finalize().into()) {
-                    self.chunk(job, size, 0, 0, true, true, [0; 32], &[]);
-                    self.flush();
-                    return Ok(bad);
-                }
+            if last && let Some(bad) = job.check(size, || sha1.clone().finalize().into()) {
+                self.chunk(job, size, 0, 0, true, true, [0; 32], &[]);
+                self.flush();
+                return Ok(bad);
             }
             let blake3 = if last { *hasher.finalize().as_bytes() } else { [0; 32] };
             self.chunk(job, size, offset, mtime, last, false, blake3, piece);

@@ -25,10 +25,11 @@ pub fn tell(host: &Host, top: &MailboxName) -> u32 {
         let open = MailboxName::from_internal(mailbox.trim_ascii_end())
             .is_ok_and(|name| name == *top || name.is_below(top));
         // A file that a dead process left must not hit a stranger.
-        if (theirs || open) && is_cyrus(pid) {
-            if let Some(pid) = Pid::from_raw(pid) {
-                told += u32::from(kill_process(pid, Signal::QUIT).is_ok());
-            }
+        if (theirs || open)
+            && is_cyrus(pid)
+            && let Some(pid) = Pid::from_raw(pid)
+        {
+            told += u32::from(kill_process(pid, Signal::QUIT).is_ok());
         }
     }
     told

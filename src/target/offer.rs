@@ -108,7 +108,7 @@ pub enum OfferError {
 }
 
 /// Everything that is staged of a move.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Inventory {
     /// The mailboxes by ordinal.
     pub mailboxes: BTreeMap<u32, StagedMailbox>,
@@ -122,20 +122,12 @@ pub struct Inventory {
 
 /// What was asked of the source and may arrive.
 pub struct Asked {
-    items: BTreeMap<(u32, u8), (Arc<StagedDirectory>, Vec<(u32, u64)>)>,
+    messages: BTreeMap<u32, AskedMessages>,
     files: BTreeMap<ItemKey, Item>,
 }
 
-impl Default for Inventory {
-    fn default() -> Self {
-        Self {
-            mailboxes: BTreeMap::new(),
-            user_files: Vec::new(),
-            staged_user_files: BTreeMap::new(),
-            rest: v1::ScanDone::default(),
-        }
-    }
-}
+/// Messages of one mailbox: where they go, and UID and size of each, in UID order.
+type AskedMessages = (Arc<StagedDirectory>, Vec<(u32, u64)>);
 
 impl Inventory {
     /// Takes the source's list of mailboxes: new ones get a place in the
@@ -211,12 +203,11 @@ impl Inventory {
         wants: &BTreeMap<u32, MailboxWants>,
         user_files: &[u32],
     ) -> Result<Asked, OfferError> {
-        let mut asked = Asked { items: BTreeMap::new(), files: BTreeMap::new() };
+        let mut asked = Asked { messages: BTreeMap::new(), files: BTreeMap::new() };
         for (ordinal, wants) in wants {
             let Some(mailbox) = self.mailboxes.get(ordinal) else { continue };
-            let key = (*ordinal, FileKind::Message as u8);
             let messages = wants.messages.iter().map(|e| (e.uid, e.size)).collect();
-            asked.items.insert(key, (Arc::clone(&mailbox.directory), messages));
+            asked.messages.insert(*ordinal, (Arc::clone(&mailbox.directory), messages));
             for kind in &wants.files {
                 let item = Item {
                     directory: mailbox.meta_directory(stage, *kind)?,
@@ -497,13 +488,13 @@ pub struct Listing {
 impl Expected for Asked {
     fn item(&self, key: ItemKey) -> Option<Item> {
         let (mailbox, kind, uid) = key;
-        if let Some((directory, uids)) = self.items.get(&(mailbox, kind)) {
+        if kind == FileKind::Message as u8 {
+            let (directory, uids) = self.messages.get(&mailbox)?;
             let at = uids.binary_search_by_key(&uid, |(uid, _)| *uid).ok()?;
-            let (_, size) = uids.get(at)?;
             return Some(Item {
                 directory: Arc::clone(directory),
                 name: message_name(uid),
-                size: Some(*size),
+                size: uids.get(at).map(|(_, size)| *size),
                 replaces: false,
             });
         }

@@ -61,9 +61,9 @@ pub enum ChunkError {
 impl Chunk {
     /// Appends the chunk to a data frame's payload.
     pub fn encode(&self, out: &mut BytesMut) {
-        let flags = u8::from(self.last) * LAST
-            | u8::from(self.gone) * GONE
-            | u8::from(self.compressed) * ZSTD;
+        let flags = (u8::from(self.last) * LAST)
+            | (u8::from(self.gone) * GONE)
+            | (u8::from(self.compressed) * ZSTD);
         out.reserve(CHUNK_HEADER + self.bytes.len());
         out.put_u32(self.mailbox);
         out.put_u8(self.kind);
