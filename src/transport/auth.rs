@@ -12,9 +12,7 @@ use russh::client::{AuthResult, Handle};
 use russh::keys::agent::AgentIdentity;
 use russh::keys::agent::client::AgentClient;
 use russh::keys::ssh_key::public::KeyData;
-use russh::keys::{
-    Algorithm, Certificate, HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKey,
-};
+use russh::keys::{Algorithm, Certificate, HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKey};
 use tokio::net::UnixStream;
 
 use super::error::{AuthFailure, TransportError};
@@ -225,9 +223,9 @@ impl Attempt<'_> {
             }
             Private::AgentOnly => {
                 if !held {
-                    self.report
-                        .skipped
-                        .push(format!("{path} (only an agent could use it, and none holds it)"));
+                    self.report.skipped.push(format!(
+                        "{path} (only an agent could use it, and none holds it)"
+                    ));
                 }
                 return false;
             }
@@ -443,6 +441,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
@@ -478,14 +477,29 @@ mod tests {
             ("ed_enc", vec!["-t", "ed25519", "-N", "secret"], "encrypted"),
             ("ec", vec!["-t", "ecdsa", "-N", ""], "ready"),
             ("rsa", vec!["-t", "rsa", "-b", "2048", "-N", ""], "ready"),
-            ("pem", vec!["-t", "rsa", "-b", "2048", "-m", "PEM", "-N", ""], "ready"),
-            ("pem_enc", vec!["-t", "rsa", "-b", "2048", "-m", "PEM", "-N", "secret"], "encrypted"),
-            ("p8_enc", vec!["-t", "rsa", "-b", "2048", "-m", "PKCS8", "-N", "secret"], "encrypted"),
+            (
+                "pem",
+                vec!["-t", "rsa", "-b", "2048", "-m", "PEM", "-N", ""],
+                "ready",
+            ),
+            (
+                "pem_enc",
+                vec!["-t", "rsa", "-b", "2048", "-m", "PEM", "-N", "secret"],
+                "encrypted",
+            ),
+            (
+                "p8_enc",
+                vec!["-t", "rsa", "-b", "2048", "-m", "PKCS8", "-N", "secret"],
+                "encrypted",
+            ),
         ] {
             keygen(&path(name), &arguments);
             assert_eq!(kind(&path(name)), wanted, "{name}");
             let public = russh::keys::load_public_key(path(&format!("{name}.pub"))).unwrap();
-            assert!(load_identity(&path(name)).unwrap().is(public.key_data()), "{name}");
+            assert!(
+                load_identity(&path(name)).unwrap().is(public.key_data()),
+                "{name}"
+            );
         }
         assert_eq!(kind(&path("ed.pub")), "agent only");
         assert_eq!(kind(&path("nothing")), "missing");

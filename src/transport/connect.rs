@@ -79,9 +79,7 @@ async fn open_jump(
 ) -> Result<Route, TransportError> {
     // The hops named before this one replace what its own configuration says.
     let way = (!before.is_empty()).then(|| Proxy::Jump(before.to_vec()));
-    let connecting: Pin<Box<dyn Future<Output = Result<Session, TransportError>> + Send>> =
-        Box::pin(Session::connect_at_depth(hop, options, way, depth + 1));
-    let jump = connecting.await?;
+    let jump = Session::connect_at_depth(hop, options, way, depth + 1).await?;
     let stream = jump
         .open_tcp_stream(&host.hostname, host.port, limit_of(host, options))
         .await
@@ -119,11 +117,13 @@ async fn connect_tcp(
         at: host.at(),
         source,
     };
-    let addresses =
-        tokio::time::timeout(limit, tokio::net::lookup_host((host.hostname.as_str(), host.port)))
-            .await
-            .map_err(|_| timeout("looking up its address"))?
-            .map_err(resolve_error)?;
+    let addresses = tokio::time::timeout(
+        limit,
+        tokio::net::lookup_host((host.hostname.as_str(), host.port)),
+    )
+    .await
+    .map_err(|_| timeout("looking up its address"))?
+    .map_err(resolve_error)?;
     let mut failure = resolve_error(io::Error::new(
         io::ErrorKind::NotFound,
         "no address of the wanted family",
@@ -140,10 +140,12 @@ async fn connect_tcp(
         match tokio::time::timeout(limit, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => {
                 // Requests and their answers are small; without this they wait for each other.
-                stream.set_nodelay(true).map_err(|source| TransportError::Connect {
-                    at: host.at(),
-                    source,
-                })?;
+                stream
+                    .set_nodelay(true)
+                    .map_err(|source| TransportError::Connect {
+                        at: host.at(),
+                        source,
+                    })?;
                 return Ok(stream);
             }
             Ok(Err(source)) => {

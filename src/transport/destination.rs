@@ -222,6 +222,7 @@ fn is_ipv6(host: &str) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 mod tests {
     use super::*;
 
@@ -314,14 +315,23 @@ mod tests {
         ] {
             let error = Destination::parse_with_partition(text).expect_err(text);
             let shown = error.to_string();
-            assert!(!shown.contains('\n') && !shown.contains('\u{7f}'), "{shown:?}");
+            assert!(
+                !shown.contains('\n') && !shown.contains('\u{7f}'),
+                "{shown:?}"
+            );
         }
         assert!(Destination::parse("bw2:p2").is_err());
     }
 
     #[test]
     fn displays_what_it_reads() {
-        for text in ["bw2", "u@bw2", "ssh://u@bw2:2222", "[::1]", "ssh://[::1]:22"] {
+        for text in [
+            "bw2",
+            "u@bw2",
+            "ssh://u@bw2:2222",
+            "[::1]",
+            "ssh://[::1]:22",
+        ] {
             assert_eq!(Destination::parse(text).unwrap().to_string(), text);
         }
     }

@@ -28,7 +28,9 @@ pub enum TransportError {
         reason: String,
     },
     /// The name has no address.
-    #[error("cannot find an address for {at}: {source}; check the name, or HostName in the SSH configuration")]
+    #[error(
+        "cannot find an address for {at}: {source}; check the name, or HostName in the SSH configuration"
+    )]
     Resolve {
         /// The server.
         at: String,
@@ -36,7 +38,9 @@ pub enum TransportError {
         source: io::Error,
     },
     /// No address accepted a connection.
-    #[error("cannot connect to {at}: {source}; check that sshd runs there and that no firewall is in between")]
+    #[error(
+        "cannot connect to {at}: {source}; check that sshd runs there and that no firewall is in between"
+    )]
     Connect {
         /// The server.
         at: String,
@@ -225,7 +229,11 @@ impl fmt::Display for HostKeyProblem {
                     "; compare the fingerprint with `ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub` on that server, then run `{ssh_command}` once and answer yes"
                 )?;
                 if let (Some(scan), Some(file)) = (&self.keyscan, self.files.first()) {
-                    write!(f, ", or add it with `ssh-keyscan {scan} >> {}`", file.display())?;
+                    write!(
+                        f,
+                        ", or add it with `ssh-keyscan {scan} >> {}`",
+                        file.display()
+                    )?;
                 }
                 Ok(())
             }

@@ -23,7 +23,10 @@ impl Fate {
     }
 
     pub(super) fn get(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     pub(super) fn describe(&self) -> String {
@@ -110,7 +113,12 @@ impl HostKeyPolicy {
         Cow::Owned(first)
     }
 
-    fn problem(&self, key_type: String, fingerprint: String, verdict: HostKeyVerdict) -> HandlerError {
+    fn problem(
+        &self,
+        key_type: String,
+        fingerprint: String,
+        verdict: HostKeyVerdict,
+    ) -> HandlerError {
         HandlerError::HostKey(Box::new(HostKeyProblem {
             at: self.at.clone(),
             name: self.name.as_str().to_owned(),
@@ -234,7 +242,11 @@ impl client::Handler for ClientHandler {
         banner: &str,
         _session: &mut client::Session,
     ) -> Result<(), Self::Error> {
-        tracing::debug!("{} says: {}", self.policy.at, one_line(banner.as_bytes(), 500));
+        tracing::debug!(
+            "{} says: {}",
+            self.policy.at,
+            one_line(banner.as_bytes(), 500)
+        );
         Ok(())
     }
 

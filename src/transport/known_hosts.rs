@@ -216,7 +216,7 @@ impl KnownHosts {
             return HostKeyVerdict::Trusted;
         }
         HostKeyVerdict::Unknown {
-            other_types: distinct(keys.iter().filter(|entry| !entry.bare)),
+            other_types: distinct(keys.into_iter().filter(|entry| !entry.bare)),
             cert_authority: with(Marker::CertAuthority)
                 .next()
                 .map(|entry| entry.place.clone()),
@@ -240,10 +240,10 @@ impl KnownHosts {
     }
 }
 
-fn distinct<E: std::borrow::Borrow<Entry>>(entries: impl Iterator<Item = E>) -> Vec<String> {
+fn distinct<'a>(entries: impl Iterator<Item = &'a Entry>) -> Vec<String> {
     let mut types: Vec<String> = Vec::new();
     for entry in entries {
-        let key_type = &entry.borrow().key_type;
+        let key_type = &entry.key_type;
         if !types.contains(key_type) {
             types.push(key_type.clone());
         }
@@ -424,6 +424,7 @@ pub(super) fn append(
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 mod tests {
     use super::*;
 
@@ -513,7 +514,8 @@ mod tests {
             verdict(&text, "bw2", 22),
             HostKeyVerdict::Revoked { place: line(2) }
         );
-        let authority = format!("@cert-authority *.net ssh-ed25519 {ED}\n@other x.net ssh-ed25519 {ED}\n");
+        let authority =
+            format!("@cert-authority *.net ssh-ed25519 {ED}\n@other x.net ssh-ed25519 {ED}\n");
         assert_eq!(
             verdict(&authority, "x.net", 22),
             HostKeyVerdict::Unknown {
@@ -554,7 +556,11 @@ mod tests {
         assert_eq!(name.as_str(), "mail");
         let mut known = KnownHosts::default();
         known.read(&format!("mail ssh-ed25519 {ED}"), Path::new("kh"), &name);
-        known.read(&format!("[10.0.0.2]:2222 ssh-rsa {ED2}"), Path::new("kh"), &name);
+        known.read(
+            &format!("[10.0.0.2]:2222 ssh-rsa {ED2}"),
+            Path::new("kh"),
+            &name,
+        );
         assert_eq!(known.key_types(), ["ssh-ed25519"]);
     }
 
@@ -583,7 +589,10 @@ mod tests {
             verdict(&text, "bw3", 22),
             HostKeyVerdict::Changed { place: line(2) }
         );
-        assert_eq!(verdict("|1|x|y ssh-ed25519 AAAA\n|1|\n", "x", 22), unknown());
+        assert_eq!(
+            verdict("|1|x|y ssh-ed25519 AAAA\n|1|\n", "x", 22),
+            unknown()
+        );
     }
 
     #[test]
@@ -597,9 +606,15 @@ mod tests {
         append(&file, &name3, true, "ssh-ed25519", &bytes(ED2)).unwrap();
         let files = [file.clone(), dir.path().join("missing")];
         let known = KnownHosts::load(&files, &name).unwrap();
-        assert_eq!(known.check("ssh-ed25519", &bytes(ED)), HostKeyVerdict::Trusted);
+        assert_eq!(
+            known.check("ssh-ed25519", &bytes(ED)),
+            HostKeyVerdict::Trusted
+        );
         let known = KnownHosts::load(&files, &name3).unwrap();
-        assert_eq!(known.check("ssh-ed25519", &bytes(ED2)), HostKeyVerdict::Trusted);
+        assert_eq!(
+            known.check("ssh-ed25519", &bytes(ED2)),
+            HostKeyVerdict::Trusted
+        );
         assert_eq!(std::fs::read_to_string(&file).unwrap().lines().count(), 2);
         for host in ["[bw2]:2222", "bw3"] {
             let found = std::process::Command::new("ssh-keygen")
@@ -614,9 +629,13 @@ mod tests {
     #[test]
     fn a_file_that_cannot_be_read_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
-        let error =
-            KnownHosts::load(&[dir.path().to_owned()], &LookupName::new("a", 22, None)).unwrap_err();
-        assert!(error.to_string().starts_with("cannot read the known hosts in"));
+        let error = KnownHosts::load(&[dir.path().to_owned()], &LookupName::new("a", 22, None))
+            .unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("cannot read the known hosts in")
+        );
     }
 
     #[test]

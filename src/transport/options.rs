@@ -99,6 +99,7 @@ fn passwd_entry() -> (Option<String>, Option<PathBuf>) {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 mod tests {
     use super::*;
 

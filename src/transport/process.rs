@@ -320,13 +320,19 @@ pub(super) async fn start(
             channel: channel.clone(),
             pieces,
             current: None,
+            ended: None,
         },
         stderr,
         exit: ProcessExit { channel },
     })
 }
 
-type Piece = (Bytes, OwnedSemaphorePermit);
+/// What the drain task hands to the reader.
+enum Piece {
+    Data(Bytes, OwnedSemaphorePermit),
+    /// The last one, `Ok` if nothing is missing.  A queue that ends without it was cut off.
+    End(Result<(), End>),
+}
 
 /// The task behind a process.
 struct Drain {
@@ -350,7 +356,7 @@ impl Drain {
                 Some(ChannelMsg::Data { data }) => {
                     if !self.take(data).await {
                         overrun = true;
-                        self.queue = None;
+                        self.end_output(Err(End::Overrun));
                         if let Some(write) = self.write.upgrade() {
                             let _ = write.close().await;
                         }
@@ -359,8 +365,7 @@ impl Drain {
                 Some(ChannelMsg::ExtendedData { data, ext: 1 }) => self.stderr.push(&data),
                 Some(ChannelMsg::Eof) => {
                     eof = true;
-                    // The reader sees the end of the output, unless it was cut off.
-                    self.queue = None;
+                    self.end_output(Ok(()));
                 }
                 Some(ChannelMsg::ExitStatus { exit_status }) => {
                     status = ExitStatus::Code(exit_status);
@@ -379,13 +384,23 @@ impl Drain {
                 // The connection ended under us; if the status is here already, nothing is missing.
                 None if eof && status != ExitStatus::Unknown => break,
                 None if overrun => break,
-                None => return End::Lost,
+                None => {
+                    self.end_output(Err(End::Lost));
+                    return End::Lost;
+                }
             }
         }
+        self.end_output(Ok(()));
         if overrun {
             End::Overrun
         } else {
             End::Exited(status)
+        }
+    }
+
+    fn end_output(&mut self, verdict: Result<(), End>) {
+        if let Some(queue) = self.queue.take() {
+            let _ = queue.send(Piece::End(verdict));
         }
     }
 
@@ -415,7 +430,7 @@ impl Drain {
                 }
             }
         };
-        let _ = queue.send((data, permit));
+        let _ = queue.send(Piece::Data(data, permit));
         true
     }
 }
@@ -517,10 +532,12 @@ impl Drop for ProcessStdin {
         let (channel, sending) = (self.channel.clone(), self.sending.take());
         let runtime = channel.runtime.clone();
         runtime.spawn(async move {
-            if let Some(sending) = sending
-                && sending.await.is_err()
-            {
-                return;
+            if let Some(sending) = sending {
+                let limit = channel.connection.answer_limit;
+                match tokio::time::timeout(limit, sending).await {
+                    Ok(Ok(())) => {}
+                    _ => return,
+                }
             }
             let _ = channel.write.eof().await;
         });
@@ -531,7 +548,10 @@ impl Drop for ProcessStdin {
 pub struct ProcessStdout {
     channel: Arc<ChannelParts>,
     pieces: mpsc::UnboundedReceiver<Piece>,
-    current: Option<Piece>,
+    /// A piece that `AsyncRead` has begun, with its share of the budget.
+    current: Option<(Bytes, OwnedSemaphorePermit)>,
+    /// The end, once it was seen.
+    ended: Option<Result<(), End>>,
 }
 
 impl ProcessStdout {
@@ -542,18 +562,26 @@ impl ProcessStdout {
         if let Some((bytes, _)) = self.current.take() {
             return Ok(Some(bytes));
         }
-        match self.pieces.recv().await {
-            Some((bytes, _)) => Ok(Some(bytes)),
-            None => self.verdict().await.map(|()| None),
-        }
+        std::future::poll_fn(|cx| self.poll_piece(cx))
+            .await
+            .map(|piece| piece.map(|(bytes, _)| bytes))
     }
 
-    /// Says whether the output that just ended is complete.
-    async fn verdict(&self) -> Result<(), TransportError> {
-        if let Some(end @ (End::Lost | End::Overrun)) = &*self.channel.ended.borrow() {
-            return Err(self.channel.error_of(end));
+    fn poll_piece(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<(Bytes, OwnedSemaphorePermit)>, TransportError>> {
+        if self.ended.is_none() {
+            match ready!(self.pieces.poll_recv(cx)) {
+                Some(Piece::Data(bytes, permit)) => return Poll::Ready(Ok(Some((bytes, permit)))),
+                Some(Piece::End(end)) => self.ended = Some(end),
+                None => self.ended = Some(Err(End::Lost)),
+            }
         }
-        Ok(())
+        Poll::Ready(match &self.ended {
+            Some(Err(end)) => Err(self.channel.error_of(end)),
+            _ => Ok(None),
+        })
     }
 }
 
@@ -568,17 +596,9 @@ impl AsyncRead for ProcessStdout {
             .as_ref()
             .is_none_or(|(bytes, _)| bytes.is_empty())
         {
-            match ready!(self.pieces.poll_recv(cx)) {
-                Some(piece) => self.current = Some(piece),
-                None => {
-                    self.current = None;
-                    return Poll::Ready(match &*self.channel.ended.borrow() {
-                        Some(end @ (End::Lost | End::Overrun)) => {
-                            Err(to_io(self.channel.error_of(end)))
-                        }
-                        _ => Ok(()),
-                    });
-                }
+            self.current = ready!(self.poll_piece(cx)).map_err(to_io)?;
+            if self.current.is_none() {
+                return Poll::Ready(Ok(()));
             }
         }
         if let Some((bytes, _)) = &mut self.current {
@@ -620,6 +640,7 @@ fn to_io(error: TransportError) -> io::Error {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 mod tests {
     use super::*;
 
@@ -631,7 +652,10 @@ mod tests {
         tail.push(&vec![b'x'; STDERR_TAIL - 3]);
         tail.push(b"\x1b[2Jend");
         let text = tail.text();
-        assert!(text.starts_with("[10 bytes before this are not kept]\nxxx"), "{text:.60}");
+        assert!(
+            text.starts_with("[10 bytes before this are not kept]\nxxx"),
+            "{text:.60}"
+        );
         assert!(text.ends_with("x\\x1b[2Jend"));
         tail.push(&vec![b'y'; 3 * STDERR_TAIL]);
         assert_eq!(tail.0.lock().unwrap().bytes.len(), STDERR_TAIL);

@@ -1,6 +1,7 @@
 //! One authenticated connection.
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -65,8 +66,17 @@ impl Session {
         Self::connect_at_depth(destination, options, None, 0).await
     }
 
-    /// Connects as part of a chain of jump hosts.
-    pub(super) async fn connect_at_depth(
+    /// Connects as part of a chain of jump hosts; boxed, because the way there calls this again.
+    pub(super) fn connect_at_depth<'a>(
+        destination: &'a Destination,
+        options: &'a ConnectOptions,
+        way: Option<Proxy>,
+        depth: usize,
+    ) -> Pin<Box<dyn Future<Output = Result<Self, TransportError>> + Send + 'a>> {
+        Box::pin(Self::connect_inner(destination, options, way, depth))
+    }
+
+    async fn connect_inner(
         destination: &Destination,
         options: &ConnectOptions,
         way: Option<Proxy>,
@@ -82,8 +92,7 @@ impl Session {
         let mut route: Route = open_route(&host, options, depth).await?;
         let jump = route.jump.take();
         let fate = Arc::new(Fate::default());
-        let (mut handle, guard) =
-            shake_hands(&host, options, policy, route, fate.clone()).await?;
+        let (mut handle, guard) = shake_hands(&host, options, policy, route, fate.clone()).await?;
         let authenticating = auth::authenticate(&mut handle, &host, &fate);
         tokio::time::timeout(options.auth_timeout, authenticating)
             .await
@@ -199,7 +208,9 @@ impl Session {
             Err(russh::Error::ChannelOpenFailure(reason)) => Err(TransportError::Refused {
                 at: self.connection.at.clone(),
                 doing,
-                reason: format!("{reason:?}; sshd's MaxSessions may be lower than the number of channels"),
+                reason: format!(
+                    "{reason:?}; sshd's MaxSessions may be lower than the number of channels"
+                ),
             }),
             Err(_) => Err(self.connection.lost()),
         }

@@ -112,7 +112,12 @@ impl ResolvedHost {
 
     /// What holds without any configuration.
     fn defaults(destination: &Destination, options: &ConnectOptions) -> Self {
-        let in_ssh = |name: &str| options.home.as_ref().map(|home| home.join(".ssh").join(name));
+        let in_ssh = |name: &str| {
+            options
+                .home
+                .as_ref()
+                .map(|home| home.join(".ssh").join(name))
+        };
         ResolvedHost {
             alias: destination.host().to_owned(),
             hostname: destination.host().to_owned(),
@@ -231,7 +236,8 @@ pub async fn resolve(
         }
         Err(error) => return Err(failed(format!("{}: {error}", program.display()))),
     };
-    let output = match tokio::time::timeout(options.config_timeout, child.wait_with_output()).await {
+    let output = match tokio::time::timeout(options.config_timeout, child.wait_with_output()).await
+    {
         Ok(output) => output.map_err(|error| failed(error.to_string()))?,
         Err(_) => {
             return Err(failed(format!(
@@ -319,7 +325,9 @@ fn read_settings(
         None | Some("SSH_AUTH_SOCK") => options.auth_sock.clone(),
         Some("none") => None,
         Some(name) => match name.strip_prefix('$') {
-            Some(variable) => std::env::var_os(variable.trim_matches(['{', '}'])).map(PathBuf::from),
+            Some(variable) => {
+                std::env::var_os(variable.trim_matches(['{', '}'])).map(PathBuf::from)
+            }
             None => host.file(name, options),
         },
     };
@@ -401,6 +409,7 @@ fn split_file_list(text: &str) -> Vec<String> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 mod tests {
     use super::*;
 
@@ -432,27 +441,37 @@ mod tests {
             host.identity_files,
             ["/home/joe/.ssh/id_root", "/k/a b"].map(PathBuf::from)
         );
-        assert_eq!(host.user_known_hosts, ["/h/kh", "/h/kh 2"].map(PathBuf::from));
+        assert_eq!(
+            host.user_known_hosts,
+            ["/h/kh", "/h/kh 2"].map(PathBuf::from)
+        );
         assert!(host.global_known_hosts.is_empty());
         assert_eq!(host.strict, StrictHostKey::AcceptNew);
         assert_eq!(host.connect_timeout, Some(Duration::from_secs(7)));
         assert_eq!(host.identity_agent, Some(PathBuf::from("/home/joe/ag")));
         assert_eq!(host.address_family, AddressFamily::Inet6);
         assert!(host.identities_only && host.hash_known_hosts);
-        let hops = ["ssh://joe@j1:23", "ssh://[::1]:24"].map(|hop| Destination::parse(hop).unwrap());
+        let hops =
+            ["ssh://joe@j1:23", "ssh://[::1]:24"].map(|hop| Destination::parse(hop).unwrap());
         assert_eq!(host.proxy, Proxy::Jump(hops.to_vec()));
     }
 
     #[test]
     fn fills_in_the_proxy_command() {
-        let host = settings("hostname 10.0.0.2\nport 24\nuser u\nproxycommand nc -X 5 %h %p %r %n 100%%\n").unwrap();
+        let host = settings(
+            "hostname 10.0.0.2\nport 24\nuser u\nproxycommand nc -X 5 %h %p %r %n 100%%\n",
+        )
+        .unwrap();
         assert_eq!(
             host.proxy,
             Proxy::Command("nc -X 5 10.0.0.2 24 u bw2 100%".to_owned())
         );
         assert!(settings("proxycommand nc %Q\n").is_err());
         assert!(settings("proxycommand nc %").is_err());
-        assert_eq!(settings("proxycommand none\nproxyjump none").unwrap().proxy, Proxy::Direct);
+        assert_eq!(
+            settings("proxycommand none\nproxyjump none").unwrap().proxy,
+            Proxy::Direct
+        );
     }
 
     #[test]
@@ -477,7 +496,10 @@ mod tests {
         assert_eq!(host.strict, StrictHostKey::Yes);
         assert_eq!(host.identity_agent, Some(PathBuf::from("/run/agent")));
         let host = settings("identityagent none\nstricthostkeychecking false").unwrap();
-        assert_eq!((host.identity_agent, host.strict), (None, StrictHostKey::No));
+        assert_eq!(
+            (host.identity_agent, host.strict),
+            (None, StrictHostKey::No)
+        );
     }
 
     #[tokio::test]
@@ -494,12 +516,24 @@ mod tests {
             ssh_config: Some(config.clone()),
             ..options()
         };
-        let resolve_text = async |text: &str| resolve(&Destination::parse(text).unwrap(), &options).await;
-        assert_eq!(resolve_text("other").await.unwrap().at(), "other (u1@127.0.0.9:2201)");
-        assert_eq!(resolve_text("u2@other").await.unwrap().at(), "other (u2@127.0.0.9:2202)");
-        assert_eq!(resolve_text("ssh://other:7").await.unwrap().at(), "other (u1@127.0.0.9:7)");
+        let resolve_text =
+            async |text: &str| resolve(&Destination::parse(text).unwrap(), &options).await;
+        assert_eq!(
+            resolve_text("other").await.unwrap().at(),
+            "other (u1@127.0.0.9:2201)"
+        );
+        assert_eq!(
+            resolve_text("u2@other").await.unwrap().at(),
+            "other (u2@127.0.0.9:2202)"
+        );
+        assert_eq!(
+            resolve_text("ssh://other:7").await.unwrap().at(),
+            "other (u1@127.0.0.9:7)"
+        );
         assert_eq!(resolve_text("[::1]").await.unwrap().hostname, "::1");
-        assert!(matches!(resolve_text("hop").await.unwrap().proxy, Proxy::Jump(hops) if hops.len() == 2));
+        assert!(
+            matches!(resolve_text("hop").await.unwrap().proxy, Proxy::Jump(hops) if hops.len() == 2)
+        );
         std::fs::write(&config, "NoSuchOption yes\n").unwrap();
         let error = resolve_text("other").await.unwrap_err().to_string();
         assert!(error.to_lowercase().contains("nosuchoption"), "{error}");
@@ -517,8 +551,14 @@ mod tests {
         };
         let destination = Destination::parse("bw2").unwrap();
         let error = resolve(&destination, &options).await.unwrap_err();
-        assert!(error.to_string().contains("took more than 0.3 s"), "{error}");
+        assert!(
+            error.to_string().contains("took more than 0.3 s"),
+            "{error}"
+        );
         options.ssh_program = Some(PathBuf::from("no-such-ssh-program"));
-        assert_eq!(resolve(&destination, &options).await.unwrap().at(), "joe@bw2:22");
+        assert_eq!(
+            resolve(&destination, &options).await.unwrap().at(),
+            "joe@bw2:22"
+        );
     }
 }

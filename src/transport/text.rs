@@ -117,6 +117,7 @@ pub(super) fn random_bytes(count: usize) -> std::io::Result<Vec<u8>> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
@@ -156,10 +157,29 @@ mod tests {
 
     #[test]
     fn a_real_shell_agrees_with_the_quoting() {
-        let words = ["a b", "'", "$HOME", "`id`", "\\", "*", "\n", "", "-n", "é\u{1b}["];
+        let words = [
+            "a b",
+            "'",
+            "$HOME",
+            "`id`",
+            "\\",
+            "*",
+            "\n",
+            "",
+            "-n",
+            "é\u{1b}[",
+        ];
         let command = format!("printf '%s\\0' {}", join_quoted(&words));
-        let output = std::process::Command::new("sh").arg("-c").arg(&command).output().unwrap();
-        let seen: Vec<_> = output.stdout.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect();
+        let output = std::process::Command::new("sh")
+            .arg("-c")
+            .arg(&command)
+            .output()
+            .unwrap();
+        let seen: Vec<_> = output
+            .stdout
+            .split(|byte| *byte == 0)
+            .map(<[u8]>::to_vec)
+            .collect();
         let mut wanted: Vec<_> = words.iter().map(|word| word.as_bytes().to_vec()).collect();
         wanted.push(Vec::new());
         assert_eq!(seen, wanted);
@@ -167,8 +187,14 @@ mod tests {
 
     #[test]
     fn escapes_are_shown_not_obeyed() {
-        assert_eq!(neutralise(b"a\x1b[31mb\r\nc\rd\te\x7f"), "a\\x1b[31mb\nc\\x0dd\te\\x7f");
-        assert_eq!(neutralise("x\u{202e}y\u{9b}".as_bytes()), "x\\u{202e}y\\u{9b}");
+        assert_eq!(
+            neutralise(b"a\x1b[31mb\r\nc\rd\te\x7f"),
+            "a\\x1b[31mb\nc\\x0dd\te\\x7f"
+        );
+        assert_eq!(
+            neutralise("x\u{202e}y\u{9b}".as_bytes()),
+            "x\\u{202e}y\\u{9b}"
+        );
         assert_eq!(one_line(b"one\n\n two\n", 80), "one; two");
         assert_eq!(one_line(b"abcdef", 3), "abc...");
     }

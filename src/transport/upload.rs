@@ -213,7 +213,8 @@ impl Upload<'_> {
 
     /// Asks the server for the SHA-256 of a file; `None` if it has no program for that.
     async fn remote_hash(&self, path: &str) -> Result<Option<String>, TransportError> {
-        let running = self.session.run(&["sha256sum", "--", path], 4096);
+        let words = ["sha256sum", "--", path];
+        let running = self.session.run(&words, 4096);
         let Ok(output) = tokio::time::timeout(Duration::from_secs(60), running).await else {
             return Err(self.failed("sha256sum took more than 60 s there"));
         };
@@ -256,7 +257,8 @@ impl Upload<'_> {
             Ok(_) => return Err(failed(&"something that is no file has that name")),
             Err(_) => return Err(failed(&first)),
         }
-        let moving = self.session.run(&["mv", "-f", "--", temporary, self.remote], 4096);
+        let words = ["mv", "-f", "--", temporary, self.remote];
+        let moving = self.session.run(&words, 4096);
         match tokio::time::timeout(Duration::from_secs(60), moving).await {
             Ok(Ok(output)) if output.status.success() => Ok(()),
             Ok(Err(TransportError::Refused { .. })) => {
