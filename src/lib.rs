@@ -1,4 +1,9 @@
 //! mbcopy moves mailboxes between Cyrus IMAP servers while the mail keeps flowing.
+//!
+//! A move has three processes: the coordinator ([`push`]) and an agent on each
+//! server ([`source`], [`target`]), which speak the protocol of [`wire`]. What
+//! they know of Cyrus is in [`cyrus`], pure; what touches the machine is in
+//! [`host`]. [`moves`] says what a move is, and remembers it.
 
 pub mod agent;
 pub mod cli;
