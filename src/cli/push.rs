@@ -5,7 +5,7 @@ use super::console::{Console, Style};
 use crate::push::peer::{Peer, PeerError};
 use crate::push::report::{Failure, Outcome, Report};
 use crate::push::{self, Interrupt, Options, local};
-use crate::transport::{Destination, Session};
+use crate::transport::{ConnectOptions, Destination, Session};
 use crate::wire::v1;
 use clap::{Args, ValueEnum};
 use std::ffi::OsString;
@@ -136,7 +136,7 @@ async fn connect_and_push(
         Ok(source) => source,
         Err(error) => return failed(error.to_string(), "mend the cause and run push again"),
     };
-    let session = match Session::connect(destination).await {
+    let session = match Session::connect(destination, &ConnectOptions::from_env()).await {
         Ok(session) => session,
         Err(error) => return failed(error.to_string(), "mend the connection and run push again"),
     };
@@ -170,14 +170,18 @@ async fn remote_target(
     session: &Session,
     args: &PushArgs,
 ) -> Result<Peer, Box<dyn std::error::Error>> {
-    let words: Vec<String> =
-        [&args.remote_program, "agent", "--role", "target", "--config", &args.remote_config]
-            .map(|w| w.to_string())
-            .into();
-    let words: Vec<&String> = words.iter().collect();
+    let words = [
+        args.remote_program.as_str(),
+        "agent",
+        "--role",
+        "target",
+        "--config",
+        &args.remote_config,
+    ];
     let process = session.exec(&words).await?;
-    let server = session.name().to_owned();
-    let peer: Result<Peer, PeerError> = Peer::greet(&server, v1::Role::Target, process).await;
+    let server = session.at().to_owned();
+    let peer: Result<Peer, PeerError> =
+        Peer::greet(&server, v1::Role::Target, process.into()).await;
     Ok(peer?)
 }
 

@@ -50,5 +50,6 @@ pub fn spawn(program: OsString, arguments: &[OsString]) -> std::io::Result<(Chil
             kept.drain(..cut);
         }
     });
-    Ok((child, Streams { read: Box::new(output), write, stderr }))
+    let stderr = move || stderr.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    Ok((child, Streams { read: Box::new(output), write, stderr: Box::new(stderr) }))
 }

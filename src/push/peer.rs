@@ -1,9 +1,9 @@
 //! A coordinator's connection to one agent.
 
+use crate::transport::RemoteProcess;
 use crate::wire::frame::{Frame, FrameError, FrameHeader, HEADER, Kind, MAX_NOISE, OPENING};
 use crate::wire::{self, v1};
 use bytes::{Bytes, BytesMut};
-use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::{AsyncRead, AsyncReadExt, BufReader};
 use tokio::sync::mpsc;
 
@@ -73,8 +73,11 @@ pub struct Streams {
     /// input is closed.
     pub write: mpsc::Sender<Bytes>,
     /// The end of what the agent wrote to its standard error.
-    pub stderr: Arc<Mutex<String>>,
+    pub stderr: Stderr,
 }
+
+/// Tells the end of what an agent wrote to its standard error.
+pub type Stderr = Box<dyn Fn() -> String + Send + Sync>;
 
 impl Streams {
     /// The queue that such a connection's writing task drains.
@@ -83,12 +86,28 @@ impl Streams {
     }
 }
 
+impl From<RemoteProcess> for Streams {
+    fn from(process: RemoteProcess) -> Self {
+        let RemoteProcess { mut stdin, stdout, stderr, .. } = process;
+        let (write, mut queue) = Self::queue();
+        tokio::spawn(async move {
+            while let Some(bytes) = queue.recv().await {
+                if stdin.send(bytes).await.is_err() {
+                    return;
+                }
+            }
+            let _ = stdin.finish().await;
+        });
+        Self { read: Box::new(stdout), write, stderr: Box::new(move || stderr.text()) }
+    }
+}
+
 /// One agent.
 pub struct Peer {
     server: String,
     read: BufReader<Box<dyn AsyncRead + Send + Unpin>>,
     write: mpsc::Sender<Bytes>,
-    stderr: Arc<Mutex<String>>,
+    stderr: Stderr,
     request: u32,
     /// What the agent said of itself.
     pub welcome: v1::Welcome,
@@ -222,8 +241,7 @@ impl Peer {
     }
 
     fn lost(&self, reason: &dyn std::fmt::Display) -> PeerError {
-        let stderr = self.stderr.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let said = wire::printable(stderr.trim());
+        let said = wire::printable((self.stderr)().trim());
         let reason =
             if said.is_empty() { reason.to_string() } else { format!("{reason}; it said: {said}") };
         PeerError::Lost { server: self.server.clone(), reason }

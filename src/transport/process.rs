@@ -57,10 +57,7 @@ pub struct ExecOptions {
 
 impl Default for ExecOptions {
     fn default() -> Self {
-        ExecOptions {
-            stdout_budget: 16 << 20,
-            when_full: WhenFull::Stall,
-        }
+        ExecOptions { stdout_budget: 16 << 20, when_full: WhenFull::Stall }
     }
 }
 
@@ -121,12 +118,7 @@ pub struct RemoteOutput {
 impl RemoteProcess {
     /// Closes the standard input and collects the output, of which `limit` bytes are allowed.
     pub async fn output(self, limit: usize) -> Result<RemoteOutput, TransportError> {
-        let RemoteProcess {
-            stdin,
-            mut stdout,
-            stderr,
-            mut exit,
-        } = self;
+        let RemoteProcess { stdin, mut stdout, stderr, mut exit } = self;
         // A command that is already gone does not mind.
         let _ = stdin.finish().await;
         let mut collected = Vec::new();
@@ -140,11 +132,7 @@ impl RemoteProcess {
             collected.extend_from_slice(&piece);
         }
         let status = exit.wait().await?;
-        Ok(RemoteOutput {
-            stdout: collected,
-            stderr: stderr.text(),
-            status,
-        })
+        Ok(RemoteOutput { stdout: collected, stderr: stderr.text(), status })
     }
 }
 
@@ -218,14 +206,11 @@ impl ChannelParts {
 
     fn error_of(&self, end: &End) -> TransportError {
         match end {
-            End::Exited(_) => TransportError::ProcessEnded {
-                at: self.connection.at.clone(),
-            },
+            End::Exited(_) => TransportError::ProcessEnded { at: self.connection.at.clone() },
             End::Lost => self.lost(),
-            End::Overrun => TransportError::Overrun {
-                at: self.connection.at.clone(),
-                limit: self.limit,
-            },
+            End::Overrun => {
+                TransportError::Overrun { at: self.connection.at.clone(), limit: self.limit }
+            }
         }
     }
 
@@ -258,9 +243,7 @@ pub(super) async fn start(
     command: String,
     options: &ExecOptions,
 ) -> Result<RemoteProcess, TransportError> {
-    let limit = options
-        .stdout_budget
-        .clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
+    let limit = options.stdout_budget.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
     let (read, write) = channel.split();
     let write = Arc::new(write);
     let (queue, pieces) = mpsc::unbounded_channel();
@@ -288,10 +271,7 @@ pub(super) async fn start(
         let end = drain.run().await;
         let _ = ended_tx.send(Some(end));
     });
-    write
-        .exec(true, command)
-        .await
-        .map_err(|_| connection.lost())?;
+    write.exec(true, command).await.map_err(|_| connection.lost())?;
     match tokio::time::timeout(connection.answer_limit, started).await {
         Ok(Ok(true)) => {}
         Ok(Ok(false)) => {
@@ -311,17 +291,8 @@ pub(super) async fn start(
         }
     }
     Ok(RemoteProcess {
-        stdin: ProcessStdin {
-            channel: channel.clone(),
-            sending: None,
-            finished: false,
-        },
-        stdout: ProcessStdout {
-            channel: channel.clone(),
-            pieces,
-            current: None,
-            ended: None,
-        },
+        stdin: ProcessStdin { channel: channel.clone(), sending: None, finished: false },
+        stdout: ProcessStdout { channel: channel.clone(), pieces, current: None, ended: None },
         stderr,
         exit: ProcessExit { channel },
     })
@@ -391,11 +362,7 @@ impl Drain {
             }
         }
         self.end_output(Ok(()));
-        if overrun {
-            End::Overrun
-        } else {
-            End::Exited(status)
-        }
+        if overrun { End::Overrun } else { End::Exited(status) }
     }
 
     fn end_output(&mut self, verdict: Result<(), End>) {
@@ -457,11 +424,7 @@ impl ProcessStdin {
     pub async fn finish(mut self) -> Result<(), TransportError> {
         self.settle().await?;
         self.finished = true;
-        self.channel
-            .write
-            .eof()
-            .await
-            .map_err(|_| self.channel.lost())
+        self.channel.write.eof().await.map_err(|_| self.channel.lost())
     }
 
     /// Waits for a piece that `AsyncWrite` has left on its way.
@@ -516,9 +479,8 @@ impl AsyncWrite for ProcessStdin {
         }
         self.finished = true;
         let channel = self.channel.clone();
-        self.sending = Some(Box::pin(async move {
-            channel.write.eof().await.map_err(|_| channel.lost())
-        }));
+        self.sending =
+            Some(Box::pin(async move { channel.write.eof().await.map_err(|_| channel.lost()) }));
         self.poll_settle(cx).map_err(to_io)
     }
 }
@@ -591,11 +553,7 @@ impl AsyncRead for ProcessStdout {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        while self
-            .current
-            .as_ref()
-            .is_none_or(|(bytes, _)| bytes.is_empty())
-        {
+        while self.current.as_ref().is_none_or(|(bytes, _)| bytes.is_empty()) {
             self.current = ready!(self.poll_piece(cx)).map_err(to_io)?;
             if self.current.is_none() {
                 return Poll::Ready(Ok(()));
@@ -652,10 +610,7 @@ mod tests {
         tail.push(&vec![b'x'; STDERR_TAIL - 3]);
         tail.push(b"\x1b[2Jend");
         let text = tail.text();
-        assert!(
-            text.starts_with("[10 bytes before this are not kept]\nxxx"),
-            "{text:.60}"
-        );
+        assert!(text.starts_with("[10 bytes before this are not kept]\nxxx"), "{text:.60}");
         assert!(text.ends_with("x\\x1b[2Jend"));
         tail.push(&vec![b'y'; 3 * STDERR_TAIL]);
         assert_eq!(tail.0.lock().unwrap().bytes.len(), STDERR_TAIL);
