@@ -262,6 +262,15 @@ mod tests {
         assert_eq!(names(&header), ["A", "-", "$B"]);
         assert_eq!(header.acl.as_ref().unwrap().to_text(), b"x\tlrs\t");
         assert_eq!(header.to_bytes(), raw);
+
+        // As 3.6.1 wrote it.
+        let real = file(
+            b"%(T e N user.fmt1.Drafts I 34fxe7jv7y4yucjzd48zdqry Q user.fmt1 \
+              A %(fmt1 lrswipkxtecdan) U (NonJunk Junk projekt-x $MDNSent))\n",
+        );
+        let header = MailboxHeader::parse(&real).unwrap();
+        assert_eq!(names(&header), ["NonJunk", "Junk", "projekt-x", "$MDNSent"]);
+        assert_eq!(header.to_bytes(), real);
     }
 
     #[test]

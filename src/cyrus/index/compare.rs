@@ -99,9 +99,9 @@ impl fmt::Display for IndexDifference {
             Side::Right => "second",
         };
         match self {
-            Self::Header(aspect) => write!(f, "the {aspect} differs"),
+            Self::Header(aspect) => write!(f, "the mailboxes differ in their {aspect}"),
             Self::Only { side, uid } => write!(f, "only the {} index has UID {uid}", which(side)),
-            Self::Message { uid, aspect } => write!(f, "UID {uid}: the {aspect} differs"),
+            Self::Message { uid, aspect } => write!(f, "UID {uid} differs in its {aspect}"),
             Self::Damaged { side, error } => write!(f, "the {} index: {error}", which(side)),
         }
     }

@@ -357,8 +357,8 @@ fn comparing_names_uid_and_field() {
     assert_eq!(
         all,
         [
-            "UID 2: the system flags differs",
-            "UID 2: the keywords differs",
+            "UID 2 differs in its system flags",
+            "UID 2 differs in its keywords",
             "only the first index has UID 3",
             "only the second index has UID 5"
         ]

@@ -58,7 +58,9 @@ fn seal(bytes: &mut [u8]) {
 ///
 /// `minor`, `start_offset` and `record_size` of `header` are replaced by what the
 /// version wants; all else is written as it is, in so far as the version has it.
-/// Fractions of seconds are lost before minor 20.  Fails if a value does not fit.
+/// Fractions of seconds are lost before minor 20.  What an older version did not have
+/// (`unseen`, `createdmodseq`, `changes_epoch`) stays as `header` has it: set it when
+/// converting upwards.  Fails if a value does not fit.
 pub fn write_header(minor: u32, header: &Header) -> Result<Vec<u8>, WriteError> {
     let layout = writable(minor)?;
     let mut header = Header {
