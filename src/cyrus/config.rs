@@ -345,9 +345,14 @@ impl Config {
         self.path(&format!("metapartition-{name}"))
     }
 
-    /// `archivepartition-NAME`.
-    pub fn archivepartition(&self, name: &PartitionName) -> Option<PathBuf> {
-        self.path(&format!("archivepartition-{name}"))
+    /// `archivepartition-NAME`, which Cyrus ignores unless `archive_enabled` is on
+    /// (`lib/libconfig.c:config_archivepartitiondir`, 3.2 and later; 3.0 does not ask,
+    /// but archives nothing either).
+    pub fn archivepartition(&self, name: &PartitionName) -> Result<Option<PathBuf>> {
+        if !self.switch("archive_enabled", false)? {
+            return Ok(None);
+        }
+        Ok(self.path(&format!("archivepartition-{name}")))
     }
 
     /// `metadir-KIND-NAME` of one kind of file (2.5 and later).

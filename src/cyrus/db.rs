@@ -138,7 +138,7 @@ impl Database {
         }
     }
 
-    /// All entries, in the order of their keys.
+    /// All entries, in the order of the file (skiplist: of their bytes).
     pub fn entries(&self) -> Result<Vec<Entry>> {
         match self {
             Self::Empty => Ok(Vec::new()),
@@ -158,12 +158,13 @@ impl Database {
         }
     }
 
-    /// The entries whose keys begin with `prefix`, in the order of their keys.
+    /// The entries whose keys begin with `prefix`, in the same order.
     pub fn prefix(&self, prefix: &[u8]) -> Result<Vec<Entry>> {
         self.prefix_limited(prefix, usize::MAX)
     }
 
-    /// The first `limit` entries whose keys begin with `prefix`.
+    /// At most `limit` entries whose keys begin with `prefix`, not always the first:
+    /// to ask whether there are any.
     pub fn prefix_limited(&self, prefix: &[u8], limit: usize) -> Result<Vec<Entry>> {
         let mut found = match self {
             Self::Empty => Vec::new(),

@@ -163,7 +163,7 @@ impl<'a> Layout<'a> {
         style: DirStyle<'_>,
         partition: &PartitionName,
     ) -> Result<PathBuf> {
-        let root = match self.config.archivepartition(partition) {
+        let root = match self.config.archivepartition(partition)? {
             Some(root) => root,
             None => self.partition(partition)?,
         };
@@ -193,7 +193,7 @@ impl<'a> Layout<'a> {
             return Ok(root);
         }
         if file == MetaFile::ArchiveCache
-            && let Some(root) = self.config.archivepartition(partition)
+            && let Some(root) = self.config.archivepartition(partition)?
         {
             return Ok(root);
         }
@@ -436,7 +436,7 @@ mod tests {
     #[test]
     fn by_id() {
         let more = "metapartition-default: /m\nmetapartition_files: header index\n\
-            archivepartition-default: /a\nmetadir-cache-default: /k\n";
+            archive_enabled: yes\narchivepartition-default: /a\nmetadir-cache-default: /k\n";
         let c = config(more, Defaults::V3);
         let l = Layout::new(&c);
         let id = UniqueId::new(b"3ee19b1b-3a55").unwrap();

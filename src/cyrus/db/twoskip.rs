@@ -112,15 +112,18 @@ impl Twoskip {
         (self.end < self.bytes.len() as u64).then_some(self.end)
     }
 
-    /// All entries.  Checks both CRCs of each record, that keys ascend, and that
-    /// there are as many as the header says.
+    /// All entries, in the order of the file.  Checks both CRCs of each record, that
+    /// keys ascend, and that there are as many as the header says.
     pub fn entries(&self) -> Result<Vec<Entry>> {
         let mut entries: Vec<Entry> = Vec::new();
+        let (mut bytes, mut dots) = (true, true);
         for entry in self.walk(self.record(HEADER as u64)?) {
             let (key, value) = entry?;
-            if let Some((before, _)) = entries.last()
-                && !ascending(before, &key)
-            {
+            if let Some((before, _)) = entries.last() {
+                bytes &= Order::Bytes.less(before, &key);
+                dots &= Order::DotLowest.less(before, &key);
+            }
+            if !bytes && !dots {
                 return Err(damaged(0, "the keys do not ascend"));
             }
             entries.push((key, value));
@@ -134,52 +137,72 @@ impl Twoskip {
     /// The value of a key.
     pub fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
         // The key itself sorts before all that it is a prefix of.
-        let found = self.prefix(key, 1)?;
+        let found = match self.seek_both(key, 1) {
+            Some(found) => found,
+            None => self.entries()?,
+        };
         let found = found.into_iter().find(|(k, _)| k == key);
         Ok(found.map(|(_, value)| value))
     }
 
-    /// The entries whose keys begin with `prefix`, the first `limit` of them.
+    /// The entries whose keys begin with `prefix`, in the order of the file; at most
+    /// `limit` of them, not always the first.
     ///
-    /// Goes there by the higher levels if the file is not dirty, nothing on the way
-    /// contradicts itself, and keys are sorted by bytes; else reads the whole file.
+    /// Goes there by the higher levels if the file is not dirty and nothing on the way
+    /// contradicts itself; else reads the whole file.
     pub fn prefix(&self, prefix: &[u8], limit: usize) -> Result<Vec<Entry>> {
-        if let Some(found) = self.seek(prefix, limit) {
-            return Ok(found);
-        }
-        let all = self.entries()?;
-        let matching = all.into_iter().filter(|(key, _)| key.starts_with(prefix));
+        let found = match self.seek_both(prefix, limit) {
+            Some(found) => found,
+            None => self.entries()?,
+        };
+        let matching = found.into_iter().filter(|(key, _)| key.starts_with(prefix));
         Ok(matching.take(limit).collect())
     }
 
-    /// As [`Self::prefix`]; none if the file must be read as a whole.
-    fn seek(&self, prefix: &[u8], limit: usize) -> Option<Vec<Entry>> {
+    /// Seeks in both orders that a file may have; none if it must be read as a whole.
+    ///
+    /// Only one of the orders is the file's, and the seek in the other may miss
+    /// entries, but never invents one.  So the truth is what both find together.
+    fn seek_both(&self, prefix: &[u8], limit: usize) -> Option<Vec<Entry>> {
         if self.dirty {
             return None;
         }
-        let mut at = self.record(HEADER as u64).ok()?;
+        let bytes = self.seek(prefix, limit, Order::Bytes).ok()?;
+        let dots = self.seek(prefix, limit, Order::DotLowest).ok()?;
+        match (bytes, dots) {
+            (Some(a), Some(b)) if a.first() != b.first() && limit < usize::MAX => {
+                let more: Vec<_> = b.into_iter().filter(|e| !a.contains(e)).collect();
+                Some(a.into_iter().chain(more).collect())
+            }
+            (Some(a), Some(b)) => Some(if a.len() < b.len() { b } else { a }),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// As [`Self::prefix`], for one order of keys; none if that is not the file's.
+    fn seek(&self, prefix: &[u8], limit: usize, order: Order) -> Result<Option<Vec<Entry>>> {
+        let mut at = self.record(HEADER as u64)?;
         // Keys on the way must ascend towards the prefix on every level, and those
         // that end a level must not lie before one that ended a higher level.
         let mut bound: Option<Bytes> = None;
-        let mut hops = 0;
+        let mut left = self.end / MIN_RECORD;
         for level in (2..=MAX_LEVEL).rev() {
             while level <= at.level {
-                hops += 1;
-                if hops > 10_000 {
-                    return None;
-                }
-                let next = self.pointer(&at, level)?;
+                let next = self.pointer(&at, level).unwrap_or_default();
                 if next == 0 {
                     break;
                 }
-                let next = self.record(next).ok()?;
-                let key = self.key(&next);
-                let here = self.key(&at);
-                let straight = next.kind == b'+' && next.level >= level && here < key;
-                if !straight || bound.as_ref().is_some_and(|b| key > *b) {
-                    return None;
+                let next = self.record(next)?;
+                if next.kind != b'+' || next.level < level || left == 0 {
+                    return Err(damaged(at.at, "a pointer of a higher level is wrong"));
                 }
-                if key >= prefix {
+                left -= 1;
+                let key = self.key(&next);
+                let forward = at.kind == b'=' || order.less(&self.key(&at), &key);
+                if !forward || bound.as_ref().is_some_and(|b| order.less(b, &key)) {
+                    return Ok(None);
+                }
+                if !order.less(&key, prefix) {
                     bound = Some(key);
                     break;
                 }
@@ -187,23 +210,23 @@ impl Twoskip {
             }
         }
         let mut found = Vec::new();
-        let mut before = self.key(&at);
+        let mut before = (at.kind == b'+').then(|| self.key(&at));
         for entry in self.walk(at) {
-            let (key, value) = entry.ok()?;
-            if key <= before {
-                return None;
+            let (key, value) = entry?;
+            if before.as_ref().is_some_and(|b| !order.less(b, &key)) {
+                return Ok(None);
             }
+            before = Some(key.clone());
             if key.starts_with(prefix) {
-                found.push((key.clone(), value));
+                found.push((key, value));
                 if found.len() >= limit {
                     break;
                 }
-            } else if key >= prefix {
+            } else if !order.less(&key, prefix) {
                 break;
             }
-            before = key;
         }
-        Some(found)
+        Ok(Some(found))
     }
 
     /// Live records behind `from`, at the lowest level.
@@ -352,11 +375,24 @@ impl Iterator for Walk<'_> {
     }
 }
 
-/// Whether two keys are in order: by bytes, or with `.` lowest, as with
-/// `improved_mboxlist_sort` (`lib/bsearch.c:bsearch_ncompare_mbox`, up to 3.4).
-fn ascending(a: &[u8], b: &[u8]) -> bool {
-    let low = |&c: &u8| if c == b'.' { 2 } else { c };
-    a < b || a.iter().map(low).lt(b.iter().map(low))
+/// How a file's keys are sorted; the file does not say.
+#[derive(Debug, Clone, Copy)]
+enum Order {
+    /// By bytes, shorter first.
+    Bytes,
+    /// With `.` below all that names hold: `improved_mboxlist_sort`
+    /// (`lib/bsearch.c:bsearch_ncompare_mbox`, up to 3.4).
+    DotLowest,
+}
+
+impl Order {
+    fn less(self, a: &[u8], b: &[u8]) -> bool {
+        let low = |&c: &u8| if c == b'.' { 2 } else { c };
+        match self {
+            Self::Bytes => a < b,
+            Self::DotLowest => a.iter().map(low).lt(b.iter().map(low)),
+        }
+    }
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
@@ -456,7 +492,7 @@ pub(crate) mod tests {
         assert_eq!(db.get(b"ab").unwrap().unwrap(), "2");
         assert_eq!(db.get(b"aa").unwrap(), None);
         assert_eq!(keys(db.prefix(b"a", usize::MAX).unwrap()), ["a", "ab"]);
-        assert_eq!(keys(db.seek(b"c", usize::MAX).unwrap()), ["c"]);
+        assert_eq!(keys(db.seek_both(b"c", usize::MAX).unwrap()), ["c"]);
         assert!(open(write(&[])).entries().unwrap().is_empty());
         let long = vec![b'k'; 70_000];
         assert_eq!(
@@ -484,7 +520,7 @@ pub(crate) mod tests {
         let db = open(file);
         assert_eq!(keys(db.entries().unwrap()), ["a", "c"]);
         assert_eq!(db.torn_tail(), Some(size as u64));
-        assert!(db.seek(b"a", usize::MAX).is_none());
+        assert!(db.seek_both(b"a", usize::MAX).is_none());
         assert_eq!(keys(db.prefix(b"a", usize::MAX).unwrap()), ["a"]);
     }
 
@@ -508,14 +544,18 @@ pub(crate) mod tests {
         assert_eq!(keys(open(file).entries().unwrap()), ["c"]);
     }
 
+    // As cyr_dbtool -M of 3.6.1 writes them.
     #[test]
-    fn order_with_dots_lowest_is_read_as_a_whole() {
-        let db = open(write(&[(b"user.a.x", b""), (b"user.a b", b"")]));
-        assert_eq!(keys(db.entries().unwrap()), ["user.a.x", "user.a b"]);
-        assert_eq!(
-            keys(db.prefix(b"user.a", usize::MAX).unwrap()),
-            ["user.a.x", "user.a b"]
-        );
+    fn keys_with_dots_lowest_are_found() {
+        let keys = ["user.a", "user.a.x", "user.a b", "user.a-c"];
+        let entries: Vec<_> = keys.iter().map(|k| (k.as_bytes(), k.as_bytes())).collect();
+        let db = open(write(&entries));
+        for key in keys {
+            assert_eq!(db.get(key.as_bytes()).unwrap().unwrap(), key);
+        }
+        assert_eq!(db.prefix(b"user.a", usize::MAX).unwrap().len(), 4);
+        assert_eq!(db.prefix(b"user.a.", usize::MAX).unwrap().len(), 1);
+        assert_eq!(db.prefix(b"user.a.", 1).unwrap().len(), 1);
     }
 
     #[test]
@@ -549,18 +589,26 @@ pub(crate) mod tests {
     proptest! {
         #[test]
         fn seeking_finds_what_walking_finds(
-            map in proptest::collection::btree_map("[ab.]{0,6}", "[x-z]{0,9}", 0..60),
-            prefix in "[ab.]{0,4}",
+            map in proptest::collection::btree_set("[ab. -]{0,6}", 0..60),
+            prefix in "[ab. -]{0,4}",
+            dots in any::<bool>(),
         ) {
-            let entries: Vec<_> = map.iter().map(|(k, v)| (k.as_bytes(), v.as_bytes())).collect();
+            let order = if dots { Order::DotLowest } else { Order::Bytes };
+            let mut names: Vec<_> = map.into_iter().collect();
+            names.sort_by(|a, b| order.less(b.as_bytes(), a.as_bytes()).cmp(&order.less(a.as_bytes(), b.as_bytes())));
+            let entries: Vec<_> = names.iter().map(|k| (k.as_bytes(), &b"v"[..])).collect();
             let db = open(write(&entries));
             let all = db.entries().unwrap();
-            prop_assert_eq!(all.len(), map.len());
-            let wanted: Vec<_> = all.into_iter().filter(|(k, _)| k.starts_with(prefix.as_bytes())).collect();
-            if !map.contains_key("") {
-                prop_assert_eq!(&db.seek(prefix.as_bytes(), usize::MAX).unwrap(), &wanted);
+            prop_assert_eq!(all.len(), names.len());
+            for (key, value) in &all {
+                prop_assert_eq!(&db.get(key).unwrap().unwrap(), value);
             }
-            prop_assert_eq!(db.prefix(prefix.as_bytes(), usize::MAX).unwrap(), wanted);
+            let prefix = prefix.as_bytes();
+            prop_assert_eq!(db.get(prefix).unwrap().is_some(), all.iter().any(|(k, _)| k == prefix));
+            let wanted: Vec<_> = all.into_iter().filter(|(k, _)| k.starts_with(prefix)).collect();
+            prop_assert_eq!(db.prefix(prefix, 1).unwrap().len(), wanted.len().min(1));
+            prop_assert_eq!(&db.seek(prefix, usize::MAX, order).unwrap().unwrap(), &wanted);
+            prop_assert_eq!(db.prefix(prefix, usize::MAX).unwrap(), wanted);
         }
 
         #[test]
