@@ -2,7 +2,8 @@
 //!
 //! One database per user, by default flat: up to 3.4 `<user>.sub` with internal names
 //! as keys, from 3.6 on `sub.db` with a version record and keys `N<name>` as in
-//! mailboxes.db.  The values are empty.
+//! mailboxes.db, but with `INBOX` for the key of the user's inbox at the start of the
+//! name.  The values are empty.
 
 use bytes::Bytes;
 
@@ -11,6 +12,9 @@ use super::name::MailboxName;
 
 /// Key of the record that tells the version (`imap/mboxlist.c:DB_VERSION_KEY`).
 const VERSION_KEY: &[u8] = b"\x1fVER\x1f";
+/// Stands for the key of the user's inbox, without a look at what follows: for user
+/// `jan` the key of `user.jane` is `NINBOXe` (`imap/mboxlist.c:mboxlist_dbname_to_key`).
+const INBOX: &[u8] = b"INBOX";
 
 /// How subscriptions are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -18,7 +22,7 @@ pub enum SubscriptionForm {
     /// Internal names, up to 3.4.
     #[default]
     Names,
-    /// A version record and keys as in mailboxes.db, from 3.6 on.
+    /// A version record and keys much as in mailboxes.db, from 3.6 on.
     Keys,
 }
 
@@ -36,14 +40,16 @@ pub struct Subscriptions {
 impl Subscriptions {
     /// Reads a subscription database of any engine and version.
     ///
-    /// An empty file is no subscriptions.  Fails if the database is damaged.
-    pub fn parse(file: Bytes) -> Result<Self, DbError> {
+    /// `inbox` is the user's inbox.  An empty file is no subscriptions.  Fails if the
+    /// database is damaged.
+    pub fn parse(file: Bytes, inbox: &MailboxName) -> Result<Self, DbError> {
         let entries = Database::open(file, &Engine::Flat)?.entries()?;
-        Ok(Self::from_keys(entries.iter().map(|(key, _)| key.as_ref())))
+        let keys = entries.iter().map(|(key, _)| key.as_ref());
+        Ok(Self::from_keys(keys, inbox))
     }
 
-    /// Makes them of a database's keys (`imap/mboxlist.c:mboxlist_allsubs`).
-    pub fn from_keys<'a>(keys: impl IntoIterator<Item = &'a [u8]>) -> Self {
+    /// Makes them of a database's keys (`imap/mboxlist.c:mboxlist_dbname_from_key`).
+    pub fn from_keys<'a>(keys: impl IntoIterator<Item = &'a [u8]>, inbox: &MailboxName) -> Self {
         let mut subscriptions = Self::default();
         let mut keys: Vec<_> = keys.into_iter().collect();
         let all = keys.len();
@@ -54,10 +60,11 @@ impl Subscriptions {
         for key in keys {
             let name = match subscriptions.form {
                 SubscriptionForm::Names => MailboxName::from_internal(key).ok(),
-                SubscriptionForm::Keys => {
-                    let name = key.strip_prefix(b"N");
-                    name.and_then(|name| MailboxName::from_db_key(name).ok())
-                }
+                SubscriptionForm::Keys => key.strip_prefix(b"N").and_then(|name| {
+                    let own = name.strip_prefix(INBOX);
+                    let own = own.map(|rest| [inbox.to_db_key().as_slice(), rest].concat());
+                    MailboxName::from_db_key(own.as_deref().unwrap_or(name)).ok()
+                }),
             };
             match name {
                 Some(name) => subscriptions.names.push(name),
@@ -68,11 +75,18 @@ impl Subscriptions {
     }
 
     /// The keys of the database in the form that `form` says, sorted bytewise, without
-    /// what is [`odd`](Self::odd).
-    pub fn to_keys(&self) -> Vec<Vec<u8>> {
+    /// the version and what is [`odd`](Self::odd).
+    pub fn to_keys(&self, inbox: &MailboxName) -> Vec<Vec<u8>> {
+        let inbox = inbox.to_db_key();
         let key = |name: &MailboxName| match self.form {
             SubscriptionForm::Names => name.as_bytes().to_vec(),
-            SubscriptionForm::Keys => [b"N", name.to_db_key().as_slice()].concat(),
+            SubscriptionForm::Keys => {
+                let name = name.to_db_key();
+                match name.strip_prefix(inbox.as_slice()) {
+                    Some(rest) => [b"N", INBOX, rest].concat(),
+                    None => [b"N", name.as_slice()].concat(),
+                }
+            }
         };
         let mut keys: Vec<_> = self.names.iter().map(key).collect();
         keys.sort_unstable();
@@ -81,14 +95,14 @@ impl Subscriptions {
     }
 
     /// A flat database of these keys (`lib/cyrusdb_flat.c`).
-    pub fn to_flat(&self) -> Vec<u8> {
+    pub fn to_flat(&self, inbox: &MailboxName) -> Vec<u8> {
         let mut out = Vec::new();
         if self.form == SubscriptionForm::Keys {
             // 0x1f comes before `N`, and the engine writes it as it is.
             out.extend_from_slice(VERSION_KEY);
             out.extend_from_slice(b"\t2\n");
         }
-        for key in self.to_keys() {
+        for key in self.to_keys(inbox) {
             for byte in key {
                 out.push(byte);
                 if byte == 0xff {
@@ -107,12 +121,20 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn inbox() -> MailboxName {
+        MailboxName::from_internal(b"user.jan").unwrap()
+    }
+
     fn parse(file: &[u8]) -> Subscriptions {
-        Subscriptions::parse(Bytes::copy_from_slice(file)).unwrap()
+        Subscriptions::parse(Bytes::copy_from_slice(file), &inbox()).unwrap()
     }
 
     fn names(subscriptions: &Subscriptions) -> Vec<&[u8]> {
-        subscriptions.names.iter().map(MailboxName::as_bytes).collect()
+        subscriptions
+            .names
+            .iter()
+            .map(MailboxName::as_bytes)
+            .collect()
     }
 
     #[test]
@@ -120,18 +142,29 @@ mod tests {
         let file = b"announce\t\nuser.jane^doe\t\nuser.x.&AOQA9gD8-\t\n";
         let read = parse(file);
         assert_eq!(read.form, SubscriptionForm::Names);
-        assert_eq!(names(&read), [&b"announce"[..], b"user.jane^doe", b"user.x.&AOQA9gD8-"]);
-        assert_eq!(read.to_flat(), file);
+        assert_eq!(
+            names(&read),
+            [&b"announce"[..], b"user.jane^doe", b"user.x.&AOQA9gD8-"]
+        );
+        assert_eq!(read.to_flat(&inbox()), file);
         assert_eq!(parse(b""), Subscriptions::default());
     }
 
     #[test]
     fn keys_from_3_6() {
-        let file = b"\x1fVER\x1f\t2\nNuser\x1fjane.doe\x1fa b\t\nNuser\x1fx\t\n";
+        let file = b"\x1fVER\x1f\t2\nNINBOX\t\nNINBOX\x1fa.b\t\nNINBOXe\t\nNuser\x1fj.d\x1fa b\t\n";
         let read = parse(file);
         assert_eq!(read.form, SubscriptionForm::Keys);
-        assert_eq!(names(&read), [&b"user.jane^doe.a b"[..], b"user.x"]);
-        assert_eq!(read.to_flat(), file);
+        assert_eq!(
+            names(&read),
+            [
+                &b"user.jan"[..],
+                b"user.jan.a^b",
+                b"user.jane",
+                b"user.j^d.a b"
+            ]
+        );
+        assert_eq!(read.to_flat(&inbox()), file);
     }
 
     #[test]
@@ -140,20 +173,20 @@ mod tests {
         assert_eq!((read.names.len(), read.odd), (1, vec![b"a..b".to_vec()]));
         let read = parse(b"\x1fVER\x1f\t2\nuser.x\t\n");
         assert_eq!((read.names.len(), read.odd), (0, vec![b"user.x".to_vec()]));
-        assert!(Subscriptions::parse(Bytes::from_static(b"user.x")).is_err());
+        assert!(Subscriptions::parse(Bytes::from_static(b"user.x"), &inbox()).is_err());
     }
 
     proptest! {
         #[test]
         fn what_is_written_is_read(
             keys in any::<bool>(),
-            list in proptest::collection::btree_set("(d[.]e!)?user(\\.[a-c^&\u{ff} ]{1,3}){1,3}", 0..6),
+            list in proptest::collection::btree_set("(d[.]e!)?user[.]ja?n?(\\.[a-c^&\u{ff} ]{1,3}){1,3}", 0..6),
         ) {
             let form = if keys { SubscriptionForm::Keys } else { SubscriptionForm::Names };
             let valid = |name: &String| MailboxName::from_internal(name.as_bytes()).ok();
             let names: Vec<_> = list.iter().filter_map(valid).collect();
             let all = Subscriptions { form, names, odd: vec![] };
-            let mut back = parse(&all.to_flat());
+            let mut back = parse(&all.to_flat(&inbox()));
             back.names.sort_unstable();
             if !all.names.is_empty() {
                 prop_assert_eq!(back, all);
@@ -162,7 +195,7 @@ mod tests {
 
         #[test]
         fn never_panics(raw in "[\u{1f}\u{ff}VERN\t\n2a.!^]{0,40}") {
-            let _ = Subscriptions::parse(raw.into_bytes().into());
+            let _ = Subscriptions::parse(raw.into_bytes().into(), &inbox());
         }
     }
 }

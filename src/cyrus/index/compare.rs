@@ -99,9 +99,9 @@ impl fmt::Display for IndexDifference {
             Side::Right => "second",
         };
         match self {
-            Self::Header(aspect) => write!(f, "the {aspect} differs"),
+            Self::Header(aspect) => write!(f, "the mailboxes differ in their {aspect}"),
             Self::Only { side, uid } => write!(f, "only the {} index has UID {uid}", which(side)),
-            Self::Message { uid, aspect } => write!(f, "UID {uid}: the {aspect} differs"),
+            Self::Message { uid, aspect } => write!(f, "UID {uid} differs in its {aspect}"),
             Self::Damaged { side, error } => write!(f, "the {} index: {error}", which(side)),
         }
     }
@@ -118,7 +118,10 @@ pub struct CompareOptions {
 
 impl Default for CompareOptions {
     fn default() -> Self {
-        Self { expunged: false, modseqs: true }
+        Self {
+            expunged: false,
+            modseqs: true,
+        }
     }
 }
 
@@ -126,7 +129,9 @@ impl Default for CompareOptions {
 /// [`compare_with`].
 pub fn compare(left: &IndexView<'_>, right: &IndexView<'_>) -> Vec<IndexDifference> {
     let mut found = Vec::new();
-    compare_with(left, right, &CompareOptions::default(), |difference| found.push(difference));
+    compare_with(left, right, &CompareOptions::default(), |difference| {
+        found.push(difference)
+    });
     found
 }
 
@@ -143,7 +148,9 @@ pub fn compare_with(
     mut report: impl FnMut(IndexDifference),
 ) {
     let rules = Rules::new(left.header(), right.header(), options);
-    rules.headers(left.header(), right.header(), |a| report(IndexDifference::Header(a)));
+    rules.headers(left.header(), right.header(), |a| {
+        report(IndexDifference::Header(a))
+    });
     let mut sides = [Side::Left, Side::Right].map(|side| Cursor {
         records: match side {
             Side::Left => left.records(),
@@ -162,15 +169,19 @@ pub fn compare_with(
             (Some(x), Some(y)) => x.uid.cmp(&y.uid),
         };
         match (order, &a, &b) {
-            (Ordering::Less, Some(x), _) => {
-                report(IndexDifference::Only { side: Side::Left, uid: x.uid })
-            }
-            (Ordering::Greater, _, Some(y)) => {
-                report(IndexDifference::Only { side: Side::Right, uid: y.uid })
-            }
+            (Ordering::Less, Some(x), _) => report(IndexDifference::Only {
+                side: Side::Left,
+                uid: x.uid,
+            }),
+            (Ordering::Greater, _, Some(y)) => report(IndexDifference::Only {
+                side: Side::Right,
+                uid: y.uid,
+            }),
             (_, Some(x), Some(y)) => {
                 let uid = x.uid;
-                rules.messages(x, y, |aspect| report(IndexDifference::Message { uid, aspect }));
+                rules.messages(x, y, |aspect| {
+                    report(IndexDifference::Message { uid, aspect })
+                });
             }
             _ => {}
         }
@@ -196,7 +207,10 @@ impl Cursor<'_, '_> {
             match record {
                 Ok(record) if self.expunged || !record.is_expunged() => return Some(record),
                 Ok(_) => {}
-                Err(error) => report(IndexDifference::Damaged { side: self.side, error }),
+                Err(error) => report(IndexDifference::Damaged {
+                    side: self.side,
+                    error,
+                }),
             }
         }
         None

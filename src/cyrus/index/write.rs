@@ -58,7 +58,9 @@ fn seal(bytes: &mut [u8]) {
 ///
 /// `minor`, `start_offset` and `record_size` of `header` are replaced by what the
 /// version wants; all else is written as it is, in so far as the version has it.
-/// Fractions of seconds are lost before minor 20.  Fails if a value does not fit.
+/// Fractions of seconds are lost before minor 20.  What an older version did not have
+/// (`unseen`, `createdmodseq`, `changes_epoch`) stays as `header` has it: set it when
+/// converting upwards.  Fails if a value does not fit.
 pub fn write_header(minor: u32, header: &Header) -> Result<Vec<u8>, WriteError> {
     let layout = writable(minor)?;
     let mut header = Header {
@@ -68,7 +70,10 @@ pub fn write_header(minor: u32, header: &Header) -> Result<Vec<u8>, WriteError> 
         ..header.clone()
     };
     let mut bytes = vec![0; layout.header_size.into()];
-    let mut writer = Writer { bytes: &mut bytes, misfit: None };
+    let mut writer = Writer {
+        bytes: &mut bytes,
+        misfit: None,
+    };
     header.visit(&layout.header, &mut writer);
     if let Some(field) = writer.misfit {
         return Err(WriteError::Header { field, minor });
@@ -86,7 +91,10 @@ pub fn write_record(minor: u32, record: &Record, out: &mut Vec<u8>) -> Result<()
     let start = out.len();
     out.resize(start + usize::from(layout.record_size), 0);
     let bytes = out.get_mut(start..).unwrap_or_default();
-    let mut writer = Writer { bytes: &mut *bytes, misfit: None };
+    let mut writer = Writer {
+        bytes: &mut *bytes,
+        misfit: None,
+    };
     let mut copy = *record;
     copy.visit(&layout.record, &mut writer);
     let wide = record.cache_offset >> 48 != 0;
@@ -119,7 +127,10 @@ pub fn write_index(
         num_records = num_records.checked_add(1).ok_or(WriteError::TooMany)?;
         write_record(minor, &record, &mut out)?;
     }
-    let counted = Header { num_records, ..header.clone() };
+    let counted = Header {
+        num_records,
+        ..header.clone()
+    };
     let head = write_header(minor, &counted)?;
     if let Some(place) = out.get_mut(..head.len()) {
         place.copy_from_slice(&head);
