@@ -111,7 +111,7 @@ impl Retirement {
                 None => DbOp::Delete(key),
             })
             .collect();
-        let said = host.change_mailboxes(&ops);
+        let said = host.change(DbKind::Mailboxes, &ops);
         // Only what is read back tells whether the transaction happened.
         if !self.is_committed(host)? {
             let why = said.err().map_or("the records are as before".into(), |e| e.to_string());

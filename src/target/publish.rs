@@ -13,6 +13,7 @@
 //! place already was renamed before), and taken back: [`Publication::undo`]
 //! removes the records in one transaction first, and then goes backwards.
 
+use crate::cyrus::config::DbKind;
 use crate::host::Host;
 use crate::host::tools::DbOp;
 use std::ffi::OsStr;
@@ -30,8 +31,10 @@ pub type KeyValue = (Vec<u8>, Vec<u8>);
 pub struct Publication {
     /// Renames, in order: staged place, live place.
     pub renames: Vec<(PathBytes, PathBytes)>,
-    /// Files of quota roots: live place, content.
+    /// Files of quota roots: live place, content (engine quotalegacy).
     pub quota_files: Vec<(PathBytes, Vec<u8>)>,
+    /// Records of quota roots (any other engine).
+    pub quota_records: Vec<KeyValue>,
     /// Records of the annotations database.
     pub annotations: Vec<KeyValue>,
     /// Records of mailboxes.db.
@@ -132,18 +135,15 @@ impl Publication {
         }
         let parents = self.renames.iter().flat_map(|(from, to)| [from, to]);
         sync_parents(parents.chain(self.quota_files.iter().map(|(path, _)| path)))?;
-        if !self.annotations.is_empty() {
-            let ops: Vec<_> = self.annotations.iter().map(set).collect();
-            host.change_annotations(&ops)
-                .map_err(|e| PublishError::Database { database: e.path, reason: e.reason })?;
-        }
+        change(host, DbKind::Quota, self.quota_records.iter().map(set).collect())?;
+        change(host, DbKind::Annotations, self.annotations.iter().map(set).collect())?;
         self.commit(host)
     }
 
     fn commit(&self, host: &Host) -> Result<(), PublishError> {
         let stale = self.stale_records.iter().map(delete);
         let ops: Vec<_> = stale.chain(self.records.iter().map(set)).collect();
-        let changed = host.change_mailboxes(&ops);
+        let changed = host.change(DbKind::Mailboxes, &ops);
         // Only what is read back tells whether the transaction happened.
         match self.is_committed(host)? {
             true => Ok(()),
@@ -185,18 +185,13 @@ impl Publication {
         if self.is_committed(host)? {
             let removed = self.records.iter().map(delete);
             let restored = self.stale_records.iter().map(set);
-            let ops: Vec<_> = removed.chain(restored).collect();
-            host.change_mailboxes(&ops)
-                .map_err(|e| PublishError::Database { database: e.path, reason: e.reason })?;
+            change(host, DbKind::Mailboxes, removed.chain(restored).collect())?;
             if self.is_committed(host)? {
                 return Err(PublishError::Changed);
             }
         }
-        if !self.annotations.is_empty() {
-            let ops: Vec<_> = self.annotations.iter().map(delete).collect();
-            host.change_annotations(&ops)
-                .map_err(|e| PublishError::Database { database: e.path, reason: e.reason })?;
-        }
+        change(host, DbKind::Annotations, self.annotations.iter().map(delete).collect())?;
+        change(host, DbKind::Quota, self.quota_records.iter().map(delete).collect())?;
         for (path, content) in &self.quota_files {
             if std::fs::read(path.path()).is_ok_and(|now| now == *content) {
                 remove_file(path.path())?;
@@ -209,6 +204,15 @@ impl Publication {
         }
         sync_parents(self.renames.iter().flat_map(|(from, to)| [from, to]))
     }
+}
+
+/// One transaction in one of the server's databases; none when there is nothing to do.
+fn change(host: &Host, kind: DbKind, ops: Vec<DbOp<'_>>) -> Result<(), PublishError> {
+    if ops.is_empty() {
+        return Ok(());
+    }
+    host.change(kind, &ops)
+        .map_err(|e| PublishError::Database { database: e.path, reason: e.reason })
 }
 
 fn set((key, value): &KeyValue) -> DbOp<'_> {
@@ -294,6 +298,7 @@ mod tests {
         Publication {
             renames: Vec::new(),
             quota_files: Vec::new(),
+            quota_records: Vec::new(),
             annotations: Vec::new(),
             records: vec![(b"Nuser\x1fx".to_vec(), vec![0, 255, b'%'])],
             stale_records: Vec::new(),

@@ -7,6 +7,8 @@ use super::shadow::{Shadow, Top};
 use super::stage::Stage;
 use super::{mailbox_places, plan};
 use crate::cyrus::annotation::{self, AnnotationKey, Scope};
+use crate::cyrus::config::DbKind;
+use crate::cyrus::db::Engine;
 use crate::cyrus::index::IndexView;
 use crate::cyrus::name::MailboxName;
 use crate::cyrus::path::{DirStyle, Layout};
@@ -174,10 +176,11 @@ pub fn publication(
             }
         }
     }
-    let quota_files = quota_files(host, inventory, top)?;
+    let Quotas { files: quota_files, records: quota_records } = quotas(host, inventory, top)?;
     Ok(Publication {
         renames,
         quota_files,
+        quota_records,
         annotations: annotations(inventory)?,
         records: shadow.records.clone(),
         stale_records: Vec::new(),
@@ -201,22 +204,33 @@ fn activate_script(directory: &Path, active: &[u8]) -> Result<(), String> {
         .map_err(|e| format!("{}: {e}", link.display()))
 }
 
-fn quota_files(
-    host: &Host,
-    inventory: &Inventory,
-    top: &MailboxName,
-) -> Result<Vec<(PathBytes, Vec<u8>)>, String> {
+/// Quota roots as this server's engine keeps them.
+#[derive(Default)]
+struct Quotas {
+    files: Vec<(PathBytes, Vec<u8>)>,
+    records: Vec<KeyValue>,
+}
+
+fn quotas(host: &Host, inventory: &Inventory, top: &MailboxName) -> Result<Quotas, String> {
     let layout = Layout::new(&host.config);
-    let mut files = Vec::new();
+    let legacy = host.config.db_engine(DbKind::Quota) == Engine::QuotaLegacy;
+    let mut quotas = Quotas::default();
     for root in &inventory.rest.quota_roots {
         let name = MailboxName::from_internal(&root.name).map_err(|e| e.to_string())?;
         if name != *top && !name.is_below(top) {
             return Err(format!("the quota root {} is not part of the move", name.display()));
         }
-        let path = layout.quota_file(&name).map_err(|e| e.to_string())?;
-        files.push((PathBytes::from(path.as_path()), root.record.to_vec()));
+        let mut record = root.record.trim_ascii_end().to_vec();
+        if legacy {
+            // A line of text in a file of its own (lib/cyrusdb_quotalegacy.c).
+            record.push(b'\n');
+            let path = layout.quota_file(&name).map_err(|e| e.to_string())?;
+            quotas.files.push((PathBytes::from(path.as_path()), record));
+        } else {
+            quotas.records.push((name.as_bytes().to_vec(), record));
+        }
     }
-    Ok(files)
+    Ok(quotas)
 }
 
 /// The records of the annotations database, as this server keys them.

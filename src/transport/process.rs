@@ -402,11 +402,14 @@ impl Drain {
     }
 }
 
+/// A piece on its way to the remote process.
+type Sending = Pin<Box<dyn Future<Output = Result<(), TransportError>> + Send>>;
+
 /// The standard input of a remote process.
 pub struct ProcessStdin {
     channel: Arc<ChannelParts>,
     /// A piece on its way, for the `AsyncWrite` side.
-    sending: Option<Pin<Box<dyn Future<Output = Result<(), TransportError>> + Send>>>,
+    sending: Option<Sending>,
     finished: bool,
 }
 
