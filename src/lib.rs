@@ -1,1 +1,3 @@
 //! mbcopy
+
+pub mod transport;
