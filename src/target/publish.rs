@@ -16,10 +16,9 @@
 use crate::cyrus::config::DbKind;
 use crate::host::Host;
 use crate::host::tools::DbOp;
-use std::ffi::OsStr;
+use crate::moves::sealed::PathBytes;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// A key and its value.
@@ -41,23 +40,9 @@ pub struct Publication {
     pub records: Vec<KeyValue>,
     /// Records of mailboxes.db that must go: what is left of deleted mailboxes.
     pub stale_records: Vec<KeyValue>,
-}
-
-/// A path, byte by byte.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct PathBytes(Vec<u8>);
-
-impl From<&Path> for PathBytes {
-    fn from(path: &Path) -> Self {
-        Self(path.as_os_str().as_bytes().to_vec())
-    }
-}
-
-impl PathBytes {
-    /// As a path.
-    pub fn path(&self) -> &Path {
-        Path::new(OsStr::from_bytes(&self.0))
-    }
+    /// The published indexes and their BLAKE3: who finds another has found a
+    /// mailbox that was changed since.
+    pub indexes: Vec<(PathBytes, [u8; 32])>,
 }
 
 /// Why publishing or taking it back stopped.
@@ -101,30 +86,6 @@ pub enum PublishError {
 }
 
 impl Publication {
-    /// Writes the plan durably.
-    pub fn save(&self, path: &Path) -> Result<(), PublishError> {
-        let io = |verb| move |source| PublishError::Io { verb, path: path.into(), source };
-        let bytes = serde_json::to_vec(self).map_err(|e| io("write")(e.into()))?;
-        let sealed = [blake3::hash(&bytes).as_bytes().as_slice(), &bytes].concat();
-        let temporary = path.with_extension("new");
-        let mut file = File::create(&temporary).map_err(io("make"))?;
-        file.write_all(&sealed).and_then(|()| file.sync_all()).map_err(io("write"))?;
-        std::fs::rename(&temporary, path).map_err(io("rename"))?;
-        path.parent().map_or(Ok(()), sync_directory)
-    }
-
-    /// Reads a plan that was saved; one that the disk has changed is refused.
-    pub fn load(path: &Path) -> Result<Self, PublishError> {
-        let io = |source| PublishError::Io { verb: "read", path: path.into(), source };
-        let sealed = std::fs::read(path).map_err(io)?;
-        let damaged = || io(io::Error::new(io::ErrorKind::InvalidData, "it is damaged"));
-        let (seal, bytes) = sealed.split_first_chunk::<32>().ok_or_else(damaged)?;
-        if blake3::hash(bytes).as_bytes() != seal {
-            return Err(damaged());
-        }
-        serde_json::from_slice(bytes).map_err(|e| io(e.into()))
-    }
-
     /// Publishes. The caller holds the user's lock.
     pub fn execute(&self, host: &Host) -> Result<(), PublishError> {
         for (from, to) in &self.renames {
@@ -177,6 +138,15 @@ impl Publication {
             }
         }
         Ok(true)
+    }
+
+    /// The first published mailbox that has changed since.
+    pub fn changed_since(&self) -> Option<&Path> {
+        let same = |path: &Path, hash: &[u8; 32]| {
+            std::fs::read(path).is_ok_and(|bytes| blake3::hash(&bytes).as_bytes() == hash)
+        };
+        let changed = self.indexes.iter().find(|(path, hash)| !same(path.path(), hash));
+        changed.map(|(path, _)| path.path())
     }
 
     /// Takes everything back. The caller holds the user's lock and has seen
@@ -293,34 +263,6 @@ fn sync_directory(path: &Path) -> Result<(), PublishError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn empty() -> Publication {
-        Publication {
-            renames: Vec::new(),
-            quota_files: Vec::new(),
-            quota_records: Vec::new(),
-            annotations: Vec::new(),
-            records: vec![(b"Nuser\x1fx".to_vec(), vec![0, 255, b'%'])],
-            stale_records: Vec::new(),
-        }
-    }
-
-    #[test]
-    fn a_plan_comes_back_whole_or_not_at_all() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("publication");
-        empty().save(&path).unwrap();
-        assert_eq!(Publication::load(&path).unwrap(), empty());
-        let good = std::fs::read(&path).unwrap();
-        for at in 0..good.len() {
-            let mut bad = good.clone();
-            bad[at] ^= 1;
-            std::fs::write(&path, &bad).unwrap();
-            assert!(Publication::load(&path).is_err(), "byte {at} flipped");
-            std::fs::write(&path, &good[..at]).unwrap();
-            assert!(Publication::load(&path).is_err(), "torn at {at}");
-        }
-    }
 
     #[test]
     fn renaming_again_is_no_error_and_nothing_is_overwritten() {

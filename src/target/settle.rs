@@ -2,18 +2,19 @@
 //! has, record by record; and what publishing will do, as a plan.
 
 use super::offer::{Inventory, StagedMailbox, script_name};
-use super::publish::{KeyValue, PathBytes, Publication};
+use super::publish::{KeyValue, Publication};
 use super::shadow::{Shadow, Top};
 use super::stage::Stage;
 use super::{mailbox_places, plan};
 use crate::cyrus::annotation::{self, AnnotationKey, Scope};
-use crate::cyrus::config::DbKind;
+use crate::cyrus::config::{DbKind, MetaFile};
 use crate::cyrus::db::Engine;
 use crate::cyrus::index::IndexView;
 use crate::cyrus::name::MailboxName;
 use crate::cyrus::path::{DirStyle, Layout};
 use crate::host::Host;
 use crate::inventory::records_digest;
+use crate::moves::sealed::PathBytes;
 use crate::wire::v1::{self, FileKind, problem::Severity};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -146,11 +147,12 @@ pub fn publication(
     };
     let live = Layout::new(&host.config);
     let staged = Layout::new(&stage.config);
+    let mut indexes = Vec::new();
     for mailbox in inventory.mailboxes.values() {
         let (from, to) = mailbox_places(host, stage, mailbox).map_err(|e| e.to_string())?;
         add(&from, &to);
         let style = DirStyle::Id(&mailbox.id);
-        for file in crate::cyrus::config::MetaFile::ALL {
+        for file in MetaFile::ALL {
             let path = |layout: &Layout<'_>| {
                 layout.meta_file(file, &mailbox.name, style, &mailbox.partition)
             };
@@ -158,6 +160,11 @@ pub fn publication(
             let to = path(&live).map_err(|e| e.to_string())?;
             if let (Some(from), Some(to)) = (from.parent(), to.parent()) {
                 add(from, to);
+            }
+            if let (MetaFile::Index, Some(hash)) =
+                (file, mailbox.offered.files.get(&FileKind::Index))
+            {
+                indexes.push((PathBytes::from(to.as_path()), *hash));
             }
         }
         if mailbox.name.inbox().as_ref() == Some(&mailbox.name) {
@@ -184,6 +191,7 @@ pub fn publication(
         annotations: annotations(inventory)?,
         records: shadow.records.clone(),
         stale_records: Vec::new(),
+        indexes,
     })
 }
 
@@ -264,26 +272,6 @@ pub fn annotations(inventory: &Inventory) -> Result<Vec<KeyValue>, String> {
         records.push((bytes, record.value.to_vec()));
     }
     Ok(records)
-}
-
-/// The first mailbox that has changed on this server since it was published.
-pub fn changed_since(host: &Host, inventory: &Inventory) -> Option<String> {
-    let layout = Layout::new(&host.config);
-    inventory.mailboxes.values().find_map(|mailbox| {
-        let path = layout
-            .meta_file(
-                crate::cyrus::config::MetaFile::Index,
-                &mailbox.name,
-                DirStyle::Id(&mailbox.id),
-                &mailbox.partition,
-            )
-            .ok()?;
-        let same = std::fs::read(path).ok().is_some_and(|bytes| {
-            let now = *blake3::hash(&bytes).as_bytes();
-            mailbox.offered.files.get(&FileKind::Index) == Some(&now)
-        });
-        (!same).then(|| host.external(&mailbox.name))
-    })
 }
 
 /// Has this server's Cyrus look at the published mailboxes; what it says.
