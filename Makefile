@@ -14,10 +14,10 @@ demo: lab
 	$(CARGO) run -p mbcopy-lab --bin lab -- demo --mbcopy target/release/mbcopy
 
 test: lab
-	$(CARGO) build --bin mbcopy
+	$(CARGO) build --features faults --bin mbcopy
 	$(CARGO) test --workspace --lib --bins
 	$(CARGO) test --test spools --test ssh
-	$(CARGO) test --test servers -- --test-threads=1
+	$(CARGO) test --features faults --test servers -- --test-threads=1
 
 bench: lab
 	$(CARGO) build --release --bin mbcopy
