@@ -169,12 +169,28 @@ pub async fn push(
     push.report
 }
 
-/// A report of a push that ended before both agents answered.
-pub fn stillborn(options: &Options, source: &str, outcome: Outcome, failure: Failure) -> Report {
-    let mut report = blank(options, source, &options.destination);
-    report.outcome = outcome;
+/// Whether a source's journal tells that the route leads to the target.
+fn route_is_changed(state: &str) -> bool {
+    [state::ROUTED, state::RETIRING, state::RETIRED].contains(&state)
+}
+
+/// A report of a push that ended before both agents answered. `source` is asked,
+/// where it is there, whether an earlier push has changed the route.
+pub async fn stillborn(options: &Options, source: Option<Peer>, failure: Failure) -> Report {
+    let name = source.as_ref().map_or("this server", |s| &s.welcome.servername).to_owned();
+    let mut report = blank(options, &name, &options.destination);
     report.failure = Some(failure);
-    report.settle_serving(Phase::Failed);
+    let mut phase = Phase::Failed;
+    if let Some(mut source) = source {
+        let op = Op::ListMoves(v1::ListMoves { mailbox: options.mailbox.clone() });
+        if let Ok(Answer::Moves(moves)) = source.call(op).await
+            && moves.moves.last().is_some_and(|last| route_is_changed(&last.state))
+        {
+            phase = Phase::Routed;
+            report.outcome = Outcome::Resumable;
+        }
+    }
+    report.settle_serving(phase);
     report
 }
 
@@ -311,6 +327,7 @@ impl<'a> Push<'a> {
         };
         let totals = plan.totals.unwrap_or_default();
         let source_state = plan.state;
+        self.route_begun = route_is_changed(&source_state);
         self.snapshot = plan.snapshot;
         self.identity = plan.identity.unwrap_or_default();
         self.report.mailbox = crate::wire::printable(&self.identity.display);
@@ -357,9 +374,8 @@ impl<'a> Push<'a> {
     /// route leads to the target already. Otherwise what the target has
     /// published is taken back, and the move begins again with it as its stage.
     async fn take_up(&mut self, source: &str, target: &str) -> Result<bool, Trouble> {
-        if [state::ROUTED, state::RETIRING, state::RETIRED].contains(&source) {
+        if self.route_begun {
             self.note(format!("going on with a move that stopped when it was {source}"));
-            self.route_begun = true;
             self.retire_begun = source != state::ROUTED;
             return Ok(true);
         }
@@ -560,7 +576,12 @@ impl<'a> Push<'a> {
                 }
             }
         }
-        self.report.settle_serving(phase);
+        // A push that fails early must not deny what an earlier one has done.
+        let denied = phase == Phase::Failed && self.route_begun;
+        if denied {
+            self.report.outcome = Outcome::Resumable;
+        }
+        self.report.settle_serving(if denied { Phase::Routed } else { phase });
         self.report.next_steps = self.next_steps();
     }
 

@@ -70,6 +70,9 @@ impl Handler for Source {
             return self.plan(&plan).map(Answer::SourcePlan);
         }
         let host = &self.host;
+        if let Op::ListMoves(list) = op {
+            return moves(host, &list.mailbox).map(Answer::Moves);
+        }
         let session = self
             .session
             .as_mut()
@@ -97,14 +100,7 @@ impl Handler for Source {
 impl Source {
     fn plan(&mut self, plan: &v1::PlanSource) -> Result<v1::SourcePlan, v1::Failure> {
         let host = &self.host;
-        let top = host
-            .namespace()
-            .map_err(|e| e.to_string())
-            .and_then(|namespace| {
-                MailboxName::from_external(plan.mailbox.as_bytes(), &namespace)
-                    .map_err(|e| e.to_string())
-            })
-            .map_err(|e| refused(format!("{}: {e}", crate::wire::printable(&plan.mailbox))))?;
+        let top = top_of(host, &plan.mailbox)?;
         if !host.allows(&top) {
             return Err(refused(format!(
                 "this agent is not allowed to send {}",
@@ -505,6 +501,47 @@ impl Session {
         self.entry.updated = now_ms();
         journal.write(&self.entry).map_err(|e| journal_failure(&e))
     }
+}
+
+/// The moves that this server's journal knows, of one mailbox or of all.
+fn moves(host: &Host, mailbox: &str) -> Result<v1::Moves, v1::Failure> {
+    let directory = host.config.configdirectory().map_err(|e| refused(e.to_string()))?;
+    if !directory.join("mbcopy/journal.sqlite").exists() {
+        return Ok(v1::Moves::default());
+    }
+    let wanted = match mailbox {
+        "" => None,
+        mailbox => Some(top_of(host, mailbox)?),
+    };
+    let journal = Journal::open(&directory).map_err(|e| journal_failure(&e))?;
+    let entries = journal.moves().map_err(|e| journal_failure(&e))?;
+    let wanted = |e: &Entry| wanted.as_ref().is_none_or(|top| e.name == top.as_bytes());
+    let moves = entries.into_iter().filter(wanted).map(|e| v1::MoveRecord {
+        move_id: e.id.to_string(),
+        role: e.role.into(),
+        identity: Some(v1::Identity {
+            name: e.name.into(),
+            userid: String::new(),
+            display: e.display,
+        }),
+        state: e.state,
+        peer: e.peer,
+        started_unix_ms: e.started,
+        updated_unix_ms: e.updated,
+        holder: String::new(),
+        detail: String::new(),
+    });
+    Ok(v1::Moves { moves: moves.collect() })
+}
+
+/// The mailbox that an admin means by what he types.
+fn top_of(host: &Host, typed: &str) -> Result<MailboxName, v1::Failure> {
+    host.namespace()
+        .map_err(|e| e.to_string())
+        .and_then(|namespace| {
+            MailboxName::from_external(typed.as_bytes(), &namespace).map_err(|e| e.to_string())
+        })
+        .map_err(|e| refused(format!("{}: {e}", crate::wire::printable(typed))))
 }
 
 /// Whether nothing but copies can be left of a move in this state.

@@ -132,9 +132,8 @@ impl Target {
             .map_err(|e| internal(e.to_string(), "nothing was changed"))?
             .publication();
         let mut publication = None;
-        if [state::PUBLISHING, state::UNPUBLISHING].contains(&entry.state.as_str())
-            || is_published(&entry.state)
-        {
+        // Of a move that is over here, the plan has gone with the stage.
+        if entry.state != state::DONE && began_to_publish(&entry.state) {
             let loaded: Publication = sealed::load(&publication_path).map_err(|e| {
                 internal(
                     format!("{}: {e}", publication_path.display()),
@@ -256,6 +255,11 @@ impl Target {
         entry.state = state.into();
         Ok(())
     }
+}
+
+/// Whether this server has the user, or may have parts of him in place.
+fn began_to_publish(state: &str) -> bool {
+    [state::PUBLISHING, state::UNPUBLISHING].contains(&state) || is_published(state)
 }
 
 /// Whether this server has the user, as far as this move goes.
