@@ -91,12 +91,14 @@ pub fn run(args: &DemoArgs) -> Result<ExitCode> {
         bert: Fingerprint::take(&target, BERT, &Take::default())?,
     };
     let mut verdict = Verdict::default();
-    verdict.fact("Anna's mailboxes", before.anna.own.mailboxes.len());
-    verdict.fact("messages that moved", &report["messages"]);
+    verdict.fact("mailboxes that Anna sees", before.anna.own.mailboxes.len());
+    verdict.fact("messages moved, expunged ones too", &report["messages"]);
     let bytes: u64 = report["bytes"].parse().context("bytes")?;
     verdict.fact("their size", format!("{:.1} MB", megabytes(bytes)));
     verdict.fact("push, from start to end", format!("{:.2} s", took.as_secs_f64()));
-    verdict.fact("freeze", format!("{} ms", report["freeze_ms"]));
+    let freeze: f64 = report["freeze_ms"].parse().context("freeze_ms")?;
+    let broken = if freeze < 1000.0 { vec![] } else { vec!["a second or more".to_owned()] };
+    verdict.promise("freeze", format!("{freeze} ms"), broken);
     judge_history(&mut verdict, &history, &after.anna);
     judge_watch(&mut verdict, &watched, &before.anna);
     judge_quiet(&mut verdict, &before, &after)?;
