@@ -54,11 +54,7 @@ impl AnnotationKey {
             b"" => Scope::Server,
             name => Scope::Mailbox(name.to_vec()),
         };
-        Ok(Self {
-            scope,
-            entry,
-            userid,
-        })
+        Ok(Self { scope, entry, userid })
     }
 
     /// Parses a key of a mailbox's cyrus.annotations.
@@ -69,11 +65,7 @@ impl AnnotationKey {
         let Some(uid) = uid.and_then(|text| text.parse().ok()) else {
             return fail(0, "the key does not begin with a UID");
         };
-        Ok(Self {
-            scope: Scope::Message(uid),
-            entry,
-            userid,
-        })
+        Ok(Self { scope: Scope::Message(uid), entry, userid })
     }
 
     /// The key as Cyrus writes it; a NUL ends it (`imap/annotate.c:make_key`).
@@ -263,24 +255,11 @@ mod tests {
     fn keys() {
         for (raw, scope, entry, userid) in [
             (&b"\0/motd\0\0"[..], Scope::Server, "/motd", ""),
-            (
-                b"user.x\0/comment\0jane\0",
-                Scope::Mailbox(b"user.x".to_vec()),
-                "/comment",
-                "jane",
-            ),
-            (
-                b"87a8-b7\0/a\0[.OwNeR.]\0",
-                Scope::Mailbox(b"87a8-b7".to_vec()),
-                "/a",
-                "[.OwNeR.]",
-            ),
+            (b"user.x\0/comment\0jane\0", Scope::Mailbox(b"user.x".to_vec()), "/comment", "jane"),
+            (b"87a8-b7\0/a\0[.OwNeR.]\0", Scope::Mailbox(b"87a8-b7".to_vec()), "/a", "[.OwNeR.]"),
         ] {
             let key = AnnotationKey::parse(raw).unwrap();
-            assert_eq!(
-                (&key.scope, key.entry.as_slice()),
-                (&scope, entry.as_bytes())
-            );
+            assert_eq!((&key.scope, key.entry.as_slice()), (&scope, entry.as_bytes()));
             assert_eq!(key.userid, userid.as_bytes());
             assert_eq!(key.to_bytes(), raw);
         }
@@ -291,24 +270,10 @@ mod tests {
         let short = AnnotationKey::parse(b"a\0/b\0c").unwrap();
         assert_eq!(short.to_bytes(), b"a\0/b\0c\0");
         assert_eq!(AnnotationKey::parse(b"a\0/b").unwrap().userid, b"");
-        for (raw, offset) in [
-            (&b""[..], 0),
-            (b"ab", 2),
-            (b"ab\0\0c\0", 3),
-            (b"a\0b\0c\0d", 6),
-        ] {
-            assert_eq!(
-                AnnotationKey::parse(raw).unwrap_err().offset,
-                offset,
-                "{raw:?}"
-            );
+        for (raw, offset) in [(&b""[..], 0), (b"ab", 2), (b"ab\0\0c\0", 3), (b"a\0b\0c\0d", 6)] {
+            assert_eq!(AnnotationKey::parse(raw).unwrap_err().offset, offset, "{raw:?}");
         }
-        for raw in [
-            &b"x\0/a\0\0"[..],
-            b"\0/a\0\0",
-            b"+1\0/a\0\0",
-            b"4294967296\0/a\0\0",
-        ] {
+        for raw in [&b"x\0/a\0\0"[..], b"\0/a\0\0", b"+1\0/a\0\0", b"4294967296\0/a\0\0"] {
             assert_eq!(AnnotationKey::parse_message(raw).unwrap_err().offset, 0);
         }
     }
@@ -320,14 +285,8 @@ mod tests {
                 &b"\0\0\0\x02\0\0\0\0hi\0text/plain\0\x6b\x04\x42\x98\0\0\0\0"[..],
                 LongForm::Little64,
             ),
-            (
-                b"\0\0\0\x02hi\0text/plain\0\x6b\x04\x42\x98",
-                LongForm::Any32,
-            ),
-            (
-                b"\0\0\0\0\0\0\0\x02hi\0text/plain\0\0\0\0\0\x6b\x04\x42\x98",
-                LongForm::Big64,
-            ),
+            (b"\0\0\0\x02hi\0text/plain\0\x6b\x04\x42\x98", LongForm::Any32),
+            (b"\0\0\0\0\0\0\0\x02hi\0text/plain\0\0\0\0\0\x6b\x04\x42\x98", LongForm::Big64),
         ] {
             let value = AnnotationValue::parse(raw).unwrap();
             assert_eq!((value.value.as_slice(), value.form), (&b"hi"[..], form));
@@ -341,11 +300,7 @@ mod tests {
         assert!(!value.is_deleted());
         value.flags = Some(1);
         assert!(value.is_deleted());
-        for raw in [
-            &b""[..],
-            b"\0\0\0\x09\0\0\0\0hi\0",
-            b"\xff\xff\xff\xff\0\0\0\0",
-        ] {
+        for raw in [&b""[..], b"\0\0\0\x09\0\0\0\0hi\0", b"\xff\xff\xff\xff\0\0\0\0"] {
             assert_eq!(AnnotationValue::parse(raw).unwrap_err().offset, 0);
         }
     }

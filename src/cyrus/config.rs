@@ -129,17 +129,13 @@ impl DbKind {
     fn facts(self) -> (&'static str, Option<(&'static str, &'static str)>) {
         match self {
             Self::Mailboxes => ("mboxlist_db", Some(("mboxlist_db_path", "mailboxes.db"))),
-            Self::Annotations => (
-                "annotation_db",
-                Some(("annotation_db_path", "annotations.db")),
-            ),
+            Self::Annotations => ("annotation_db", Some(("annotation_db_path", "annotations.db"))),
             Self::Quota => ("quota_db", Some(("quota_db_path", "quotas.db"))),
             Self::UserDeny => ("userdeny_db", Some(("userdeny_db_path", "user_deny.db"))),
             Self::Duplicate => ("duplicate_db", Some(("duplicate_db_path", "deliver.db"))),
-            Self::Statuscache => (
-                "statuscache_db",
-                Some(("statuscache_db_path", "statuscache.db")),
-            ),
+            Self::Statuscache => {
+                ("statuscache_db", Some(("statuscache_db_path", "statuscache.db")))
+            }
             Self::Seen => ("seenstate_db", None),
             Self::Subscription => ("subscription_db", None),
             Self::Conversations => ("conversations_db", None),
@@ -290,19 +286,15 @@ impl Config {
         match low.as_bytes() {
             [b'0' | b'n' | b'f', ..] | [b'o', b'f', ..] => Ok(false),
             [b'1' | b'y' | b't', ..] | [b'o', b'n', ..] => Ok(true),
-            _ => Err(ConfigError::BadValue {
-                option: option.to_owned(),
-                value,
-                wanted: "yes or no",
-            }),
+            _ => {
+                Err(ConfigError::BadValue { option: option.to_owned(), value, wanted: "yes or no" })
+            }
         }
     }
 
     /// `configdirectory`.
     pub fn configdirectory(&self) -> Result<PathBuf> {
-        self.path("configdirectory").ok_or(ConfigError::Missing {
-            option: "configdirectory",
-        })
+        self.path("configdirectory").ok_or(ConfigError::Missing { option: "configdirectory" })
     }
 
     fn below_configdirectory(&self, option: &str, name: &str) -> Result<PathBuf> {
@@ -598,9 +590,7 @@ impl Config {
 /// Whether a live option has no place in a shadow.  A service prefix
 /// (`reconstruct_sievedir`) does not hide an option.
 fn left_out_of_shadow(option: &str) -> bool {
-    let services = option
-        .match_indices('_')
-        .filter_map(|(at, _)| option.get(at + 1..));
+    let services = option.match_indices('_').filter_map(|(at, _)| option.get(at + 1..));
     std::iter::once(option).chain(services).any(|name| {
         let prefixes = [
             "partition-",
@@ -691,11 +681,7 @@ fn read_file(
         if directive {
             if option != "@include" {
                 let directive = option;
-                return Err(ConfigError::UnknownDirective {
-                    directive,
-                    file,
-                    line,
-                });
+                return Err(ConfigError::UnknownDirective { directive, file, line });
             }
             let path = PathBuf::from(&value);
             if depth >= MAX_INCLUDE_DEPTH || !seen.insert(path.clone()) {
@@ -731,10 +717,7 @@ mod tests {
     #[test]
     fn reads_what_cyrus_reads() {
         let c = parse(LIVE).unwrap();
-        assert_eq!(
-            c.configdirectory().unwrap(),
-            PathBuf::from("/var/lib/cyrus")
-        );
+        assert_eq!(c.configdirectory().unwrap(), PathBuf::from("/var/lib/cyrus"));
         let two = PartitionName::new("two").unwrap();
         assert_eq!(c.partitions().unwrap().len(), 2);
         assert_eq!(c.partition(&two).unwrap(), PathBuf::from("/srv/b"));
@@ -767,10 +750,7 @@ mod tests {
             parse("configdirectory:  \n").unwrap_err(),
             ConfigError::EmptyValue { .. }
         ));
-        assert!(matches!(
-            parse("").unwrap_err(),
-            ConfigError::Missing { .. }
-        ));
+        assert!(matches!(parse("").unwrap_err(), ConfigError::Missing { .. }));
     }
 
     #[test]

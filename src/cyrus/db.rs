@@ -223,14 +223,8 @@ mod tests {
         let error = Database::open(berkeley.into(), &Engine::Berkeley).unwrap_err();
         assert!(error.to_string().contains("cvt_cyrusdb"), "{error}");
         let text = Bytes::from_static(b"user.x\t\n");
-        assert!(matches!(
-            Database::open(text.clone(), &Engine::Flat),
-            Ok(Database::Flat(_))
-        ));
-        assert_eq!(
-            Database::open(text, &Engine::Twoskip).unwrap_err(),
-            DbError::Unknown
-        );
+        assert!(matches!(Database::open(text.clone(), &Engine::Flat), Ok(Database::Flat(_))));
+        assert_eq!(Database::open(text, &Engine::Twoskip).unwrap_err(), DbError::Unknown);
         let empty = Database::open(Bytes::new(), &Engine::Twoskip).unwrap();
         assert_eq!((empty.engine(), empty.entries().unwrap()), (None, vec![]));
     }

@@ -57,10 +57,7 @@ impl Scalar {
         } else {
             Form::Literal { plus: true }
         };
-        Self {
-            value: value.to_vec(),
-            form,
-        }
+        Self { value: value.to_vec(), form }
     }
 
     /// The string.
@@ -121,10 +118,7 @@ impl Dlist {
         let rest = bytes.get(end..).unwrap_or_default();
         match rest.iter().position(|c| !matches!(c, b'\r' | b'\n')) {
             None => Ok(value),
-            Some(at) => Err(DlistError {
-                offset: end + at,
-                reason: "something follows the value",
-            }),
+            Some(at) => Err(DlistError { offset: end + at, reason: "something follows the value" }),
         }
     }
 
@@ -207,11 +201,7 @@ impl Dlist {
     /// The last value of a key, as Cyrus takes it, if it is a key-value list.
     pub fn get(&self, key: &[u8]) -> Option<&Dlist> {
         let pairs = self.as_kv()?;
-        pairs
-            .iter()
-            .rev()
-            .find(|(k, _)| k.as_bytes() == key)
-            .map(|(_, v)| v)
+        pairs.iter().rev().find(|(k, _)| k.as_bytes() == key).map(|(_, v)| v)
     }
 
     /// Puts `value` in the place of the key's value, or inserts the pair after the
@@ -223,9 +213,7 @@ impl Dlist {
             *old = value;
             return;
         }
-        let last = pairs
-            .iter()
-            .rposition(|(k, _)| after.contains(&k.as_bytes()));
+        let last = pairs.iter().rposition(|(k, _)| after.contains(&k.as_bytes()));
         let at = last.map_or(0, |last| last + 1);
         pairs.insert(at, (Scalar::new(key), value));
     }
@@ -245,10 +233,7 @@ struct Parser<'a> {
 
 impl<'a> Parser<'a> {
     fn fail<T>(&self, reason: &'static str) -> Result<T> {
-        Err(DlistError {
-            offset: self.at,
-            reason,
-        })
+        Err(DlistError { offset: self.at, reason })
     }
 
     fn peek(&self) -> Option<u8> {
@@ -416,10 +401,7 @@ mod tests {
         list.set(b"P", Dlist::string(b"two"), &[]);
         list.set(b"S", Dlist::string(b"new host"), &[b"T", b"I", b"P"]);
         list.remove(b"M");
-        assert_eq!(
-            list.to_bytes(),
-            b"%(T e I x P two S \"new host\" V 5 Z (new thing))"
-        );
+        assert_eq!(list.to_bytes(), b"%(T e I x P two S \"new host\" V 5 Z (new thing))");
     }
 
     #[test]
@@ -435,24 +417,14 @@ mod tests {
             ("\"ab", 3),
             ("%{x}", 0),
         ] {
-            assert_eq!(
-                Dlist::parse(text.as_bytes()).unwrap_err().offset,
-                offset,
-                "{text}"
-            );
+            assert_eq!(Dlist::parse(text.as_bytes()).unwrap_err().offset, offset, "{text}");
         }
         let deep = "(".repeat(100_000);
-        assert_eq!(
-            Dlist::parse(deep.as_bytes()).unwrap_err().reason,
-            "nested too deeply"
-        );
+        assert_eq!(Dlist::parse(deep.as_bytes()).unwrap_err().reason, "nested too deeply");
     }
 
     fn value() -> impl Strategy<Value = Dlist> {
-        let text = prop_oneof![
-            "[a-zA-Z0-9 ().\"\\\\%*{}\r\n\u{1f}-]{0,12}",
-            Just("NIL".into())
-        ];
+        let text = prop_oneof!["[a-zA-Z0-9 ().\"\\\\%*{}\r\n\u{1f}-]{0,12}", Just("NIL".into())];
         let bytes = proptest::collection::vec(any::<u8>(), 0..12);
         let leaf = prop_oneof![
             Just(Dlist::Nil),

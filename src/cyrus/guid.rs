@@ -68,10 +68,7 @@ mod tests {
         let text = "a9993e364706816aba3e25717850c26c9cd0d89d";
         assert_eq!(Guid::of(b"abc").to_string(), text);
         assert_eq!(Guid::from_hex(&text.to_uppercase()), Some(Guid::of(b"abc")));
-        assert_eq!(
-            Guid::from_stored(*Guid::of(b"abc").as_bytes()),
-            Some(Guid::of(b"abc"))
-        );
+        assert_eq!(Guid::from_stored(*Guid::of(b"abc").as_bytes()), Some(Guid::of(b"abc")));
         assert_eq!(Guid::from_stored([0; 20]), None);
         for bad in ["", "a9", &text.replace('a', "g"), &text.replace('a', "ä")] {
             assert_eq!(Guid::from_hex(bad), None, "{bad}");

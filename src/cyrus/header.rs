@@ -80,10 +80,7 @@ impl MailboxHeader {
         }
         let flags = second.split(|&c| c == b' ').take(MAX_USER_FLAGS);
         let flags = flags.map(|name| (!name.is_empty()).then(|| name.to_vec()));
-        let acl = rest
-            .iter()
-            .position(|&c| c == b'\n')
-            .and_then(|end| rest.get(..end));
+        let acl = rest.iter().position(|&c| c == b'\n').and_then(|end| rest.get(..end));
         Ok(Self {
             form: HeaderForm::Text,
             name: None,
@@ -120,9 +117,7 @@ impl MailboxHeader {
             quota_root: text(b"Q"),
             mbtype: text(b"T"),
             user_flags: without_unused_end(
-                flags
-                    .map(|flag| flag.as_bytes().map(<[u8]>::to_vec))
-                    .collect(),
+                flags.map(|flag| flag.as_bytes().map(<[u8]>::to_vec)).collect(),
             ),
             acl,
         })
@@ -206,10 +201,7 @@ fn line<'a>(bytes: &'a [u8], offset: usize, reason: &'static str) -> Result<(&'a
 }
 
 fn without_unused_end(mut flags: Vec<Option<Vec<u8>>>) -> Vec<Option<Vec<u8>>> {
-    let used = flags
-        .iter()
-        .rposition(Option::is_some)
-        .map_or(0, |last| last + 1);
+    let used = flags.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
     flags.truncate(used);
     flags
 }
@@ -226,9 +218,7 @@ mod tests {
 
     fn names(header: &MailboxHeader) -> Vec<&str> {
         let names = header.user_flags.iter();
-        names
-            .map(|n| n.as_ref().map_or("-", |n| std::str::from_utf8(n).unwrap()))
-            .collect()
+        names.map(|n| n.as_ref().map_or("-", |n| std::str::from_utf8(n).unwrap())).collect()
     }
 
     #[test]
@@ -246,10 +236,7 @@ mod tests {
         let ancient = MailboxHeader::parse(&file(b"user.x\nA B\n")).unwrap();
         assert_eq!((ancient.uniqueid, ancient.acl), (None, None));
         let extra = MailboxHeader::parse(&file(b"\tid\tmore\n\n\n")).unwrap();
-        assert_eq!(
-            (extra.quota_root, extra.uniqueid),
-            (None, Some(b"id".to_vec()))
-        );
+        assert_eq!((extra.quota_root, extra.uniqueid), (None, Some(b"id".to_vec())));
         assert!(extra.user_flags.is_empty());
     }
 
@@ -293,11 +280,7 @@ mod tests {
             (b"%(T e)", base + 6),
             (b"%(T e) x\n", base + 6),
         ] {
-            assert_eq!(
-                MailboxHeader::parse(&file(body)).unwrap_err().offset,
-                offset,
-                "{body:?}"
-            );
+            assert_eq!(MailboxHeader::parse(&file(body)).unwrap_err().offset, offset, "{body:?}");
         }
         assert_eq!(MailboxHeader::parse(b"\xa1\x02x").unwrap_err().offset, 2);
     }
@@ -309,11 +292,7 @@ mod tests {
         let flags = proptest::collection::vec(proptest::option::of(word.clone()), 0..9);
         let acl = proptest::collection::vec((word.clone(), word), 0..3);
         (root, id, flags, acl, any::<bool>()).prop_map(|(root, id, flags, acl, text)| {
-            let form = if text {
-                HeaderForm::Text
-            } else {
-                HeaderForm::Dlist
-            };
+            let form = if text { HeaderForm::Text } else { HeaderForm::Dlist };
             MailboxHeader {
                 form,
                 name: (!text).then(|| id.clone()),

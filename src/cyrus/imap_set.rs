@@ -40,10 +40,7 @@ impl UidSet {
             let range = match colon.and_then(|at| part.split_at_checked(at)) {
                 Some((first, second)) => {
                     let a = number(first, offset)?;
-                    let b = number(
-                        second.get(1..).unwrap_or_default(),
-                        offset + first.len() + 1,
-                    )?;
+                    let b = number(second.get(1..).unwrap_or_default(), offset + first.len() + 1)?;
                     (a.min(b), a.max(b))
                 }
                 None => {

@@ -168,13 +168,7 @@ impl<'a> IndexView<'a> {
         let need = u64::from(count) * stride;
         let records = usize::try_from(need).ok().and_then(|need| body.get(..need));
         match records {
-            Some(records) => Ok(Self {
-                header,
-                layout,
-                records,
-                count,
-                kind,
-            }),
+            Some(records) => Ok(Self { header, layout, records, count, kind }),
             None => short(size as u64 + need),
         }
     }
@@ -205,11 +199,7 @@ impl<'a> IndexView<'a> {
     ///
     /// A bad record gives an error and does not end the iteration.
     pub fn records(&self) -> Records<'_, 'a> {
-        Records {
-            view: self,
-            next: 0,
-            last_uid: 0,
-        }
+        Records { view: self, next: 0, last_uid: 0 }
     }
 
     /// The records of messages that clients see, and errors.
@@ -247,10 +237,7 @@ impl<'a> IndexView<'a> {
     /// by looking at all of them.
     pub fn find(&self, uid: u32) -> Result<Option<Record>> {
         if self.kind == Kind::Expunge {
-            return self
-                .records()
-                .find(|r| !matches!(r, Ok(r) if r.uid != uid))
-                .transpose();
+            return self.records().find(|r| !matches!(r, Ok(r) if r.uid != uid)).transpose();
         }
         let (mut low, mut high) = (0, self.count);
         while low < high {

@@ -115,9 +115,7 @@ fn id_as_name(id: &UniqueId, name: &MailboxName) -> Result<MailboxName, PathErro
 }
 
 fn escaped(user: &UserId) -> impl Iterator<Item = u8> {
-    user.as_bytes()
-        .iter()
-        .map(|&c| if c == b'.' { b'^' } else { c })
+    user.as_bytes().iter().map(|&c| if c == b'.' { b'^' } else { c })
 }
 
 #[cfg(test)]
@@ -148,11 +146,7 @@ mod tests {
             ("user.x", (3, 6), "/c/lock/q/*U*x.lock"),
             ("user.rr", (3, 12), "/c/lock/r/*U*user/rr.lock"),
             ("user.rr.Sent", (3, 12), "/c/lock/r/*U*user/rr.lock"),
-            (
-                "example.com!user.joe^smith",
-                (3, 10),
-                "/c/lock/q/*U*joe^smith@example^com.lock",
-            ),
+            ("example.com!user.joe^smith", (3, 10), "/c/lock/q/*U*joe^smith@example^com.lock"),
         ] {
             assert_eq!(lock(n, version).unwrap(), Path::new(path));
         }
@@ -168,14 +162,8 @@ mod tests {
         for (got, path) in [
             (locks.shared(), "/run/l/*U*.lock"),
             (locks.create(), "/run/l/$CREATE.lock"),
-            (
-                locks.mailbox(&name("user.x.A"), DirStyle::Name),
-                "/run/l/user/x/A.lock",
-            ),
-            (
-                locks.mailbox(&name("user.x"), DirStyle::Id(&id)),
-                "/run/l/3ee19b1b-3a55.lock",
-            ),
+            (locks.mailbox(&name("user.x.A"), DirStyle::Name), "/run/l/user/x/A.lock"),
+            (locks.mailbox(&name("user.x"), DirStyle::Id(&id)), "/run/l/3ee19b1b-3a55.lock"),
         ] {
             assert_eq!(got.unwrap(), Path::new(path));
         }

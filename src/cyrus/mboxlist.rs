@@ -86,9 +86,7 @@ impl Acl {
     /// Writes `id TAB rights TAB ...`.
     pub fn to_text(&self) -> Vec<u8> {
         let entries = self.0.iter();
-        entries
-            .flat_map(|(id, rights)| [id, &b"\t"[..], rights, b"\t"].concat())
-            .collect()
+        entries.flat_map(|(id, rights)| [id, &b"\t"[..], rights, b"\t"].concat()).collect()
     }
 
     /// The rights of an id, as they are listed.
@@ -216,8 +214,7 @@ fn partition(name: &[u8]) -> Result<Option<PartitionName>, RecordError> {
         return Ok(None);
     }
     let name = PartitionName::new(&lossy(name));
-    name.map(Some)
-        .map_err(|reason| RecordError::Name { what, reason })
+    name.map(Some).map_err(|reason| RecordError::Name { what, reason })
 }
 
 fn lossy(bytes: &[u8]) -> String {
@@ -367,9 +364,7 @@ impl<'a> MailboxList<'a> {
 
     fn parse_all(&self, all: Vec<(Bytes, Bytes)>) -> Result<Vec<MailboxEntry>, MboxlistError> {
         let entries = all.into_iter();
-        entries
-            .filter_map(|(key, value)| self.entry(key, value).transpose())
-            .collect()
+        entries.filter_map(|(key, value)| self.entry(key, value).transpose()).collect()
     }
 
     fn entry(&self, key: Bytes, value: Bytes) -> Result<Option<MailboxEntry>, MboxlistError> {
@@ -401,27 +396,18 @@ mod tests {
     }
 
     fn parse(value: &str) -> Result<MailboxEntry, RecordError> {
-        MailboxEntry::parse(
-            name("user.x"),
-            Bytes::new(),
-            Bytes::copy_from_slice(value.as_bytes()),
-        )
+        MailboxEntry::parse(name("user.x"), Bytes::new(), Bytes::copy_from_slice(value.as_bytes()))
     }
 
     fn database(records: &[(&str, &str)]) -> Database {
-        let mut records: Vec<_> = records
-            .iter()
-            .map(|(k, v)| (k.as_bytes(), v.as_bytes()))
-            .collect();
+        let mut records: Vec<_> =
+            records.iter().map(|(k, v)| (k.as_bytes(), v.as_bytes())).collect();
         records.sort_unstable();
         Database::open(twoskip::tests::write(&records).into(), &Engine::Twoskip).unwrap()
     }
 
     fn names(entries: Vec<MailboxEntry>) -> Vec<String> {
-        entries
-            .iter()
-            .map(|e| String::from_utf8_lossy(e.name.as_bytes()).into_owned())
-            .collect()
+        entries.iter().map(|e| String::from_utf8_lossy(e.name.as_bytes()).into_owned()).collect()
     }
 
     #[test]
@@ -434,10 +420,7 @@ mod tests {
         assert!(moving.mbtype.has(Flag::Moving));
         assert_eq!(moving.server.unwrap(), "new.host");
         let remote = parse("1 new.host x\tlrs\t").unwrap();
-        assert_eq!(
-            (remote.server.as_deref(), remote.partition),
-            (Some("new.host"), None)
-        );
+        assert_eq!((remote.server.as_deref(), remote.partition), (Some("new.host"), None));
         let extended = parse("(uniqueid 7a2b specialuse x) 0 default ").unwrap();
         assert_eq!(extended.uniqueid.unwrap().as_str(), "7a2b");
         let list = parse("%(A %(x lrs y \"\") I 87a80841-b747 P default V 1795441886 C 1 F 2 M 3)");
@@ -446,10 +429,7 @@ mod tests {
             (list.uidvalidity, list.createdmodseq, list.foldermodseq),
             (1_795_441_886, 1, 2)
         );
-        assert_eq!(
-            (list.mtime, list.acl.0.len(), list.mbtype.kind),
-            (3, 2, Kind::Email)
-        );
+        assert_eq!((list.mtime, list.acl.0.len(), list.mbtype.kind), (3, 2, Kind::Email));
         let dead = parse("%(T fd I 7a V 1 A %())").unwrap();
         assert!(dead.is_deleted());
         assert_eq!((dead.mbtype.kind, dead.partition), (Kind::Sieve, None));
@@ -459,14 +439,8 @@ mod tests {
     fn wrong_records_say_why() {
         for (value, text) in [
             ("", "bad text record at offset 0: the type is missing"),
-            (
-                "x default a",
-                "bad text record at offset 0: the type is no number",
-            ),
-            (
-                "0  a",
-                "bad text record at offset 2: the partition is missing",
-            ),
+            ("x default a", "bad text record at offset 0: the type is no number"),
+            ("0  a", "bad text record at offset 2: the partition is missing"),
             ("%(V x)", "the field V has a wrong value"),
             ("%(V 4294967296)", "the field V has a wrong value"),
             (
@@ -500,12 +474,7 @@ mod tests {
         assert_eq!(list.all().unwrap().len(), 9);
         assert_eq!(
             names(list.owned(&name("user.x"), "DELETED").unwrap()),
-            [
-                "user.x",
-                "user.x.Sent",
-                "DELETED.user.x.5F3C1A2B",
-                "DELETED.user.x.Sent.5F3C1A2B"
-            ]
+            ["user.x", "user.x.Sent", "DELETED.user.x.5F3C1A2B", "DELETED.user.x.Sent.5F3C1A2B"]
         );
         assert_eq!(list.get(&name("user.z")).unwrap(), None);
     }
@@ -527,16 +496,9 @@ mod tests {
         assert_eq!(list.style(), KeyStyle::Typed);
         assert_eq!(
             names(list.owned(&name("user.joe^s"), "DELETED").unwrap()),
-            [
-                "user.joe^s",
-                "user.joe^s.Sent",
-                "DELETED.user.joe^s.Sent.5F3C1A2B"
-            ]
+            ["user.joe^s", "user.joe^s.Sent", "DELETED.user.joe^s.Sent.5F3C1A2B"]
         );
-        assert_eq!(
-            names(list.owned(&name("d.org!user.joe^s"), "DELETED").unwrap()).len(),
-            1
-        );
+        assert_eq!(names(list.owned(&name("d.org!user.joe^s"), "DELETED").unwrap()).len(), 1);
         let id = UniqueId::new(b"7a").unwrap();
         assert_eq!(list.name_of_id(&id).unwrap(), Some(name("user.joe^s")));
     }

@@ -260,10 +260,7 @@ impl MailboxName {
             return None;
         }
         let local = self.components().nth(1)?;
-        let mut id: Vec<u8> = local
-            .iter()
-            .map(|&c| if c == b'^' { b'.' } else { c })
-            .collect();
+        let mut id: Vec<u8> = local.iter().map(|&c| if c == b'^' { b'.' } else { c }).collect();
         if let Some(domain) = self.domain() {
             id.push(b'@');
             id.extend_from_slice(domain);
@@ -334,10 +331,7 @@ impl UniqueId {
     /// Checks an id.
     pub fn new(id: &[u8]) -> Result<Self> {
         if let [byte] = id {
-            return Err(NameError::BadByte {
-                byte: *byte,
-                offset: 0,
-            });
+            return Err(NameError::BadByte { byte: *byte, offset: 0 });
         }
         ascii_word(id, |c| c.is_ascii_alphanumeric() || c == b'-').map(Self)
     }
@@ -383,10 +377,7 @@ fn ascii_word(word: &[u8], ok: impl Fn(u8) -> bool) -> Result<String> {
         return Err(NameError::Empty);
     }
     if word.len() > MAX {
-        return Err(NameError::TooLong {
-            len: word.len(),
-            max: MAX,
-        });
+        return Err(NameError::TooLong { len: word.len(), max: MAX });
     }
     if let Some((offset, &byte)) = word.iter().enumerate().find(|&(_, &c)| !ok(c)) {
         return Err(NameError::BadByte { byte, offset });
@@ -399,10 +390,7 @@ fn check_bytes(name: &[u8], bad: impl Fn(u8) -> bool) -> Result<()> {
         return Err(NameError::Empty);
     }
     if name.len() > MAX_NAME {
-        return Err(NameError::TooLong {
-            len: name.len(),
-            max: MAX_NAME,
-        });
+        return Err(NameError::TooLong { len: name.len(), max: MAX_NAME });
     }
     match name.iter().enumerate().find(|&(_, &c)| bad(c)) {
         Some((offset, &byte)) => Err(NameError::BadByte { byte, offset }),
@@ -496,11 +484,7 @@ mod tests {
     }
 
     fn space(unix_separator: bool, virtdomains: VirtDomains) -> Namespace {
-        Namespace {
-            unix_separator,
-            virtdomains,
-            default_domain: Some("other.org".into()),
-        }
+        Namespace { unix_separator, virtdomains, default_domain: Some("other.org".into()) }
     }
 
     #[test]
@@ -524,16 +508,10 @@ mod tests {
         assert!(n.is_below(&n.inbox().unwrap()));
         assert!(!name("user.joes").is_below(&name("user.joe")));
         assert_eq!(
-            UserId::new(b"joe.smith@example.com")
-                .unwrap()
-                .inbox(&unix)
-                .unwrap(),
+            UserId::new(b"joe.smith@example.com").unwrap().inbox(&unix).unwrap(),
             n.inbox().unwrap()
         );
-        assert_eq!(
-            UserId::new(b"a@other.org").unwrap().inbox(&unix).unwrap(),
-            name("user.a")
-        );
+        assert_eq!(UserId::new(b"a@other.org").unwrap().inbox(&unix).unwrap(), name("user.a"));
     }
 
     #[test]
@@ -546,18 +524,9 @@ mod tests {
                 assert_eq!(got, name("user.x.Sent"));
             }
         }
-        assert_eq!(
-            MailboxName::from_external(b"a.b", &unix).unwrap(),
-            name("a^b")
-        );
-        assert_eq!(
-            MailboxName::from_external(b"a.b", &dots).unwrap(),
-            name("a.b")
-        );
-        assert_eq!(
-            MailboxName::from_external(b"user/x@y", &unix).unwrap(),
-            name("user.x@y")
-        );
+        assert_eq!(MailboxName::from_external(b"a.b", &unix).unwrap(), name("a^b"));
+        assert_eq!(MailboxName::from_external(b"a.b", &dots).unwrap(), name("a.b"));
+        assert_eq!(MailboxName::from_external(b"user/x@y", &unix).unwrap(), name("user.x@y"));
     }
 
     #[test]
@@ -573,24 +542,15 @@ mod tests {
 
     #[test]
     fn accepts_old_names_and_refuses_dangerous_ones() {
-        for ok in [
-            "user.legacy.Work.Project X",
-            "user.x.a&b",
-            "user.x.^^",
-            "$RUNQ",
-            "a~",
-        ] {
+        for ok in ["user.legacy.Work.Project X", "user.x.a&b", "user.x.^^", "$RUNQ", "a~"] {
             assert!(MailboxName::from_internal(ok.as_bytes()).is_ok(), "{ok}");
         }
         assert!(MailboxName::from_internal(b"user.x.\xe4").is_ok());
         let long = "x".repeat(MAX_NAME + 1);
-        for bad in [
-            "", ".", "..", "a..b", ".a", "a.", "a/b", "a\0", "a\nb", "!a", "a!", "../x", &long,
-        ] {
-            assert!(
-                MailboxName::from_internal(bad.as_bytes()).is_err(),
-                "{bad:?}"
-            );
+        for bad in
+            ["", ".", "..", "a..b", ".a", "a.", "a/b", "a\0", "a\nb", "!a", "a!", "../x", &long]
+        {
+            assert!(MailboxName::from_internal(bad.as_bytes()).is_err(), "{bad:?}");
         }
         assert_eq!(
             MailboxName::from_internal(b"user.x\x07").unwrap_err(),

@@ -71,10 +71,7 @@ pub fn id_dir(root: &Path, id: &UniqueId) -> PathBuf {
 }
 
 fn dots(internal: &[u8]) -> Vec<u8> {
-    internal
-        .iter()
-        .map(|&c| if c == b'^' { b'.' } else { c })
-        .collect()
+    internal.iter().map(|&c| if c == b'^' { b'.' } else { c }).collect()
 }
 
 fn os(bytes: &[u8]) -> &OsStr {
@@ -203,10 +200,7 @@ impl<'a> Layout<'a> {
     /// Directory of a user's files that are named by id: `user/uuid/<a>/<b>/<id>`
     /// with the id of his INBOX (`imap/mboxname.c:mboxid_conf_getpath`).
     pub fn user_dir(&self, inbox_id: &UniqueId) -> Result<PathBuf> {
-        Ok(id_dir(
-            &self.config.configdirectory()?.join("user"),
-            inbox_id,
-        ))
+        Ok(id_dir(&self.config.configdirectory()?.join("user"), inbox_id))
     }
 
     /// A user's file of a kind (`seen`, `sub`, `conversations`, `counters`, ...).
@@ -228,27 +222,15 @@ impl<'a> Layout<'a> {
             return Err(no_user());
         }
         let internal = inbox.components().nth(1).ok_or_else(no_user)?;
-        let local = if self.old() {
-            internal.to_vec()
-        } else {
-            dots(internal)
-        };
+        let local = if self.old() { internal.to_vec() } else { dots(internal) };
         let mut file = local.clone();
         file.push(b'.');
         file.extend_from_slice(suffix.as_bytes());
         let mut dir = self.config.configdirectory()?;
         if let Some(domain) = inbox.domain() {
-            dir.extend([
-                OsStr::new("domain"),
-                os(self.hash(domain)?.as_bytes()),
-                os(domain),
-            ]);
+            dir.extend([OsStr::new("domain"), os(self.hash(domain)?.as_bytes()), os(domain)]);
         }
-        dir.extend([
-            OsStr::new("user"),
-            os(self.hash(&local)?.as_bytes()),
-            os(&file),
-        ]);
+        dir.extend([OsStr::new("user"), os(self.hash(&local)?.as_bytes()), os(&file)]);
         Ok(dir)
     }
 
@@ -256,11 +238,7 @@ impl<'a> Layout<'a> {
     pub fn shared_file(&self, domain: Option<&[u8]>, suffix: &str) -> Result<PathBuf> {
         let mut dir = self.config.configdirectory()?;
         if let Some(domain) = domain {
-            dir.extend([
-                OsStr::new("domain"),
-                os(self.hash(domain)?.as_bytes()),
-                os(domain),
-            ]);
+            dir.extend([OsStr::new("domain"), os(self.hash(domain)?.as_bytes()), os(domain)]);
         }
         Ok(dir.join(format!("shared.{suffix}")))
     }
@@ -278,11 +256,7 @@ impl<'a> Layout<'a> {
         let (mut local, domain) = user.split();
         match domain {
             Some(domain) if self.domains()? => {
-                dir.extend([
-                    OsStr::new("domain"),
-                    os(self.hash(domain)?.as_bytes()),
-                    os(domain),
-                ]);
+                dir.extend([OsStr::new("domain"), os(self.hash(domain)?.as_bytes()), os(domain)]);
             }
             _ => local = user.as_bytes(),
         }
@@ -298,20 +272,12 @@ impl<'a> Layout<'a> {
         if let Some(domain) = root.domain()
             && self.domains()?
         {
-            dir.extend([
-                OsStr::new("domain"),
-                os(self.hash(domain)?.as_bytes()),
-                os(domain),
-            ]);
+            dir.extend([OsStr::new("domain"), os(self.hash(domain)?.as_bytes()), os(domain)]);
             name = root.without_domain();
         }
         let dot = name.iter().position(|&c| c == b'.');
         let index = dot.and_then(|at| name.get(at + 1..)).unwrap_or(name);
-        dir.extend([
-            OsStr::new("quota"),
-            os(self.hash(index)?.as_bytes()),
-            os(name),
-        ]);
+        dir.extend([OsStr::new("quota"), os(self.hash(index)?.as_bytes()), os(name)]);
         Ok(dir)
     }
 
@@ -328,9 +294,7 @@ impl<'a> Layout<'a> {
     /// A server-wide database.  Fails for kinds that every user has his own of.
     pub fn server_db(&self, kind: DbKind) -> Result<PathBuf> {
         let path = self.config.db_path(kind)?;
-        Ok(path.ok_or(ConfigError::Missing {
-            option: "a server-wide database of this kind",
-        })?)
+        Ok(path.ok_or(ConfigError::Missing { option: "a server-wide database of this kind" })?)
     }
 
     /// Directory of the files that name who has which mailbox open.
@@ -367,10 +331,7 @@ mod tests {
         assert_eq!(dir("user.x"), Path::new("/p/x/user/x"));
         assert_eq!(dir("user.1x.Sent"), Path::new("/p/q/user/1x/Sent"));
         assert_eq!(dir("shared"), Path::new("/p/s/shared"));
-        assert_eq!(
-            dir("DELETED.user.x.5F3C1A2B"),
-            Path::new("/p/u/DELETED/user/x/5F3C1A2B")
-        );
+        assert_eq!(dir("DELETED.user.x.5F3C1A2B"), Path::new("/p/u/DELETED/user/x/5F3C1A2B"));
         assert_eq!(
             dir("example.com!user.joe^smith"),
             Path::new("/p/domain/e/example.com/j/user/joe^smith")
@@ -381,9 +342,7 @@ mod tests {
             Path::new("/c/domain/e/example.com/user/j/joe.smith.sub")
         );
         assert_eq!(
-            l.sieve_dir(&inbox.userid().unwrap(), DirStyle::Name)
-                .unwrap()
-                .unwrap(),
+            l.sieve_dir(&inbox.userid().unwrap(), DirStyle::Name).unwrap().unwrap(),
             Path::new("/s/domain/e/example.com/j/joe.smith")
         );
         assert_eq!(
@@ -411,10 +370,7 @@ mod tests {
         );
         let none = PartitionName::new("other").unwrap();
         let error = l.mailbox_dir(&inbox, DirStyle::Name, &none).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "partition-other is not set in imapd.conf"
-        );
+        assert_eq!(error.to_string(), "partition-other is not set in imapd.conf");
     }
 
     #[test]
@@ -422,11 +378,7 @@ mod tests {
         let more = "hashimapspool: yes\nfulldirhash: yes\n";
         let (old, new) = (config(more, Defaults::V2), config(more, Defaults::V3));
         let n = name("user.joe^smith");
-        let dir = |c| {
-            Layout::new(c)
-                .mailbox_dir(&n, DirStyle::Name, &part())
-                .unwrap()
-        };
+        let dir = |c| Layout::new(c).mailbox_dir(&n, DirStyle::Name, &part()).unwrap();
         let joe = dir_hash_c(b"joe", true);
         assert_eq!(dir(&new), PathBuf::from(format!("/p/{joe}/user/joe^smith")));
         let all = dir_hash_c(b"joe^smith", true);
@@ -444,10 +396,7 @@ mod tests {
         let end = "uuid/3/e/3ee19b1b-3a55";
         let dir = l.mailbox_dir(&n, style, &part()).unwrap();
         assert_eq!(dir, Path::new("/p").join(end));
-        assert_eq!(
-            l.archive_dir(&n, style, &part()).unwrap(),
-            Path::new("/a").join(end)
-        );
+        assert_eq!(l.archive_dir(&n, style, &part()).unwrap(), Path::new("/a").join(end));
         for (file, root) in [
             (MetaFile::Header, "/m"),
             (MetaFile::Cache, "/k"),

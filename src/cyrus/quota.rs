@@ -58,15 +58,10 @@ impl Quota {
     }
 
     fn parse_dlist(value: &[u8]) -> Result<Self> {
-        let end = value
-            .iter()
-            .rposition(|&c| c != 0)
-            .map_or(0, |last| last + 1);
+        let end = value.iter().rposition(|&c| c != 0).map_or(0, |last| last + 1);
         let list = Dlist::parse(value.get(..end).unwrap_or_default());
-        let list = list.map_err(|error| QuotaError {
-            offset: error.offset,
-            reason: error.reason,
-        })?;
+        let list =
+            list.map_err(|error| QuotaError { offset: error.offset, reason: error.reason })?;
         let mut quota = Self {
             modseq: list.get(b"MODSEQ").and_then(Dlist::as_u64),
             scanning: list.get(b"SCAN").is_some(),
@@ -80,10 +75,7 @@ impl Quota {
                 return fail(0, "a resource is no list of numbers");
             };
             let used = numbers.first().copied().unwrap_or(0);
-            let limit = numbers
-                .get(1)
-                .copied()
-                .and_then(|limit| u64::try_from(limit).ok());
+            let limit = numbers.get(1).copied().and_then(|limit| u64::try_from(limit).ok());
             if let Some(resource) = quota.resource(name) {
                 *resource = Some(Resource { used, limit });
             }
@@ -160,9 +152,7 @@ impl<'a> Words<'a> {
 
     fn number(&mut self, reason: &'static str) -> Result<i64> {
         let (offset, word) = self.peek();
-        let number = std::str::from_utf8(word)
-            .ok()
-            .and_then(|word| word.parse().ok());
+        let number = std::str::from_utf8(word).ok().and_then(|word| word.parse().ok());
         let number = number.ok_or(QuotaError { offset, reason })?;
         self.at = offset + word.len();
         Ok(number)

@@ -47,26 +47,14 @@ impl Seen {
         let last_uid = words.number("the last UID is missing")?;
         let last_change = words.number("the time of the last change is missing")?;
         let (offset, text) = words.rest();
-        let uids = UidSet::parse(text).map_err(|error| SeenError {
-            offset: offset + error.offset,
-            reason: error.reason,
-        })?;
-        Ok(Self {
-            last_read,
-            last_uid,
-            last_change,
-            uids,
-        })
+        let uids = UidSet::parse(text)
+            .map_err(|error| SeenError { offset: offset + error.offset, reason: error.reason })?;
+        Ok(Self { last_read, last_uid, last_change, uids })
     }
 
     /// The value as Cyrus writes it (`imap/seen_db.c:seen_write`).
     pub fn to_bytes(&self) -> Vec<u8> {
-        let Self {
-            last_read,
-            last_uid,
-            last_change,
-            uids,
-        } = self;
+        let Self { last_read, last_uid, last_change, uids } = self;
         format!("1 {last_read} {last_uid} {last_change} {uids}").into_bytes()
     }
 }
@@ -86,10 +74,7 @@ impl<'a> Words<'a> {
         let rest = self.value.get(self.at..).unwrap_or_default();
         let spaces = rest.iter().take_while(|c| is_space(c)).count();
         let text = rest.get(spaces..).unwrap_or_default();
-        let end = text
-            .iter()
-            .rposition(|c| !is_space(c))
-            .map_or(0, |last| last + 1);
+        let end = text.iter().rposition(|c| !is_space(c)).map_or(0, |last| last + 1);
         (self.at + spaces, text.get(..end).unwrap_or_default())
     }
 
@@ -98,9 +83,7 @@ impl<'a> Words<'a> {
         let len = rest.iter().take_while(|c| !is_space(c)).count();
         let word = rest.get(..len).unwrap_or_default();
         self.at = offset + len;
-        let number = std::str::from_utf8(word)
-            .ok()
-            .and_then(|word| word.parse().ok());
+        let number = std::str::from_utf8(word).ok().and_then(|word| word.parse().ok());
         number.ok_or(SeenError { offset, reason })
     }
 }
@@ -113,11 +96,7 @@ mod tests {
 
     #[test]
     fn parses_and_writes() {
-        for text in [
-            "1 1795442171 97 1795442173 1:5,7,9:12",
-            "1 0 0 0 ",
-            "1 -1 4294967295 5 3",
-        ] {
+        for text in ["1 1795442171 97 1795442173 1:5,7,9:12", "1 0 0 0 ", "1 -1 4294967295 5 3"] {
             let seen = Seen::parse(text.as_bytes()).unwrap();
             assert_eq!(seen.to_bytes(), text.as_bytes());
         }

@@ -130,11 +130,7 @@ mod tests {
     }
 
     fn names(subscriptions: &Subscriptions) -> Vec<&[u8]> {
-        subscriptions
-            .names
-            .iter()
-            .map(MailboxName::as_bytes)
-            .collect()
+        subscriptions.names.iter().map(MailboxName::as_bytes).collect()
     }
 
     #[test]
@@ -142,10 +138,7 @@ mod tests {
         let file = b"announce\t\nuser.jane^doe\t\nuser.x.&AOQA9gD8-\t\n";
         let read = parse(file);
         assert_eq!(read.form, SubscriptionForm::Names);
-        assert_eq!(
-            names(&read),
-            [&b"announce"[..], b"user.jane^doe", b"user.x.&AOQA9gD8-"]
-        );
+        assert_eq!(names(&read), [&b"announce"[..], b"user.jane^doe", b"user.x.&AOQA9gD8-"]);
         assert_eq!(read.to_flat(&inbox()), file);
         assert_eq!(parse(b""), Subscriptions::default());
     }
@@ -157,12 +150,7 @@ mod tests {
         assert_eq!(read.form, SubscriptionForm::Keys);
         assert_eq!(
             names(&read),
-            [
-                &b"user.jan"[..],
-                b"user.jan.a^b",
-                b"user.jane",
-                b"user.j^d.a b"
-            ]
+            [&b"user.jan"[..], b"user.jan.a^b", b"user.jane", b"user.j^d.a b"]
         );
         assert_eq!(read.to_flat(&inbox()), file);
     }

@@ -157,17 +157,9 @@ impl Host {
         Database::open(bytes, &self.config.db_engine(kind)).map_err(|e| error(e.to_string()))
     }
 
-    /// Changes mailboxes.db in one transaction of Cyrus's own.
-    pub fn change_mailboxes(&self, ops: &[DbOp<'_>]) -> Result<(), DatabaseError> {
-        self.change(DbKind::Mailboxes, ops)
-    }
-
-    /// Changes the annotations database in one transaction of Cyrus's own.
-    pub fn change_annotations(&self, ops: &[DbOp<'_>]) -> Result<(), DatabaseError> {
-        self.change(DbKind::Annotations, ops)
-    }
-
-    fn change(&self, kind: DbKind, ops: &[DbOp<'_>]) -> Result<(), DatabaseError> {
+    /// Changes one of the server's databases in one transaction of Cyrus's own.
+    /// What it did must be read back: it may say nothing and have done nothing.
+    pub fn change(&self, kind: DbKind, ops: &[DbOp<'_>]) -> Result<(), DatabaseError> {
         let path = self.database_path(kind)?;
         let engine = self.config.db_engine(kind);
         let create = !path.exists();

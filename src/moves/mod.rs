@@ -4,6 +4,7 @@
 pub mod id;
 pub mod journal;
 pub mod phase;
+pub mod sealed;
 
 pub use id::MoveId;
 pub use journal::{Journal, JournalError};

@@ -53,9 +53,13 @@ pub struct Options {
 /// Set when the admin wants to stop; looked at wherever stopping is safe.
 pub type Interrupt = Arc<AtomicBool>;
 
-/// How long an agent may take under the freeze beyond the freeze limit before
-/// its connection is given up, so that nobody waits for a stopped machine.
-const GRACE: Duration = Duration::from_millis(500);
+/// How long an agent may take beyond the freeze limit before its connection is
+/// given up, so that nobody waits for a stopped machine. What is done under the
+/// freeze needs some time on a slow disk even when the limit is nearly over.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What Cyrus itself makes different on another server of the same version.
+const DIFFERENCES: [&str; 2] = ["lastupdate", "freespace"];
 
 /// What must be left of the freeze limit for publish, route and retire to start.
 const PUBLISH_RESERVE: Duration = Duration::from_millis(500);
@@ -76,6 +80,8 @@ enum Trouble {
     Interrupted,
     #[error("the freeze limit of {0:?} was reached")]
     Limit(Duration),
+    #[error("the other side did not answer within {0:?}")]
+    Silence(Duration),
 }
 
 impl Trouble {
@@ -83,12 +89,18 @@ impl Trouble {
         match self {
             Self::Limit(_) => Event::LimitReached,
             Self::Peer(e) if e.kind() == Some(v1::failure::Kind::Limit) => Event::LimitReached,
-            Self::Peer(e) if e.outcome_unknown() => match phase {
-                Phase::Publishing | Phase::Unpublishing | Phase::Retiring => Event::OutcomeUnknown,
-                _ => Event::Failed,
-            },
+            Self::Peer(e) if e.outcome_unknown() => lost(phase),
+            Self::Silence(_) => lost(phase),
             _ => Event::Failed,
         }
+    }
+}
+
+/// What it means for a phase that its answer never came.
+fn lost(phase: Phase) -> Event {
+    match phase {
+        Phase::Publishing | Phase::Unpublishing | Phase::Retiring => Event::OutcomeUnknown,
+        _ => Event::Failed,
     }
 }
 
@@ -144,7 +156,6 @@ pub fn stillborn(options: &Options, source: &str, outcome: Outcome, failure: Fai
 
 fn blank(options: &Options, source: &str, target: &str) -> Report {
     Report {
-        schema: report::SCHEMA,
         outcome: Outcome::Failed,
         phase: PhaseName(Phase::Planning),
         move_id: String::new(),
@@ -162,6 +173,7 @@ fn blank(options: &Options, source: &str, target: &str) -> Report {
         publish_ms: 0.0,
         total_ms: 0.0,
         records_compared: 0,
+        differences: Vec::new(),
         problems: Vec::new(),
         notes: Vec::new(),
         failure: None,
@@ -214,7 +226,9 @@ impl<'a> Push<'a> {
     }
 
     async fn perform(&mut self, phase: Phase) -> Result<(), Trouble> {
-        let limit = phase.is_frozen().then(|| self.left() + GRACE);
+        // The source keeps the freeze limit by itself. A peer that stops
+        // answering must not keep the admin waiting much longer than that.
+        let patience = phase.is_frozen().then(|| self.left() + GRACE);
         let step = async {
             match phase {
                 Phase::Planning => self.plan().await,
@@ -229,13 +243,11 @@ impl<'a> Push<'a> {
                 _ => Ok(()),
             }
         };
-        match limit {
-            // What stopped answering may still happen later: the limit of the
-            // phases around the commit is the connection's, not the freeze's.
-            Some(limit) if phase == Phase::Settling => tokio::time::timeout(limit, step)
+        match patience {
+            Some(patience) => tokio::time::timeout(patience, step)
                 .await
-                .unwrap_or(Err(Trouble::Limit(self.options.max_freeze))),
-            _ => step.await,
+                .unwrap_or(Err(Trouble::Silence(patience))),
+            None => step.await,
         }
     }
 
@@ -442,6 +454,7 @@ impl<'a> Push<'a> {
                 self.report.outcome =
                     if skipped { Outcome::DoneWithSkipped } else { Outcome::Done };
                 self.report.failure = None;
+                self.report.differences = DIFFERENCES.map(str::to_owned).into();
             }
             Phase::CommitUnknown | Phase::Routed => {
                 // A connection that hangs must not keep the report from the admin.
@@ -455,7 +468,7 @@ impl<'a> Push<'a> {
                 }
                 if !dry && self.report.outcome == Outcome::Refused {
                     for server in [Server::Target, Server::Source] {
-                        let _ = tokio::time::timeout(GRACE * 10, self.finish(server, false)).await;
+                        let _ = tokio::time::timeout(GRACE, self.finish(server, false)).await;
                     }
                 }
             }
@@ -706,6 +719,7 @@ impl<'a> Push<'a> {
                 Some(v1::failure::Kind::Busy) => Outcome::Held,
                 _ => Outcome::Failed,
             },
+            Trouble::Silence(_) => Outcome::Resumable,
             _ => Outcome::Failed,
         };
     }

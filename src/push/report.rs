@@ -130,8 +130,6 @@ impl Outcome {
 /// Everything that is worth knowing about a push that has ended.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// [`SCHEMA`].
-    pub schema: u32,
     /// How it ended.
     pub outcome: Outcome,
     /// The phase in which it ended.
@@ -166,9 +164,11 @@ pub struct Report {
     pub total_ms: f64,
     /// Records that were compared under the freeze.
     pub records_compared: u64,
+    /// What is not as it was, by the names that `docs/cyrus.md` explains.
+    pub differences: Vec<String>,
     /// Everything that was found, skipped messages included.
     pub problems: Vec<Problem>,
-    /// Differences that Cyrus itself makes, and other remarks, by name.
+    /// Remarks.
     pub notes: Vec<String>,
     /// What failed, with the state things are in and what to do.
     #[serde(skip_serializing_if = "Option::is_none")]

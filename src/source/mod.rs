@@ -412,6 +412,7 @@ impl Session {
         };
         let retirement = Retirement::new(host, &self.listing, &self.id, server)
             .map_err(|e| failed(e.to_string()))?;
+        retirement.save(host, &self.id).map_err(|e| failed(e.to_string()))?;
         self.record(state::RETIRING)?;
         retirement.execute(host).map_err(|e| failed(e.to_string()))?;
         self.record(state::RETIRED)?;

@@ -24,20 +24,21 @@ use crate::cyrus::path::Layout;
 use crate::host::Host;
 use crate::host::tools::DbOp;
 use crate::moves::MoveId;
+use crate::moves::sealed::{self, PathBytes};
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// A key of mailboxes.db, the record that was, and what it becomes (none: removed).
 type Change = (Vec<u8>, Vec<u8>, Option<Vec<u8>>);
 
-/// Everything that retiring does.
-#[derive(Debug)]
+/// Everything that retiring does, fixed before it begins, so that it can be
+/// finished by another process, or put back.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
 pub struct Retirement {
     changes: Vec<Change>,
-    renames: Vec<(PathBuf, PathBuf)>,
-    saved: PathBuf,
+    renames: Vec<(PathBytes, PathBytes)>,
 }
 
 /// Why retiring stopped.
@@ -97,12 +98,29 @@ impl Retirement {
             .join("mbcopy/moves")
             .join(id.as_str());
         let renames = renames(host, listing, id, &directory).map_err(|e| record(&e))?;
-        Ok(Self { changes, renames, saved: directory.join("retired.records") })
+        Ok(Self { changes, renames })
     }
 
-    /// Retires. The caller holds the freeze.
+    /// Reads what an earlier process was about to do.
+    pub fn load(host: &Host, id: &MoveId) -> Result<Self, RetireError> {
+        let path = Self::path(host, id)?;
+        sealed::load(&path).map_err(io("read", &path))
+    }
+
+    fn path(host: &Host, id: &MoveId) -> Result<PathBuf, RetireError> {
+        let directory =
+            host.config.configdirectory().map_err(|e| RetireError::Record(e.to_string()))?;
+        Ok(directory.join("mbcopy/moves").join(id.as_str()).join("retirement"))
+    }
+
+    /// Writes down what is about to be done, durably.
+    pub fn save(&self, host: &Host, id: &MoveId) -> Result<(), RetireError> {
+        let path = Self::path(host, id)?;
+        sealed::save(&path, self).map_err(io("write", &path))
+    }
+
+    /// Retires. The caller holds the freeze, and has saved this.
     pub fn execute(&self, host: &Host) -> Result<(), RetireError> {
-        self.save()?;
         let ops: Vec<DbOp<'_>> = self
             .changes
             .iter()
@@ -111,19 +129,19 @@ impl Retirement {
                 None => DbOp::Delete(key),
             })
             .collect();
-        let said = host.change_mailboxes(&ops);
+        let said = host.change(DbKind::Mailboxes, &ops);
         // Only what is read back tells whether the transaction happened.
         if !self.is_committed(host)? {
             let why = said.err().map_or("the records are as before".into(), |e| e.to_string());
             return Err(RetireError::Database(why));
         }
         for (from, to) in &self.renames {
-            rename(from, to)?;
+            rename(from.path(), to.path())?;
         }
         let parents: BTreeSet<&Path> = self
             .renames
             .iter()
-            .flat_map(|(from, to)| [from.parent(), to.parent()])
+            .flat_map(|(from, to)| [from.path().parent(), to.path().parent()])
             .flatten()
             .collect();
         for parent in parents.into_iter().filter(|p| p.is_dir()) {
@@ -142,26 +160,6 @@ impl Retirement {
         }
         Ok(true)
     }
-
-    /// Writes the old records down, in the order of keys: length and bytes of
-    /// the key, length and bytes of the value, lengths as u32, big endian.
-    fn save(&self) -> Result<(), RetireError> {
-        let directory = self.saved.parent().unwrap_or(&self.saved);
-        std::fs::create_dir_all(directory).map_err(io("make", directory))?;
-        let mut bytes = Vec::new();
-        for field in self.changes.iter().flat_map(|(key, old, _)| [key, old]) {
-            bytes.extend((field.len() as u32).to_be_bytes());
-            bytes.extend(field);
-        }
-        let temporary = self.saved.with_extension("new");
-        let mut file = File::create(&temporary).map_err(io("make", &temporary))?;
-        file.write_all(&bytes)
-            .and_then(|()| file.write_all(blake3::hash(&bytes).as_bytes()))
-            .and_then(|()| file.sync_all())
-            .map_err(io("write", &temporary))?;
-        std::fs::rename(&temporary, &self.saved).map_err(io("rename", &temporary))?;
-        File::open(directory).and_then(|d| d.sync_all()).map_err(io("sync", directory))
-    }
 }
 
 /// Which directories and files go where: below a holding place on the same
@@ -171,15 +169,16 @@ fn renames(
     listing: &Listing,
     id: &MoveId,
     directory: &Path,
-) -> Result<Vec<(PathBuf, PathBuf)>, String> {
+) -> Result<Vec<(PathBytes, PathBytes)>, String> {
     let layout = Layout::new(&host.config);
     let configdirectory = host.config.configdirectory().map_err(|e| e.to_string())?;
     let mut renames = Vec::new();
     let mut hold = |path: PathBuf, root: &Path, place: PathBuf| {
         if let Ok(relative) = path.strip_prefix(root) {
             let to = place.join("retired").join(relative);
-            if !renames.iter().any(|(from, _)| *from == path) {
-                renames.push((path, to));
+            let pair = (PathBytes::from(path.as_path()), PathBytes::from(to.as_path()));
+            if !renames.contains(&pair) {
+                renames.push(pair);
             }
         }
     };
@@ -214,7 +213,7 @@ fn renames(
             hold(sieve, &root, ours(&root));
         }
     }
-    renames.retain(|(from, to)| from.symlink_metadata().is_ok() || to.symlink_metadata().is_ok());
+    renames.retain(|(from, _)| from.path().symlink_metadata().is_ok());
     Ok(renames)
 }
 

@@ -73,17 +73,22 @@ pub fn send(
     let (queue, frames) = sync_channel::<Bytes>(QUEUE);
     let began = Instant::now();
     std::thread::scope(|scope| {
+        // Moved in, so that a broken connection ends the readers, too.
+        let frames = frames;
         for _ in 0..READERS {
             let (queue, work, sent) = (queue.clone(), &work, &sent);
             scope.spawn(move || {
-                let mut reader =
-                    Reader { frame: BytesMut::new(), give: &|f| queue.send(f).is_ok() };
+                let mut reader = Reader {
+                    frame: BytesMut::new(),
+                    give: &|f| queue.send(f).is_ok(),
+                    wanted: true,
+                };
                 loop {
                     let batch: Vec<Job> = {
                         let mut work = work.lock().unwrap_or_else(PoisonError::into_inner);
                         work.by_ref().take(BATCH / READERS).collect()
                     };
-                    if batch.is_empty() {
+                    if batch.is_empty() || !reader.wanted {
                         reader.flush();
                         return;
                     }
@@ -157,12 +162,14 @@ impl Sent {
 struct Reader<'a> {
     frame: BytesMut,
     give: &'a dyn Fn(Bytes) -> bool,
+    /// Whether somebody still takes the frames.
+    wanted: bool,
 }
 
 impl Reader<'_> {
     fn flush(&mut self) {
         if !self.frame.is_empty() {
-            (self.give)(self.frame.split().freeze());
+            self.wanted &= (self.give)(self.frame.split().freeze());
         }
     }
 

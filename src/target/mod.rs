@@ -15,7 +15,7 @@ use crate::cyrus::path::{DirStyle, Layout};
 use crate::host::Host;
 use crate::host::userlock::UserLock;
 use crate::moves::journal::{Entry, Hold, JournalError, now_ms, state};
-use crate::moves::{Journal, MoveId};
+use crate::moves::{Journal, MoveId, sealed};
 use crate::wire::v1::{self, failure::Kind, reply::Result as Answer, request::Op};
 use offer::{Checked, Inventory, Listing, MailboxWants, OfferError};
 use publish::Publication;
@@ -338,8 +338,7 @@ impl Session {
                 .map_err(|e| internal(e, "the source serves the user"))?;
         self.shadow = Some(shadow);
         self.sync()?;
-        publication
-            .save(&self.publication_path())
+        sealed::save(&self.publication_path(), &publication)
             .map_err(|e| internal(e.to_string(), "the source serves the user"))?;
         self.publication = Some(publication);
         self.record(state::PREPARED)?;
@@ -402,9 +401,10 @@ impl Session {
             .publication
             .as_ref()
             .ok_or_else(|| agent::protocol("taking back what was not published"))?;
-        if let Some(changed) = settle::changed_since(host, &self.inventory) {
+        if let Some(changed) = publication.changed_since() {
             return Err(unknown(format!(
-                "{changed} has changed on this server since it was published"
+                "{} has changed on this server since it was published",
+                changed.display()
             )));
         }
         self.record(state::UNPUBLISHING)?;

@@ -13,12 +13,12 @@
 //! place already was renamed before), and taken back: [`Publication::undo`]
 //! removes the records in one transaction first, and then goes backwards.
 
+use crate::cyrus::config::DbKind;
 use crate::host::Host;
 use crate::host::tools::DbOp;
-use std::ffi::OsStr;
+use crate::moves::sealed::PathBytes;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// A key and its value.
@@ -30,31 +30,19 @@ pub type KeyValue = (Vec<u8>, Vec<u8>);
 pub struct Publication {
     /// Renames, in order: staged place, live place.
     pub renames: Vec<(PathBytes, PathBytes)>,
-    /// Files of quota roots: live place, content.
+    /// Files of quota roots: live place, content (engine quotalegacy).
     pub quota_files: Vec<(PathBytes, Vec<u8>)>,
+    /// Records of quota roots (any other engine).
+    pub quota_records: Vec<KeyValue>,
     /// Records of the annotations database.
     pub annotations: Vec<KeyValue>,
     /// Records of mailboxes.db.
     pub records: Vec<KeyValue>,
     /// Records of mailboxes.db that must go: what is left of deleted mailboxes.
     pub stale_records: Vec<KeyValue>,
-}
-
-/// A path, byte by byte.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct PathBytes(Vec<u8>);
-
-impl From<&Path> for PathBytes {
-    fn from(path: &Path) -> Self {
-        Self(path.as_os_str().as_bytes().to_vec())
-    }
-}
-
-impl PathBytes {
-    /// As a path.
-    pub fn path(&self) -> &Path {
-        Path::new(OsStr::from_bytes(&self.0))
-    }
+    /// The published indexes and their BLAKE3: who finds another has found a
+    /// mailbox that was changed since.
+    pub indexes: Vec<(PathBytes, [u8; 32])>,
 }
 
 /// Why publishing or taking it back stopped.
@@ -98,30 +86,6 @@ pub enum PublishError {
 }
 
 impl Publication {
-    /// Writes the plan durably.
-    pub fn save(&self, path: &Path) -> Result<(), PublishError> {
-        let io = |verb| move |source| PublishError::Io { verb, path: path.into(), source };
-        let bytes = serde_json::to_vec(self).map_err(|e| io("write")(e.into()))?;
-        let sealed = [blake3::hash(&bytes).as_bytes().as_slice(), &bytes].concat();
-        let temporary = path.with_extension("new");
-        let mut file = File::create(&temporary).map_err(io("make"))?;
-        file.write_all(&sealed).and_then(|()| file.sync_all()).map_err(io("write"))?;
-        std::fs::rename(&temporary, path).map_err(io("rename"))?;
-        path.parent().map_or(Ok(()), sync_directory)
-    }
-
-    /// Reads a plan that was saved; one that the disk has changed is refused.
-    pub fn load(path: &Path) -> Result<Self, PublishError> {
-        let io = |source| PublishError::Io { verb: "read", path: path.into(), source };
-        let sealed = std::fs::read(path).map_err(io)?;
-        let damaged = || io(io::Error::new(io::ErrorKind::InvalidData, "it is damaged"));
-        let (seal, bytes) = sealed.split_first_chunk::<32>().ok_or_else(damaged)?;
-        if blake3::hash(bytes).as_bytes() != seal {
-            return Err(damaged());
-        }
-        serde_json::from_slice(bytes).map_err(|e| io(e.into()))
-    }
-
     /// Publishes. The caller holds the user's lock.
     pub fn execute(&self, host: &Host) -> Result<(), PublishError> {
         for (from, to) in &self.renames {
@@ -132,18 +96,15 @@ impl Publication {
         }
         let parents = self.renames.iter().flat_map(|(from, to)| [from, to]);
         sync_parents(parents.chain(self.quota_files.iter().map(|(path, _)| path)))?;
-        if !self.annotations.is_empty() {
-            let ops: Vec<_> = self.annotations.iter().map(set).collect();
-            host.change_annotations(&ops)
-                .map_err(|e| PublishError::Database { database: e.path, reason: e.reason })?;
-        }
+        change(host, DbKind::Quota, self.quota_records.iter().map(set).collect())?;
+        change(host, DbKind::Annotations, self.annotations.iter().map(set).collect())?;
         self.commit(host)
     }
 
     fn commit(&self, host: &Host) -> Result<(), PublishError> {
         let stale = self.stale_records.iter().map(delete);
         let ops: Vec<_> = stale.chain(self.records.iter().map(set)).collect();
-        let changed = host.change_mailboxes(&ops);
+        let changed = host.change(DbKind::Mailboxes, &ops);
         // Only what is read back tells whether the transaction happened.
         match self.is_committed(host)? {
             true => Ok(()),
@@ -179,24 +140,28 @@ impl Publication {
         Ok(true)
     }
 
+    /// The first published mailbox that has changed since.
+    pub fn changed_since(&self) -> Option<&Path> {
+        let same = |path: &Path, hash: &[u8; 32]| {
+            std::fs::read(path).is_ok_and(|bytes| blake3::hash(&bytes).as_bytes() == hash)
+        };
+        let changed = self.indexes.iter().find(|(path, hash)| !same(path.path(), hash));
+        changed.map(|(path, _)| path.path())
+    }
+
     /// Takes everything back. The caller holds the user's lock and has seen
     /// that nothing has changed since.
     pub fn undo(&self, host: &Host) -> Result<(), PublishError> {
         if self.is_committed(host)? {
             let removed = self.records.iter().map(delete);
             let restored = self.stale_records.iter().map(set);
-            let ops: Vec<_> = removed.chain(restored).collect();
-            host.change_mailboxes(&ops)
-                .map_err(|e| PublishError::Database { database: e.path, reason: e.reason })?;
+            change(host, DbKind::Mailboxes, removed.chain(restored).collect())?;
             if self.is_committed(host)? {
                 return Err(PublishError::Changed);
             }
         }
-        if !self.annotations.is_empty() {
-            let ops: Vec<_> = self.annotations.iter().map(delete).collect();
-            host.change_annotations(&ops)
-                .map_err(|e| PublishError::Database { database: e.path, reason: e.reason })?;
-        }
+        change(host, DbKind::Annotations, self.annotations.iter().map(delete).collect())?;
+        change(host, DbKind::Quota, self.quota_records.iter().map(delete).collect())?;
         for (path, content) in &self.quota_files {
             if std::fs::read(path.path()).is_ok_and(|now| now == *content) {
                 remove_file(path.path())?;
@@ -209,6 +174,15 @@ impl Publication {
         }
         sync_parents(self.renames.iter().flat_map(|(from, to)| [from, to]))
     }
+}
+
+/// One transaction in one of the server's databases; none when there is nothing to do.
+fn change(host: &Host, kind: DbKind, ops: Vec<DbOp<'_>>) -> Result<(), PublishError> {
+    if ops.is_empty() {
+        return Ok(());
+    }
+    host.change(kind, &ops)
+        .map_err(|e| PublishError::Database { database: e.path, reason: e.reason })
 }
 
 fn set((key, value): &KeyValue) -> DbOp<'_> {
@@ -289,33 +263,6 @@ fn sync_directory(path: &Path) -> Result<(), PublishError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn empty() -> Publication {
-        Publication {
-            renames: Vec::new(),
-            quota_files: Vec::new(),
-            annotations: Vec::new(),
-            records: vec![(b"Nuser\x1fx".to_vec(), vec![0, 255, b'%'])],
-            stale_records: Vec::new(),
-        }
-    }
-
-    #[test]
-    fn a_plan_comes_back_whole_or_not_at_all() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("publication");
-        empty().save(&path).unwrap();
-        assert_eq!(Publication::load(&path).unwrap(), empty());
-        let good = std::fs::read(&path).unwrap();
-        for at in 0..good.len() {
-            let mut bad = good.clone();
-            bad[at] ^= 1;
-            std::fs::write(&path, &bad).unwrap();
-            assert!(Publication::load(&path).is_err(), "byte {at} flipped");
-            std::fs::write(&path, &good[..at]).unwrap();
-            assert!(Publication::load(&path).is_err(), "torn at {at}");
-        }
-    }
 
     #[test]
     fn renaming_again_is_no_error_and_nothing_is_overwritten() {

@@ -2,16 +2,19 @@
 //! has, record by record; and what publishing will do, as a plan.
 
 use super::offer::{Inventory, StagedMailbox, script_name};
-use super::publish::{KeyValue, PathBytes, Publication};
+use super::publish::{KeyValue, Publication};
 use super::shadow::{Shadow, Top};
 use super::stage::Stage;
 use super::{mailbox_places, plan};
 use crate::cyrus::annotation::{self, AnnotationKey, Scope};
+use crate::cyrus::config::{DbKind, MetaFile};
+use crate::cyrus::db::Engine;
 use crate::cyrus::index::IndexView;
 use crate::cyrus::name::MailboxName;
 use crate::cyrus::path::{DirStyle, Layout};
 use crate::host::Host;
 use crate::inventory::records_digest;
+use crate::moves::sealed::PathBytes;
 use crate::wire::v1::{self, FileKind, problem::Severity};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -144,11 +147,12 @@ pub fn publication(
     };
     let live = Layout::new(&host.config);
     let staged = Layout::new(&stage.config);
+    let mut indexes = Vec::new();
     for mailbox in inventory.mailboxes.values() {
         let (from, to) = mailbox_places(host, stage, mailbox).map_err(|e| e.to_string())?;
         add(&from, &to);
         let style = DirStyle::Id(&mailbox.id);
-        for file in crate::cyrus::config::MetaFile::ALL {
+        for file in MetaFile::ALL {
             let path = |layout: &Layout<'_>| {
                 layout.meta_file(file, &mailbox.name, style, &mailbox.partition)
             };
@@ -156,6 +160,11 @@ pub fn publication(
             let to = path(&live).map_err(|e| e.to_string())?;
             if let (Some(from), Some(to)) = (from.parent(), to.parent()) {
                 add(from, to);
+            }
+            if let (MetaFile::Index, Some(hash)) =
+                (file, mailbox.offered.files.get(&FileKind::Index))
+            {
+                indexes.push((PathBytes::from(to.as_path()), *hash));
             }
         }
         if mailbox.name.inbox().as_ref() == Some(&mailbox.name) {
@@ -174,13 +183,15 @@ pub fn publication(
             }
         }
     }
-    let quota_files = quota_files(host, inventory, top)?;
+    let Quotas { files: quota_files, records: quota_records } = quotas(host, inventory, top)?;
     Ok(Publication {
         renames,
         quota_files,
+        quota_records,
         annotations: annotations(inventory)?,
         records: shadow.records.clone(),
         stale_records: Vec::new(),
+        indexes,
     })
 }
 
@@ -201,22 +212,33 @@ fn activate_script(directory: &Path, active: &[u8]) -> Result<(), String> {
         .map_err(|e| format!("{}: {e}", link.display()))
 }
 
-fn quota_files(
-    host: &Host,
-    inventory: &Inventory,
-    top: &MailboxName,
-) -> Result<Vec<(PathBytes, Vec<u8>)>, String> {
+/// Quota roots as this server's engine keeps them.
+#[derive(Default)]
+struct Quotas {
+    files: Vec<(PathBytes, Vec<u8>)>,
+    records: Vec<KeyValue>,
+}
+
+fn quotas(host: &Host, inventory: &Inventory, top: &MailboxName) -> Result<Quotas, String> {
     let layout = Layout::new(&host.config);
-    let mut files = Vec::new();
+    let legacy = host.config.db_engine(DbKind::Quota) == Engine::QuotaLegacy;
+    let mut quotas = Quotas::default();
     for root in &inventory.rest.quota_roots {
         let name = MailboxName::from_internal(&root.name).map_err(|e| e.to_string())?;
         if name != *top && !name.is_below(top) {
             return Err(format!("the quota root {} is not part of the move", name.display()));
         }
-        let path = layout.quota_file(&name).map_err(|e| e.to_string())?;
-        files.push((PathBytes::from(path.as_path()), root.record.to_vec()));
+        let mut record = root.record.trim_ascii_end().to_vec();
+        if legacy {
+            // A line of text in a file of its own (lib/cyrusdb_quotalegacy.c).
+            record.push(b'\n');
+            let path = layout.quota_file(&name).map_err(|e| e.to_string())?;
+            quotas.files.push((PathBytes::from(path.as_path()), record));
+        } else {
+            quotas.records.push((name.as_bytes().to_vec(), record));
+        }
     }
-    Ok(files)
+    Ok(quotas)
 }
 
 /// The records of the annotations database, as this server keys them.
@@ -250,26 +272,6 @@ pub fn annotations(inventory: &Inventory) -> Result<Vec<KeyValue>, String> {
         records.push((bytes, record.value.to_vec()));
     }
     Ok(records)
-}
-
-/// The first mailbox that has changed on this server since it was published.
-pub fn changed_since(host: &Host, inventory: &Inventory) -> Option<String> {
-    let layout = Layout::new(&host.config);
-    inventory.mailboxes.values().find_map(|mailbox| {
-        let path = layout
-            .meta_file(
-                crate::cyrus::config::MetaFile::Index,
-                &mailbox.name,
-                DirStyle::Id(&mailbox.id),
-                &mailbox.partition,
-            )
-            .ok()?;
-        let same = std::fs::read(path).ok().is_some_and(|bytes| {
-            let now = *blake3::hash(&bytes).as_bytes();
-            mailbox.offered.files.get(&FileKind::Index) == Some(&now)
-        });
-        (!same).then(|| host.external(&mailbox.name))
-    })
 }
 
 /// Has this server's Cyrus look at the published mailboxes; what it says.

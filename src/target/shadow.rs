@@ -6,7 +6,7 @@ use super::offer::{Inventory, StagedMailbox};
 use super::settle;
 use super::stage::Stage;
 use crate::cyrus::config::DbKind;
-use crate::cyrus::db::Database;
+use crate::cyrus::db::{Database, Engine};
 use crate::cyrus::dlist::Dlist;
 use crate::cyrus::mboxlist::MailboxEntry;
 use crate::cyrus::mboxlist::edit::RecordEdit;
@@ -78,7 +78,7 @@ impl Shadow {
         host.tools
             .run(&stage.imapd_conf, "ctl_cyrusdb", &["-r"], Vec::new(), TOOL_LIMIT)
             .map_err(|e| error(e.to_string()))?;
-        let records = read_records(&path).map_err(error)?;
+        let records = read_records(&path, &engine).map_err(error)?;
         // Last: while there are no records yet, ctl_cyrusdb drops annotations.
         let annotations = settle::annotations(inventory).map_err(error)?;
         if !annotations.is_empty() {
@@ -196,10 +196,9 @@ fn moved(mailbox: &StagedMailbox, record: &[u8]) -> Result<Vec<u8>, ShadowError>
     edit.apply(record).map_err(|e| error(e.to_string()))
 }
 
-fn read_records(path: &Path) -> Result<Vec<KeyValue>, String> {
+fn read_records(path: &Path, engine: &Engine) -> Result<Vec<KeyValue>, String> {
     let bytes = read_locked(path, Duration::from_secs(5)).map_err(|e| e.to_string())?;
-    let database =
-        Database::open(bytes, &crate::cyrus::db::Engine::Twoskip).map_err(|e| e.to_string())?;
+    let database = Database::open(bytes, engine).map_err(|e| e.to_string())?;
     let entries = database.entries().map_err(|e| e.to_string())?;
     Ok(entries.into_iter().map(|(k, v)| (k.to_vec(), v.to_vec())).collect())
 }

@@ -35,7 +35,7 @@ mod upload;
 
 pub use destination::Destination;
 pub use error::{AuthFailure, HostKeyProblem, TransportError};
-pub use known_hosts::{HostKeyVerdict, KnownHosts, LookupName};
+pub use known_hosts::{HostKeyVerdict, KnownHosts, LookupName, Place};
 pub use options::ConnectOptions;
 pub use process::{
     ExecOptions, ExitStatus, ProcessExit, ProcessStdin, ProcessStdout, RemoteOutput, RemoteProcess,

@@ -57,7 +57,10 @@ pub struct ExecOptions {
 
 impl Default for ExecOptions {
     fn default() -> Self {
-        ExecOptions { stdout_budget: 16 << 20, when_full: WhenFull::Stall }
+        ExecOptions {
+            stdout_budget: 16 << 20,
+            when_full: WhenFull::Stall,
+        }
     }
 }
 
@@ -118,7 +121,12 @@ pub struct RemoteOutput {
 impl RemoteProcess {
     /// Closes the standard input and collects the output, of which `limit` bytes are allowed.
     pub async fn output(self, limit: usize) -> Result<RemoteOutput, TransportError> {
-        let RemoteProcess { stdin, mut stdout, stderr, mut exit } = self;
+        let RemoteProcess {
+            stdin,
+            mut stdout,
+            stderr,
+            mut exit,
+        } = self;
         // A command that is already gone does not mind.
         let _ = stdin.finish().await;
         let mut collected = Vec::new();
@@ -132,7 +140,11 @@ impl RemoteProcess {
             collected.extend_from_slice(&piece);
         }
         let status = exit.wait().await?;
-        Ok(RemoteOutput { stdout: collected, stderr: stderr.text(), status })
+        Ok(RemoteOutput {
+            stdout: collected,
+            stderr: stderr.text(),
+            status,
+        })
     }
 }
 
@@ -197,6 +209,8 @@ struct ChannelParts {
     connection: Arc<Connection>,
     runtime: tokio::runtime::Handle,
     limit: usize,
+    /// Dropped with the parts, which ends the drain task: russh tells it nothing after our own close.
+    _wanted: oneshot::Sender<()>,
 }
 
 impl ChannelParts {
@@ -206,11 +220,14 @@ impl ChannelParts {
 
     fn error_of(&self, end: &End) -> TransportError {
         match end {
-            End::Exited(_) => TransportError::ProcessEnded { at: self.connection.at.clone() },
+            End::Exited(_) => TransportError::ProcessEnded {
+                at: self.connection.at.clone(),
+            },
             End::Lost => self.lost(),
-            End::Overrun => {
-                TransportError::Overrun { at: self.connection.at.clone(), limit: self.limit }
-            }
+            End::Overrun => TransportError::Overrun {
+                at: self.connection.at.clone(),
+                limit: self.limit,
+            },
         }
     }
 
@@ -236,30 +253,26 @@ impl Drop for ChannelParts {
     }
 }
 
-/// Starts a command on an open channel.
-pub(super) async fn start(
+/// Makes the parts of a process from an open channel, and starts its drain task.
+fn take_apart(
     connection: Arc<Connection>,
     channel: russh::Channel<Msg>,
-    command: String,
     options: &ExecOptions,
-) -> Result<RemoteProcess, TransportError> {
-    let limit = options.stdout_budget.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
+) -> (RemoteProcess, oneshot::Receiver<bool>) {
+    let limit = options
+        .stdout_budget
+        .clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
     let (read, write) = channel.split();
     let write = Arc::new(write);
     let (queue, pieces) = mpsc::unbounded_channel();
     let (ended_tx, ended) = watch::channel(None);
     let (started_tx, started) = oneshot::channel();
+    let (wanted, abandoned) = oneshot::channel();
     let stderr = StderrTail::default();
-    let channel = Arc::new(ChannelParts {
-        write: write.clone(),
-        ended,
-        connection: connection.clone(),
-        runtime: tokio::runtime::Handle::current(),
-        limit,
-    });
     let drain = Drain {
         read,
         write: Arc::downgrade(&write),
+        abandoned,
         started: Some(started_tx),
         queue: Some(queue),
         budget: Arc::new(Semaphore::new(limit)),
@@ -271,7 +284,99 @@ pub(super) async fn start(
         let end = drain.run().await;
         let _ = ended_tx.send(Some(end));
     });
-    write.exec(true, command).await.map_err(|_| connection.lost())?;
+    let channel = Arc::new(ChannelParts {
+        write,
+        ended,
+        connection,
+        runtime: tokio::runtime::Handle::current(),
+        limit,
+        _wanted: wanted,
+    });
+    let process = RemoteProcess {
+        stdin: ProcessStdin {
+            channel: channel.clone(),
+            sending: None,
+            finished: false,
+        },
+        stdout: ProcessStdout {
+            channel: channel.clone(),
+            pieces,
+            current: None,
+            ended: None,
+        },
+        stderr,
+        exit: ProcessExit { channel },
+    };
+    (process, started)
+}
+
+/// A channel as a stream in both directions, for a connection inside the connection.
+///
+/// What the peer sends is always taken.  The inner connection does not read while it writes, and would
+/// wait for ever if the outer one in turn waited for it to read.  The windows of the inner connection
+/// bound what piles up here.
+pub(super) struct TunnelStream {
+    stdin: ProcessStdin,
+    stdout: ProcessStdout,
+}
+
+impl TunnelStream {
+    pub(super) fn new(connection: Arc<Connection>, channel: russh::Channel<Msg>) -> Self {
+        let options = ExecOptions {
+            stdout_budget: usize::MAX,
+            when_full: WhenFull::Stall,
+        };
+        let (process, _) = take_apart(connection, channel, &options);
+        TunnelStream {
+            stdin: process.stdin,
+            stdout: process.stdout,
+        }
+    }
+}
+
+impl AsyncRead for TunnelStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stdout).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for TunnelStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stdin).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stdin).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stdin).poll_shutdown(cx)
+    }
+}
+
+/// Starts a command on an open channel.
+pub(super) async fn start(
+    connection: Arc<Connection>,
+    channel: russh::Channel<Msg>,
+    command: String,
+    options: &ExecOptions,
+) -> Result<RemoteProcess, TransportError> {
+    let (process, started) = take_apart(connection.clone(), channel, options);
+    process
+        .stdin
+        .channel
+        .write
+        .exec(true, command)
+        .await
+        .map_err(|_| connection.lost())?;
     match tokio::time::timeout(connection.answer_limit, started).await {
         Ok(Ok(true)) => {}
         Ok(Ok(false)) => {
@@ -290,12 +395,7 @@ pub(super) async fn start(
             });
         }
     }
-    Ok(RemoteProcess {
-        stdin: ProcessStdin { channel: channel.clone(), sending: None, finished: false },
-        stdout: ProcessStdout { channel: channel.clone(), pieces, current: None, ended: None },
-        stderr,
-        exit: ProcessExit { channel },
-    })
+    Ok(process)
 }
 
 /// What the drain task hands to the reader.
@@ -309,6 +409,7 @@ enum Piece {
 struct Drain {
     read: ChannelReadHalf,
     write: std::sync::Weak<ChannelWriteHalf<Msg>>,
+    abandoned: oneshot::Receiver<()>,
     started: Option<oneshot::Sender<bool>>,
     queue: Option<mpsc::UnboundedSender<Piece>>,
     budget: Arc<Semaphore>,
@@ -320,17 +421,20 @@ struct Drain {
 impl Drain {
     async fn run(mut self) -> End {
         let mut status = ExitStatus::Unknown;
-        let mut overrun = false;
         let mut eof = false;
         loop {
-            match self.read.wait().await {
+            let message = tokio::select! {
+                message = self.read.wait() => message,
+                _ = &mut self.abandoned => return End::Lost,
+            };
+            match message {
                 Some(ChannelMsg::Data { data }) => {
                     if !self.take(data).await {
-                        overrun = true;
                         self.end_output(Err(End::Overrun));
                         if let Some(write) = self.write.upgrade() {
                             let _ = write.close().await;
                         }
+                        return End::Overrun;
                     }
                 }
                 Some(ChannelMsg::ExtendedData { data, ext: 1 }) => self.stderr.push(&data),
@@ -354,7 +458,6 @@ impl Drain {
                 Some(_) => {}
                 // The connection ended under us; if the status is here already, nothing is missing.
                 None if eof && status != ExitStatus::Unknown => break,
-                None if overrun => break,
                 None => {
                     self.end_output(Err(End::Lost));
                     return End::Lost;
@@ -362,7 +465,7 @@ impl Drain {
             }
         }
         self.end_output(Ok(()));
-        if overrun { End::Overrun } else { End::Exited(status) }
+        End::Exited(status)
     }
 
     fn end_output(&mut self, verdict: Result<(), End>) {
@@ -402,11 +505,13 @@ impl Drain {
     }
 }
 
+type Sending = Pin<Box<dyn Future<Output = Result<(), TransportError>> + Send>>;
+
 /// The standard input of a remote process.
 pub struct ProcessStdin {
     channel: Arc<ChannelParts>,
     /// A piece on its way, for the `AsyncWrite` side.
-    sending: Option<Pin<Box<dyn Future<Output = Result<(), TransportError>> + Send>>>,
+    sending: Option<Sending>,
     finished: bool,
 }
 
@@ -424,7 +529,11 @@ impl ProcessStdin {
     pub async fn finish(mut self) -> Result<(), TransportError> {
         self.settle().await?;
         self.finished = true;
-        self.channel.write.eof().await.map_err(|_| self.channel.lost())
+        self.channel
+            .write
+            .eof()
+            .await
+            .map_err(|_| self.channel.lost())
     }
 
     /// Waits for a piece that `AsyncWrite` has left on its way.
@@ -479,8 +588,9 @@ impl AsyncWrite for ProcessStdin {
         }
         self.finished = true;
         let channel = self.channel.clone();
-        self.sending =
-            Some(Box::pin(async move { channel.write.eof().await.map_err(|_| channel.lost()) }));
+        self.sending = Some(Box::pin(async move {
+            channel.write.eof().await.map_err(|_| channel.lost())
+        }));
         self.poll_settle(cx).map_err(to_io)
     }
 }
@@ -553,7 +663,11 @@ impl AsyncRead for ProcessStdout {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        while self.current.as_ref().is_none_or(|(bytes, _)| bytes.is_empty()) {
+        while self
+            .current
+            .as_ref()
+            .is_none_or(|(bytes, _)| bytes.is_empty())
+        {
             self.current = ready!(self.poll_piece(cx)).map_err(to_io)?;
             if self.current.is_none() {
                 return Poll::Ready(Ok(()));
@@ -610,7 +724,10 @@ mod tests {
         tail.push(&vec![b'x'; STDERR_TAIL - 3]);
         tail.push(b"\x1b[2Jend");
         let text = tail.text();
-        assert!(text.starts_with("[10 bytes before this are not kept]\nxxx"), "{text:.60}");
+        assert!(
+            text.starts_with("[10 bytes before this are not kept]\nxxx"),
+            "{text:.60}"
+        );
         assert!(text.ends_with("x\\x1b[2Jend"));
         tail.push(&vec![b'y'; 3 * STDERR_TAIL]);
         assert_eq!(tail.0.lock().unwrap().bytes.len(), STDERR_TAIL);

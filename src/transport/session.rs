@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use russh::client::{Handle, Msg};
-use russh::{Channel, ChannelStream, Disconnect};
+use russh::{Channel, Disconnect};
 
 use super::auth;
 use super::connect::{AliveGuard, Route, open_route, shake_hands};
@@ -14,7 +14,7 @@ use super::destination::Destination;
 use super::error::TransportError;
 use super::host_key::{ClientHandler, Fate, HostKeyPolicy};
 use super::options::ConnectOptions;
-use super::process::{self, ExecOptions, RemoteOutput, RemoteProcess};
+use super::process::{self, ExecOptions, RemoteOutput, RemoteProcess, TunnelStream};
 use super::ssh_config::{Proxy, resolve};
 use super::text::join_quoted;
 
@@ -42,13 +42,18 @@ pub(super) struct Connection {
 impl Connection {
     /// The error for a connection that is gone.
     pub(super) fn lost(&self) -> TransportError {
-        TransportError::Disconnected { at: self.at.clone(), reason: self.fate.describe() }
+        TransportError::Disconnected {
+            at: self.at.clone(),
+            reason: self.fate.describe(),
+        }
     }
 }
 
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Session").field("at", &self.connection.at).finish_non_exhaustive()
+        f.debug_struct("Session")
+            .field("at", &self.connection.at)
+            .finish_non_exhaustive()
     }
 }
 
@@ -89,13 +94,13 @@ impl Session {
         let fate = Arc::new(Fate::default());
         let (mut handle, guard) = shake_hands(&host, options, policy, route, fate.clone()).await?;
         let authenticating = auth::authenticate(&mut handle, &host, &fate);
-        tokio::time::timeout(options.auth_timeout, authenticating).await.map_err(|_| {
-            TransportError::Timeout {
+        tokio::time::timeout(options.auth_timeout, authenticating)
+            .await
+            .map_err(|_| TransportError::Timeout {
                 at: at.clone(),
                 doing: "authenticating (does an agent wait for its user?)",
                 limit: options.auth_timeout,
-            }
-        })??;
+            })??;
         tracing::debug!("connected to {at}");
         Ok(Session {
             connection: Arc::new(Connection {
@@ -136,10 +141,18 @@ impl Session {
             return Err(TransportError::BadCommand { reason: "no name" });
         }
         if words.iter().any(|word| word.as_ref().contains('\0')) {
-            return Err(TransportError::BadCommand { reason: "a zero byte in it" });
+            return Err(TransportError::BadCommand {
+                reason: "a zero byte in it",
+            });
         }
         let channel = self.open_channel("open another channel").await?;
-        process::start(self.connection.clone(), channel, join_quoted(words), options).await
+        process::start(
+            self.connection.clone(),
+            channel,
+            join_quoted(words),
+            options,
+        )
+        .await
     }
 
     /// Runs a command without input to its end and collects at most `limit` bytes of output.
@@ -151,22 +164,32 @@ impl Session {
         self.exec(words).await?.output(limit).await
     }
 
-    /// Measures one round trip, which tells how many channels a fast upload needs: the server's window of
+    /// Measures the round trip, which tells how many channels a fast upload needs: the server's window of
     /// 2 MiB per channel is the limit there.
+    ///
+    /// The best of three counts: the first answer after authentication waits for a delayed
+    /// acknowledgement (40 ms), since sshd turns off Nagle's algorithm only with the first command.
     pub async fn round_trip(&self) -> Result<Duration, TransportError> {
-        let begin = Instant::now();
-        self.answered("answering a ping", self.connection.handle.send_ping())
-            .await?
-            .map_err(|_| self.connection.lost())?;
-        if self.is_closed() {
-            return Err(self.connection.lost());
+        let mut best = Duration::MAX;
+        for _ in 0..3 {
+            let begin = Instant::now();
+            self.answered("answering a ping", self.connection.handle.send_ping())
+                .await?
+                .map_err(|_| self.connection.lost())?;
+            if self.is_closed() {
+                return Err(self.connection.lost());
+            }
+            best = best.min(begin.elapsed());
         }
-        Ok(begin.elapsed())
+        Ok(best)
     }
 
     /// Says good-bye to the server.  Processes that still run are cut off.
     pub async fn close(self) {
-        let goodbye = self.connection.handle.disconnect(Disconnect::ByApplication, "done", "en");
+        let goodbye = self
+            .connection
+            .handle
+            .disconnect(Disconnect::ByApplication, "done", "en");
         // Only politeness: the connection is dropped right after in any case.
         if tokio::time::timeout(Duration::from_secs(1), goodbye)
             .await
@@ -206,7 +229,7 @@ impl Session {
         host: &str,
         port: u16,
         limit: Duration,
-    ) -> Result<ChannelStream<Msg>, String> {
+    ) -> Result<TunnelStream, String> {
         let opening = self.connection.handle.channel_open_direct_tcpip(
             host,
             u32::from(port),
@@ -214,7 +237,7 @@ impl Session {
             0_u32,
         );
         match tokio::time::timeout(limit, opening).await {
-            Ok(Ok(channel)) => Ok(channel.into_stream()),
+            Ok(Ok(channel)) => Ok(TunnelStream::new(self.connection.clone(), channel)),
             Ok(Err(russh::Error::ChannelOpenFailure(reason))) => Err(format!(
                 "the jump host cannot or may not connect to {host} port {port} ({reason:?}); check AllowTcpForwarding there"
             )),
@@ -236,10 +259,12 @@ impl Session {
         asking: impl Future<Output = T>,
     ) -> Result<T, TransportError> {
         let limit = self.connection.answer_limit;
-        tokio::time::timeout(limit, asking).await.map_err(|_| TransportError::Timeout {
-            at: self.connection.at.clone(),
-            doing,
-            limit,
-        })
+        tokio::time::timeout(limit, asking)
+            .await
+            .map_err(|_| TransportError::Timeout {
+                at: self.connection.at.clone(),
+                doing,
+                limit,
+            })
     }
 }

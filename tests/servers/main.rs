@@ -4,7 +4,9 @@
 //! same two hosts and run one after the other (`--test-threads=1`).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod engines;
 mod live;
 mod preflight;
+mod repeat;
 mod rich;
 mod support;

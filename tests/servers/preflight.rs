@@ -99,6 +99,16 @@ fn a_user_who_exists_on_the_target_is_never_merged() {
 }
 
 #[test]
+fn a_tombstone_on_the_target_is_replaced_and_named() {
+    let servers = with_user("grave");
+    let mut admin = servers.target.admin().unwrap();
+    admin.command("CREATE user.grave").unwrap();
+    admin.command("SETACL user.grave cyrus lrswipkxtecda").unwrap();
+    admin.command("DELETE user.grave").unwrap();
+    servers.push("user.grave", &["-v"]).expect(0).says(&["records of deleted mailboxes"]);
+}
+
+#[test]
 fn what_a_failed_xfer_left_is_recognised() {
     let servers = with_user("wreck");
     let victim = format!("{}/1.", directory(&servers.source, "user.wreck.Sent"));
@@ -142,6 +152,14 @@ fn a_place_that_cannot_take_the_user_is_refused() {
     let small = push("bw2:p2");
     shell(&servers.target, "umount /var/spool/cyrus/p2");
     small.expect(4).says(&["bytes free", "make room, or name another partition"]);
+    // One with room, but for a few files only.
+    shell(
+        &servers.target,
+        "mount -t tmpfs -o nr_inodes=500,mode=700,uid=$(id -u cyrus) x /var/spool/cyrus/p2",
+    );
+    let few = push("bw2:p2");
+    shell(&servers.target, "umount /var/spool/cyrus/p2");
+    few.expect(4).says(&["inodes free"]);
     push("bw2:p2").expect(0);
 }
 

@@ -18,6 +18,21 @@ pub struct Servers {
     pub target: Host,
 }
 
+/// Puts both servers' options back when a test that changed them ends.
+pub struct OptionsPutBack;
+
+impl Drop for OptionsPutBack {
+    fn drop(&mut self) {
+        for name in ["bw1", "bw2"] {
+            let host = Host::new(name);
+            // What is converted does not fit the options that come back.
+            let _ = host.empty();
+            let _ = host.reset_options();
+            let _ = host.empty();
+        }
+    }
+}
+
 /// How a push ended.
 pub struct Pushed {
     /// The exit code.

@@ -14,15 +14,9 @@ pub type Annotation = (String, String, String, String);
 
 /// What annotations.db has of mailboxes.
 pub fn stored_annotations(server: &Server) -> BTreeSet<Annotation> {
-    let mut files = server
-        .files
-        .iter()
-        .filter(|(path, _)| path.ends_with("/annotations.db"));
+    let mut files = server.files.iter().filter(|(path, _)| path.ends_with("/annotations.db"));
     let (_, file) = files.find(|(path, _)| !path.contains("backup")).unwrap();
-    let entries = Database::open(file.clone(), &Engine::Flat)
-        .unwrap()
-        .entries()
-        .unwrap();
+    let entries = Database::open(file.clone(), &Engine::Flat).unwrap().entries().unwrap();
     let mut found = BTreeSet::new();
     for (raw_key, raw) in entries {
         let key = AnnotationKey::parse(&raw_key).unwrap();
@@ -34,11 +28,7 @@ pub fn stored_annotations(server: &Server) -> BTreeSet<Annotation> {
                 continue;
             }
             let user = bytes(Some(&key.userid));
-            let kind = if user.is_empty() {
-                "/shared"
-            } else {
-                "/private"
-            };
+            let kind = if user.is_empty() { "/shared" } else { "/private" };
             let entry = format!("{kind}{}", bytes(Some(&key.entry)));
             found.insert((bytes(Some(&name)), entry, user, bytes(Some(&value.value))));
         }
@@ -61,26 +51,16 @@ pub fn shown_annotations(server: &Server) -> BTreeSet<Annotation> {
                     shown.insert((mailbox.clone(), entry, user, value));
                 }
             };
-            for (entry, values) in folder
-                .get("annotations")
-                .and_then(Value::as_object)
-                .into_iter()
-                .flatten()
+            for (entry, values) in
+                folder.get("annotations").and_then(Value::as_object).into_iter().flatten()
             {
                 for (kind, value) in values.as_object().unwrap() {
-                    let kind = if kind == "value.priv" {
-                        "/private"
-                    } else {
-                        "/shared"
-                    };
+                    let kind = if kind == "value.priv" { "/private" } else { "/shared" };
                     add(format!("{kind}{entry}"), value);
                 }
             }
-            for (entry, value) in folder
-                .get("metadata")
-                .and_then(Value::as_object)
-                .into_iter()
-                .flatten()
+            for (entry, value) in
+                folder.get("metadata").and_then(Value::as_object).into_iter().flatten()
             {
                 add(entry.clone(), value);
             }
@@ -99,10 +79,8 @@ pub fn message_annotations(server: &Server) -> BTreeSet<MessageAnnotation> {
         let Some(file) = server.file(directory, "cyrus.annotations") else {
             continue;
         };
-        for (raw_key, raw) in Database::open(file.clone(), &Engine::Twoskip)
-            .unwrap()
-            .entries()
-            .unwrap()
+        for (raw_key, raw) in
+            Database::open(file.clone(), &Engine::Twoskip).unwrap().entries().unwrap()
         {
             let key = AnnotationKey::parse_message(&raw_key).unwrap();
             assert_eq!(key.to_bytes(), raw_key);
@@ -132,11 +110,7 @@ pub fn shown_message_annotations(server: &Server) -> BTreeSet<MessageAnnotation>
                     for value in pair[1].as_array().unwrap().chunks(2) {
                         let (kind, value) =
                             (value[0].as_str().unwrap(), value[1].as_str().unwrap());
-                        let user = if kind == "value.priv" {
-                            user.clone()
-                        } else {
-                            String::new()
-                        };
+                        let user = if kind == "value.priv" { user.clone() } else { String::new() };
                         if value != "NIL" {
                             shown.insert((
                                 name.clone(),

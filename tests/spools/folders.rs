@@ -28,11 +28,7 @@ pub fn read_all(server: &Server, counts: &mut Counts) {
         let view = IndexView::parse(raw).unwrap();
         let header_file = server.file(directory, "cyrus.header").unwrap();
         let fits = view.header_file_fits(header_file);
-        assert_eq!(
-            fits,
-            (view.header().minor >= 12).then_some(true),
-            "{directory}"
-        );
+        assert_eq!(fits, (view.header().minor >= 12).then_some(true), "{directory}");
         let records: Vec<Record> = view.records().map(|r| r.unwrap()).collect();
         assert!(counts.minor == 0 || counts.minor == view.header().minor);
         counts.minor = view.header().minor;
@@ -93,22 +89,11 @@ pub fn compare_view(
     name: &str,
     seen_by: &Value,
 ) -> Counts {
-    let mut counts = Counts {
-        views: 1,
-        ..Counts::default()
-    };
+    let mut counts = Counts { views: 1, ..Counts::default() };
     let header = mailbox.view.header();
     let at = format!("{user}: {name}");
-    assert_eq!(
-        u64::from(header.uidvalidity),
-        number(&seen_by["uidvalidity"]),
-        "{at}"
-    );
-    assert_eq!(
-        u64::from(header.last_uid) + 1,
-        number(&seen_by["uidnext"]),
-        "{at}"
-    );
+    assert_eq!(u64::from(header.uidvalidity), number(&seen_by["uidvalidity"]), "{at}");
+    assert_eq!(u64::from(header.last_uid) + 1, number(&seen_by["uidnext"]), "{at}");
     if let Some(modseq) = seen_by.get("highestmodseq") {
         assert!(header.has_modseqs(), "{at}");
         assert_eq!(header.highestmodseq, number(modseq), "{at}");
@@ -119,11 +104,7 @@ pub fn compare_view(
         let defined = defined.iter().map(|flag| flag.as_str().unwrap());
         let defined: Vec<_> = defined.filter(|flag| !flag.starts_with('\\')).collect();
         let names: Vec<_> = mailbox.header.user_flags.iter().flatten().collect();
-        assert_eq!(
-            names,
-            defined.iter().map(|f| f.as_bytes()).collect::<Vec<_>>(),
-            "{at}"
-        );
+        assert_eq!(names, defined.iter().map(|f| f.as_bytes()).collect::<Vec<_>>(), "{at}");
     }
     let owner = name.strip_prefix("user.").and_then(|n| n.split('.').next());
     let owns = owner == Some(&user.replace('.', "^"));
@@ -148,20 +129,12 @@ pub fn compare_view(
         let time = time.strftime("%e-%b-%Y %H:%M:%S +0000").to_string();
         assert_eq!(time, date.as_str().unwrap(), "{at}");
         let file = server.file(mailbox.directory, &record.file_name()).unwrap();
-        assert_eq!(
-            Guid::of(file).to_string(),
-            message["sha1"].as_str().unwrap(),
-            "{at}"
-        );
+        assert_eq!(Guid::of(file).to_string(), message["sha1"].as_str().unwrap(), "{at}");
         if let Some(modseq) = message.get("modseq") {
             assert_eq!(record.modseq, number(modseq), "{at}");
             counts.modseqs += 1;
         }
-        let is_seen = if internal {
-            record.is_seen()
-        } else {
-            seen.uids.contains(*uid)
-        };
+        let is_seen = if internal { record.is_seen() } else { seen.uids.contains(*uid) };
         let found = flags(record, is_seen, &mailbox.header);
         assert_eq!(found, expected_flags(&message["flags"]), "{at}");
         counts.messages += 1;
@@ -226,9 +199,7 @@ pub fn compare_subscriptions(server: &Server, user: &str, seen_by: &Value) -> us
     let names = all.names.iter().map(|name| bytes(Some(name.as_bytes())));
     // LSUB leaves out folders that are gone.
     let directories = server.directories();
-    let names: BTreeSet<_> = names
-        .filter(|name| directories.contains_key(name))
-        .collect();
+    let names: BTreeSet<_> = names.filter(|name| directories.contains_key(name)).collect();
     let listed = seen_by["lsub"].as_array().unwrap().iter().map(|item| {
         let name = item.get("name").unwrap_or(item).as_str().unwrap();
         internal(user, name.trim_matches('"'), &seen_by["namespace"])
@@ -239,16 +210,9 @@ pub fn compare_subscriptions(server: &Server, user: &str, seen_by: &Value) -> us
 
 pub fn compare_quotas(server: &Server) -> usize {
     let mut seen = BTreeSet::new();
-    for folder in server.users["legacy"]["mailboxes"]
-        .as_object()
-        .unwrap()
-        .values()
-    {
+    for folder in server.users["legacy"]["mailboxes"].as_object().unwrap().values() {
         // Older JSON has the server's answer as text.
-        let answer = folder
-            .get("quotaroot")
-            .and_then(Value::as_str)
-            .unwrap_or_default();
+        let answer = folder.get("quotaroot").and_then(Value::as_str).unwrap_or_default();
         let Some((_, numbers)) = answer.split_once("user.legacy (STORAGE ") else {
             continue;
         };
@@ -256,10 +220,7 @@ pub fn compare_quotas(server: &Server) -> usize {
         let file = server.user_file("user.legacy", "").unwrap();
         let storage = Quota::parse(file).unwrap().unwrap().storage.unwrap();
         assert_eq!((storage.used / 1024).to_string(), used);
-        assert_eq!(
-            storage.limit.map(|limit| limit.to_string()).as_deref(),
-            Some(limit)
-        );
+        assert_eq!(storage.limit.map(|limit| limit.to_string()).as_deref(), Some(limit));
         seen.insert("user.legacy".to_owned());
     }
     for (user, seen_by) in &server.users {
@@ -271,10 +232,7 @@ pub fn compare_quotas(server: &Server) -> usize {
                 // Clients of Cyrus see a root as a folder of theirs.
                 let root = internal(user, root, &seen_by["namespace"]);
                 let suffix = format!("/{root}");
-                let mut files = server
-                    .files
-                    .iter()
-                    .filter(|(path, _)| path.contains("/quota/"));
+                let mut files = server.files.iter().filter(|(path, _)| path.contains("/quota/"));
                 let (_, file) = files.find(|(path, _)| path.ends_with(&suffix)).expect(name);
                 let quota = Quota::parse(file).unwrap().unwrap();
                 let shown = |kind: &str| {
@@ -285,9 +243,7 @@ pub fn compare_quotas(server: &Server) -> usize {
                 let used = u64::try_from(storage.used).unwrap() / 1024;
                 let storage = storage.limit.map(|limit| (used, limit));
                 assert_eq!(storage, shown("STORAGE"), "{root}");
-                let message = quota
-                    .message
-                    .and_then(|m| Some((m.used.try_into().ok()?, m.limit?)));
+                let message = quota.message.and_then(|m| Some((m.used.try_into().ok()?, m.limit?)));
                 assert_eq!(message, shown("MESSAGE"), "{root}");
                 seen.insert(root);
             }

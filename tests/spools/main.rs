@@ -66,9 +66,7 @@ fn check(name: &str) -> Counts {
                 continue;
             }
             let name = internal(user, external, &seen_by["namespace"]);
-            let directory = directories
-                .get(&name)
-                .unwrap_or_else(|| panic!("no {name}"));
+            let directory = directories.get(&name).unwrap_or_else(|| panic!("no {name}"));
             let mailbox = Mailbox {
                 view: IndexView::parse(server.file(directory, "cyrus.index").unwrap()).unwrap(),
                 header: MailboxHeader::parse(server.file(directory, "cyrus.header").unwrap())
@@ -84,14 +82,7 @@ fn check(name: &str) -> Counts {
         }
     }
     counts.quotas = compare_quotas(&server);
-    if server
-        .users
-        .values()
-        .next()
-        .unwrap()
-        .get("namespace")
-        .is_some()
-    {
+    if server.users.values().next().unwrap().get("namespace").is_some() {
         let stored = stored_annotations(&server);
         assert_eq!(stored, shown_annotations(&server));
         counts.annotations = stored.len();

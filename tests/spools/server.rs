@@ -43,12 +43,7 @@ impl Server {
         }
         let json = std::fs::read(base.join(format!("{name}.json"))).unwrap();
         let json: Value = serde_json::from_slice(&json).unwrap();
-        let users = json
-            .get("users")
-            .unwrap_or(&json)
-            .as_object()
-            .unwrap()
-            .clone();
+        let users = json.get("users").unwrap_or(&json).as_object().unwrap().clone();
         Self { files, users }
     }
 
@@ -63,10 +58,7 @@ impl Server {
     pub fn directories(&self) -> BTreeMap<String, &str> {
         let root = self.option("partition-default").unwrap() + "/";
         let hashed = self.option("hashimapspool").as_deref() == Some("yes");
-        let paths = self
-            .files
-            .keys()
-            .filter_map(|path| path.strip_suffix("/cyrus.index"));
+        let paths = self.files.keys().filter_map(|path| path.strip_suffix("/cyrus.index"));
         paths
             .map(|directory| {
                 let below = directory.strip_prefix(&root).unwrap();
@@ -82,14 +74,8 @@ impl Server {
 
     /// The only file of a name, in which `.` may be `^`.
     pub fn user_file(&self, name: &str, suffix: &str) -> Option<&Bytes> {
-        let names = [
-            format!("/{name}{suffix}"),
-            format!("/{}{suffix}", name.replace('.', "^")),
-        ];
-        let mut found = self
-            .files
-            .iter()
-            .filter(|(p, _)| names.iter().any(|n| p.ends_with(n)));
+        let names = [format!("/{name}{suffix}"), format!("/{}{suffix}", name.replace('.', "^"))];
+        let mut found = self.files.iter().filter(|(p, _)| names.iter().any(|n| p.ends_with(n)));
         found.next().map(|(_, bytes)| bytes)
     }
 

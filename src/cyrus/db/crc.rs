@@ -7,11 +7,7 @@ const fn table() -> [[u32; 256]; 8] {
         let mut c = n as u32;
         let mut bit = 0;
         while bit < 8 {
-            c = if c & 1 == 1 {
-                0xedb8_8320 ^ (c >> 1)
-            } else {
-                c >> 1
-            };
+            c = if c & 1 == 1 { 0xedb8_8320 ^ (c >> 1) } else { c >> 1 };
             bit += 1;
         }
         table[0][n] = c;
@@ -34,11 +30,7 @@ static TABLE: [[u32; 256]; 8] = table();
 
 fn step(slice: usize, byte: u32) -> u32 {
     // Both indexes are in range: eight slices, a byte masked to 256 values.
-    TABLE
-        .get(slice)
-        .and_then(|t| t.get((byte & 0xff) as usize))
-        .copied()
-        .unwrap_or(0)
+    TABLE.get(slice).and_then(|t| t.get((byte & 0xff) as usize)).copied().unwrap_or(0)
 }
 
 /// CRC-32 of `bytes`, eight at a time: a server's mailboxes.db may have 200 MB.

@@ -20,11 +20,7 @@ impl Flat {
         let mut entries = Vec::new();
         let mut offset = 0;
         while offset < bytes.len() {
-            let fail = |reason| DbError::Damaged {
-                engine: "flat",
-                offset: offset as u64,
-                reason,
-            };
+            let fail = |reason| DbError::Damaged { engine: "flat", offset: offset as u64, reason };
             let rest = bytes.get(offset..).unwrap_or_default();
             let end = rest.iter().position(|&c| c == b'\n');
             let end = end.ok_or_else(|| fail("the last line does not end"))?;

@@ -51,9 +51,7 @@ impl Skiplist {
         if file.word(20) != Some(1) {
             return Err(damaged(20, "the version is not 1"));
         }
-        let logstart = file
-            .word(40)
-            .ok_or_else(|| damaged(40, "the header is short"))? as usize;
+        let logstart = file.word(40).ok_or_else(|| damaged(40, "the header is short"))? as usize;
         if logstart < HEADER || logstart > file.bytes.len() {
             return Err(damaged(40, "the log starts outside of the file"));
         }
@@ -120,11 +118,7 @@ impl Skiplist {
 }
 
 fn damaged(offset: usize, reason: &'static str) -> DbError {
-    DbError::Damaged {
-        engine: "skiplist",
-        offset: offset as u64,
-        reason,
-    }
+    DbError::Damaged { engine: "skiplist", offset: offset as u64, reason }
 }
 
 enum Record {
@@ -241,11 +235,7 @@ mod tests {
         fn keys(&self) -> Vec<String> {
             let db = Skiplist::open(self.0.clone().into()).unwrap();
             let show = |(k, v): &Entry| {
-                format!(
-                    "{}={}",
-                    String::from_utf8_lossy(k),
-                    String::from_utf8_lossy(v)
-                )
+                format!("{}={}", String::from_utf8_lossy(k), String::from_utf8_lossy(v))
             };
             db.prefix(b"").iter().map(show).collect()
         }

@@ -59,11 +59,7 @@ struct Record {
 }
 
 fn damaged(offset: u64, reason: &'static str) -> DbError {
-    DbError::Damaged {
-        engine: "twoskip",
-        offset,
-        reason,
-    }
+    DbError::Damaged { engine: "twoskip", offset, reason }
 }
 
 impl Twoskip {
@@ -84,12 +80,7 @@ impl Twoskip {
         if end < HEADER as u64 || end > bytes.len() as u64 {
             return Err(damaged(48, "the file is shorter than its current size"));
         }
-        let db = Self {
-            bytes,
-            end,
-            count,
-            dirty,
-        };
+        let db = Self { bytes, end, count, dirty };
         let dummy = db.record(HEADER as u64)?;
         if dummy.kind != b'=' || dummy.level != MAX_LEVEL {
             return Err(damaged(HEADER as u64, "the first record is no dummy"));
@@ -231,11 +222,7 @@ impl Twoskip {
 
     /// Live records behind `from`, at the lowest level.
     fn walk(&self, from: Record) -> Walk<'_> {
-        Walk {
-            db: self,
-            at: Some(from),
-            left: self.end / MIN_RECORD,
-        }
+        Walk { db: self, at: Some(from), left: self.end / MIN_RECORD }
     }
 
     /// Reads the head of the record at an offset and checks it.
@@ -267,17 +254,7 @@ impl Twoskip {
             let value = key.checked_add(usize::try_from(keylen).ok()?)?;
             let end = value.checked_add(usize::try_from(vallen).ok()?)?;
             let padded = key.checked_add((end - key).checked_next_multiple_of(8)?)?;
-            let record = Record {
-                at,
-                kind,
-                level,
-                pointers,
-                tail_crc,
-                key,
-                value,
-                end,
-                padded,
-            };
+            let record = Record { at, kind, level, pointers, tail_crc, key, value, end, padded };
             Some((record, head_ok))
         };
         let (record, head_ok) = parse().ok_or_else(|| fail("the record is cut off"))?;
@@ -310,25 +287,16 @@ impl Twoskip {
             twins.into_iter().flatten().filter(|&p| p < self.end).max()
         };
         match next {
-            None => Err(damaged(
-                record.at,
-                "both pointers lead beyond the current size",
-            )),
+            None => Err(damaged(record.at, "both pointers lead beyond the current size")),
             Some(0) => Ok(None),
             Some(next) => self.record(next).map(Some),
         }
     }
 
     fn entry(&self, record: &Record) -> Result<Entry> {
-        let tail = self
-            .bytes
-            .get(record.key..record.padded)
-            .unwrap_or_default();
+        let tail = self.bytes.get(record.key..record.padded).unwrap_or_default();
         if crc32(tail) != record.tail_crc {
-            return Err(damaged(
-                record.at,
-                "the CRC of the record's key and value is wrong",
-            ));
+            return Err(damaged(record.at, "the CRC of the record's key and value is wrong"));
         }
         let value = self.bytes.slice(record.value..record.end);
         Ok((self.key(record), value))
@@ -482,12 +450,7 @@ pub(crate) mod tests {
 
     #[test]
     fn walks_gets_and_seeks() {
-        let db = open(write(&[
-            (b"a", b"1"),
-            (b"ab", b"2"),
-            (b"b", b"3"),
-            (b"c", b""),
-        ]));
+        let db = open(write(&[(b"a", b"1"), (b"ab", b"2"), (b"b", b"3"), (b"c", b"")]));
         assert_eq!(keys(db.entries().unwrap()), ["a", "ab", "b", "c"]);
         assert_eq!(db.get(b"ab").unwrap().unwrap(), "2");
         assert_eq!(db.get(b"aa").unwrap(), None);
@@ -495,10 +458,7 @@ pub(crate) mod tests {
         assert_eq!(keys(db.seek_both(b"c", usize::MAX).unwrap()), ["c"]);
         assert!(open(write(&[])).entries().unwrap().is_empty());
         let long = vec![b'k'; 70_000];
-        assert_eq!(
-            open(write(&[(&long, b"v")])).get(&long).unwrap().unwrap(),
-            "v"
-        );
+        assert_eq!(open(write(&[(&long, b"v")])).get(&long).unwrap().unwrap(), "v");
     }
 
     #[test]

@@ -118,10 +118,7 @@ pub struct CompareOptions {
 
 impl Default for CompareOptions {
     fn default() -> Self {
-        Self {
-            expunged: false,
-            modseqs: true,
-        }
+        Self { expunged: false, modseqs: true }
     }
 }
 
@@ -129,9 +126,7 @@ impl Default for CompareOptions {
 /// [`compare_with`].
 pub fn compare(left: &IndexView<'_>, right: &IndexView<'_>) -> Vec<IndexDifference> {
     let mut found = Vec::new();
-    compare_with(left, right, &CompareOptions::default(), |difference| {
-        found.push(difference)
-    });
+    compare_with(left, right, &CompareOptions::default(), |difference| found.push(difference));
     found
 }
 
@@ -148,9 +143,7 @@ pub fn compare_with(
     mut report: impl FnMut(IndexDifference),
 ) {
     let rules = Rules::new(left.header(), right.header(), options);
-    rules.headers(left.header(), right.header(), |a| {
-        report(IndexDifference::Header(a))
-    });
+    rules.headers(left.header(), right.header(), |a| report(IndexDifference::Header(a)));
     let mut sides = [Side::Left, Side::Right].map(|side| Cursor {
         records: match side {
             Side::Left => left.records(),
@@ -169,19 +162,15 @@ pub fn compare_with(
             (Some(x), Some(y)) => x.uid.cmp(&y.uid),
         };
         match (order, &a, &b) {
-            (Ordering::Less, Some(x), _) => report(IndexDifference::Only {
-                side: Side::Left,
-                uid: x.uid,
-            }),
-            (Ordering::Greater, _, Some(y)) => report(IndexDifference::Only {
-                side: Side::Right,
-                uid: y.uid,
-            }),
+            (Ordering::Less, Some(x), _) => {
+                report(IndexDifference::Only { side: Side::Left, uid: x.uid })
+            }
+            (Ordering::Greater, _, Some(y)) => {
+                report(IndexDifference::Only { side: Side::Right, uid: y.uid })
+            }
             (_, Some(x), Some(y)) => {
                 let uid = x.uid;
-                rules.messages(x, y, |aspect| {
-                    report(IndexDifference::Message { uid, aspect })
-                });
+                rules.messages(x, y, |aspect| report(IndexDifference::Message { uid, aspect }));
             }
             _ => {}
         }
@@ -207,10 +196,7 @@ impl Cursor<'_, '_> {
             match record {
                 Ok(record) if self.expunged || !record.is_expunged() => return Some(record),
                 Ok(_) => {}
-                Err(error) => report(IndexDifference::Damaged {
-                    side: self.side,
-                    error,
-                }),
+                Err(error) => report(IndexDifference::Damaged { side: self.side, error }),
             }
         }
         None

@@ -152,16 +152,8 @@ impl Header {
         codec.word("number of records", l.num_records, &mut self.num_records);
         codec.time("last append", l.last_appenddate, &mut self.last_appenddate);
         codec.word("last UID", l.last_uid, &mut self.last_uid);
-        codec.long(
-            "quota use",
-            l.quota_mailbox_used,
-            &mut self.quota_mailbox_used,
-        );
-        codec.time(
-            "last POP3 login",
-            l.pop3_last_login,
-            &mut self.pop3_last_login,
-        );
+        codec.long("quota use", l.quota_mailbox_used, &mut self.quota_mailbox_used);
+        codec.time("last POP3 login", l.pop3_last_login, &mut self.pop3_last_login);
         codec.word("UIDVALIDITY", l.uidvalidity, &mut self.uidvalidity);
         codec.word("deleted", l.deleted, &mut self.deleted);
         codec.word("answered", l.answered, &mut self.answered);
@@ -172,46 +164,18 @@ impl Header {
         codec.long("highest modseq", l.highestmodseq, &mut self.highestmodseq);
         codec.long("deleted modseq", l.deletedmodseq, &mut self.deletedmodseq);
         codec.time("first expunge", l.first_expunged, &mut self.first_expunged);
-        codec.time(
-            "last repack",
-            l.last_repack_time,
-            &mut self.last_repack_time,
-        );
-        codec.word(
-            "header file CRC",
-            l.header_file_crc,
-            &mut self.header_file_crc,
-        );
+        codec.time("last repack", l.last_repack_time, &mut self.last_repack_time);
+        codec.word("header file CRC", l.header_file_crc, &mut self.header_file_crc);
         codec.word("sync CRC", l.sync_crc, &mut self.sync_crc);
         codec.word("recent UID", l.recentuid, &mut self.recentuid);
         codec.time("recent time", l.recenttime, &mut self.recenttime);
-        codec.time(
-            "POP3 show after",
-            l.pop3_show_after,
-            &mut self.pop3_show_after,
-        );
-        codec.long(
-            "annotation quota use",
-            l.quota_annot_used,
-            &mut self.quota_annot_used,
-        );
-        codec.word(
-            "annotation sync CRC",
-            l.sync_crc_annot,
-            &mut self.sync_crc_annot,
-        );
+        codec.time("POP3 show after", l.pop3_show_after, &mut self.pop3_show_after);
+        codec.long("annotation quota use", l.quota_annot_used, &mut self.quota_annot_used);
+        codec.word("annotation sync CRC", l.sync_crc_annot, &mut self.sync_crc_annot);
         codec.word("unseen", l.unseen, &mut self.unseen);
         codec.long("created modseq", l.createdmodseq, &mut self.createdmodseq);
         codec.time("changes epoch", l.changes_epoch, &mut self.changes_epoch);
-        codec.long(
-            "deleted quota use",
-            l.quota_deleted_used,
-            &mut self.quota_deleted_used,
-        );
-        codec.long(
-            "expunged quota use",
-            l.quota_expunged_used,
-            &mut self.quota_expunged_used,
-        );
+        codec.long("deleted quota use", l.quota_deleted_used, &mut self.quota_deleted_used);
+        codec.long("expunged quota use", l.quota_expunged_used, &mut self.quota_expunged_used);
     }
 }

@@ -138,10 +138,7 @@ const HEADER_6: HeaderLayout = HeaderLayout {
 };
 
 /// 2.3.4: modification sequences.
-const HEADER_8: HeaderLayout = HeaderLayout {
-    highestmodseq: Long(68),
-    ..HEADER_6
-};
+const HEADER_8: HeaderLayout = HeaderLayout { highestmodseq: Long(68), ..HEADER_6 };
 
 /// 2.4: expunged records stay in the index, the owner's seen state moves in.
 const HEADER_12: HeaderLayout = HeaderLayout {
@@ -165,29 +162,17 @@ const HEADER_13: HeaderLayout = HeaderLayout {
 };
 
 /// 3.1: number of unseen messages.
-const HEADER_14: HeaderLayout = HeaderLayout {
-    unseen: Word(124),
-    ..HEADER_13
-};
+const HEADER_14: HeaderLayout = HeaderLayout { unseen: Word(124), ..HEADER_13 };
 
 /// 3.2: modification sequence of the mailbox's creation.
-const HEADER_16: HeaderLayout = HeaderLayout {
-    createdmodseq: Long(128),
-    ..HEADER_14
-};
+const HEADER_16: HeaderLayout = HeaderLayout { createdmodseq: Long(128), ..HEADER_14 };
 
 /// 3.4: since when changes are known.
-const HEADER_17: HeaderLayout = HeaderLayout {
-    changes_epoch: Seconds(136),
-    ..HEADER_16
-};
+const HEADER_17: HeaderLayout = HeaderLayout { changes_epoch: Seconds(136), ..HEADER_16 };
 
 /// 3.9: quota of what is deleted.
-const HEADER_18: HeaderLayout = HeaderLayout {
-    quota_deleted_used: Long(140),
-    quota_expunged_used: Long(148),
-    ..HEADER_17
-};
+const HEADER_18: HeaderLayout =
+    HeaderLayout { quota_deleted_used: Long(140), quota_expunged_used: Long(148), ..HEADER_17 };
 
 /// 3.10: rearranged, so that 64-bit fields are aligned.
 const HEADER_19: HeaderLayout = HeaderLayout {
@@ -246,45 +231,25 @@ const RECORD_6: RecordLayout = RecordLayout {
 };
 
 /// 2.3.4: modification sequence.
-const RECORD_8: RecordLayout = RecordLayout {
-    modseq: Long(72),
-    ..RECORD_6
-};
+const RECORD_8: RecordLayout = RecordLayout { modseq: Long(72), ..RECORD_6 };
 
 /// 2.3.10: SHA-1 of the message.
-const RECORD_10: RecordLayout = RecordLayout {
-    guid: Some(60),
-    modseq: Long(80),
-    ..RECORD_6
-};
+const RECORD_10: RecordLayout = RecordLayout { guid: Some(60), modseq: Long(80), ..RECORD_6 };
 
 /// 2.4: checksums.
-const RECORD_12: RecordLayout = RecordLayout {
-    gmtime: Seconds(20),
-    cache_crc: Word(88),
-    ..RECORD_10
-};
+const RECORD_12: RecordLayout =
+    RecordLayout { gmtime: Seconds(20), cache_crc: Word(88), ..RECORD_10 };
 
 /// 2.5: conversations.
-const RECORD_13: RecordLayout = RecordLayout {
-    cid: Long(88),
-    cache_crc: Word(96),
-    ..RECORD_12
-};
+const RECORD_13: RecordLayout = RecordLayout { cid: Long(88), cache_crc: Word(96), ..RECORD_12 };
 
 /// 3.1: the date of saving takes the place of the number of lines.
-const RECORD_15: RecordLayout = RecordLayout {
-    content_lines: No,
-    savedate: Seconds(52),
-    ..RECORD_13
-};
+const RECORD_15: RecordLayout =
+    RecordLayout { content_lines: No, savedate: Seconds(52), ..RECORD_13 };
 
 /// 3.2: modification sequence of the message's creation.
-const RECORD_16: RecordLayout = RecordLayout {
-    createdmodseq: Long(96),
-    cache_crc: Word(104),
-    ..RECORD_15
-};
+const RECORD_16: RecordLayout =
+    RecordLayout { createdmodseq: Long(96), cache_crc: Word(104), ..RECORD_15 };
 
 /// 3.13: 64-bit sizes and times.
 const RECORD_20: RecordLayout = RecordLayout {
@@ -314,14 +279,7 @@ const fn row(
     (header_size, header): (u16, HeaderLayout),
     (record_size, record): (u16, RecordLayout),
 ) -> Layout {
-    Layout {
-        minor,
-        header_size,
-        record_size,
-        crc: minor >= 12,
-        header,
-        record,
-    }
+    Layout { minor, header_size, record_size, crc: minor >= 12, header, record }
 }
 
 /// Every minor version that servers wrote.  11 was internal to one company.

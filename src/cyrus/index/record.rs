@@ -142,11 +142,8 @@ impl Record {
     /// Numbers of the keywords that are set, ascending.
     pub fn user_flag_numbers(&self) -> impl Iterator<Item = usize> + use<> {
         let words = self.user_flags;
-        let bits = words
-            .into_iter()
-            .flat_map(|word| (0..32).map(move |bit| word >> bit & 1 == 1));
-        bits.enumerate()
-            .filter_map(|(number, set)| set.then_some(number))
+        let bits = words.into_iter().flat_map(|word| (0..32).map(move |bit| word >> bit & 1 == 1));
+        bits.enumerate().filter_map(|(number, set)| set.then_some(number))
     }
 
     /// The stable fields that a client can observe.

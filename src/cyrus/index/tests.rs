@@ -11,10 +11,7 @@ const READ: [u32; 14] = [6, 7, 8, 9, 10, 12, 13, 14, 15, 16, 17, 18, 19, 20];
 /// A file of any version with arbitrary content but right sizes and checksums.
 fn image(minor: u32, records: &[(u32, u8)]) -> Vec<u8> {
     let layout = Layout::of(minor).unwrap();
-    let (head, size) = (
-        usize::from(layout.header_size),
-        usize::from(layout.record_size),
-    );
+    let (head, size) = (usize::from(layout.header_size), usize::from(layout.record_size));
     let mut file = vec![0; head + size * records.len()];
     let put = |file: &mut [u8], at: usize, word: u32| {
         file[at..at + 4].copy_from_slice(&word.to_be_bytes());
@@ -67,10 +64,7 @@ fn layouts_overlap_nowhere() {
     }
     impl codec::Codec for Map {
         fn word(&mut self, name: &'static str, at: At, _: &mut u32) {
-            assert!(
-                !matches!(at, At::Long(_) | At::Nanos(_) | At::Seconds(_)),
-                "{name}"
-            );
+            assert!(!matches!(at, At::Long(_) | At::Nanos(_) | At::Seconds(_)), "{name}");
             self.at(name, at);
         }
         fn long(&mut self, name: &'static str, at: At, _: &mut u64) {
@@ -98,18 +92,12 @@ fn layouts_overlap_nowhere() {
         assert_eq!(map.0[..64], [1; 64], "header of minor {minor} has a hole");
         if minor >= 19 {
             // Only minor 19 and 20 use all of the header.
-            assert!(
-                map.0.iter().all(|&n| n == 1),
-                "header of minor {minor} has a hole"
-            );
+            assert!(map.0.iter().all(|&n| n == 1), "header of minor {minor} has a hole");
         }
         let mut map = Map(vec![0; usize::from(layout.record_size) - crc]);
         Record::default().visit(&layout.record, &mut map);
         if minor >= 12 {
-            assert!(
-                map.0.iter().all(|&n| n == 1),
-                "record of minor {minor} has a hole"
-            );
+            assert!(map.0.iter().all(|&n| n == 1), "record of minor {minor} has a hole");
         }
     }
     assert!(Layout::of(11).is_none() && Layout::of(5).is_none() && Layout::of(21).is_none());
@@ -155,10 +143,7 @@ fn checksums_and_sizes_are_checked() {
     for minor in WRITTEN {
         let good = image(minor, &[(1, 2), (2, 3), (3, 4)]);
         let layout = Layout::of(minor).unwrap();
-        let (head, size) = (
-            usize::from(layout.header_size),
-            usize::from(layout.record_size),
-        );
+        let (head, size) = (usize::from(layout.header_size), usize::from(layout.record_size));
         for at in [24, 60, head - 1] {
             let mut file = good.clone();
             file[at] ^= 1;
@@ -174,15 +159,7 @@ fn checksums_and_sizes_are_checked() {
         assert_eq!(error.offset, (head + size) as u64);
         assert!(found[0].is_ok() && found[2].is_ok());
     }
-    for (at, value) in [
-        (8, 11),
-        (8, 21),
-        (8, 5),
-        (12, 64),
-        (16, 0),
-        (16, 1),
-        (16, 104),
-    ] {
+    for (at, value) in [(8, 11), (8, 21), (8, 5), (12, 64), (16, 0), (16, 1), (16, 104)] {
         let mut file = image(12, &[(1, 2)]);
         file[at..at + 4].copy_from_slice(&u32::to_be_bytes(value));
         assert_eq!(IndexView::parse(&file).unwrap_err().offset, at as u64);
@@ -195,10 +172,7 @@ fn order_is_checked_except_in_an_expunge_file() {
     let view = IndexView::parse(&file).unwrap();
     let damage: Vec<_> = view.records().map(|r| r.err().map(|e| e.damage)).collect();
     let order = |uid| Some(Damage::Order { uid, before: 5 });
-    assert_eq!(
-        damage,
-        [None, order(5), Some(Damage::NoUid), order(4), None]
-    );
+    assert_eq!(damage, [None, order(5), Some(Damage::NoUid), order(4), None]);
 
     let mut file = image(10, &[(5, 1), (3, 2), (5, 3)]);
     file[20..24].copy_from_slice(&1u32.to_be_bytes());
@@ -232,23 +206,12 @@ fn minor_9_modseqs_with_swapped_words() {
 
 #[test]
 fn version_19_with_the_record_size_of_20() {
-    let mut wide = write_header(
-        19,
-        &Header {
-            num_records: 2,
-            ..Header::default()
-        },
-    )
-    .unwrap();
+    let mut wide = write_header(19, &Header { num_records: 2, ..Header::default() }).unwrap();
     wide[16..20].copy_from_slice(&144u32.to_be_bytes());
     let crc = crc32(&wide[..156]);
     wide[156..160].copy_from_slice(&crc.to_be_bytes());
     for uid in [3, 4] {
-        let record = Record {
-            uid,
-            size: 77,
-            ..Record::default()
-        };
+        let record = Record { uid, size: 77, ..Record::default() };
         write_record(19, &record, &mut wide).unwrap();
         wide.extend([0; 32]);
     }
@@ -259,31 +222,15 @@ fn version_19_with_the_record_size_of_20() {
 
 #[test]
 fn what_does_not_fit_is_refused() {
-    let big = Record {
-        uid: 3,
-        size: 1 << 32,
-        ..Record::default()
-    };
+    let big = Record { uid: 3, size: 1 << 32, ..Record::default() };
     let mut out = vec![1];
     let error = write_record(19, &big, &mut out).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "the size of UID 3 does not fit minor version 19"
-    );
+    assert_eq!(error.to_string(), "the size of UID 3 does not fit minor version 19");
     assert_eq!(out, [1]);
     write_record(20, &big, &mut out).unwrap();
-    let early = Header {
-        recenttime: Time::from_nanoseconds(-1),
-        ..Header::default()
-    };
+    let early = Header { recenttime: Time::from_nanoseconds(-1), ..Header::default() };
     let error = write_header(16, &early).unwrap_err();
-    assert_eq!(
-        error,
-        WriteError::Header {
-            field: "recent time",
-            minor: 16
-        }
-    );
+    assert_eq!(error, WriteError::Header { field: "recent time", minor: 16 });
     write_header(20, &early).unwrap();
     for minor in [6, 10, 11, 21] {
         assert_eq!(write_header(minor, &early), Err(WriteError::Version(minor)));
@@ -306,20 +253,13 @@ fn sample(uid: u32) -> Record {
 }
 
 fn index(minor: u32, records: impl IntoIterator<Item = Record>) -> Vec<u8> {
-    let header = Header {
-        highestmodseq: 9,
-        uidvalidity: 1,
-        ..Header::default()
-    };
+    let header = Header { highestmodseq: 9, uidvalidity: 1, ..Header::default() };
     write_index(minor, &header, records).unwrap()
 }
 
 #[test]
 fn comparing_names_uid_and_field() {
-    let gone = Record {
-        internal_flags: internal::EXPUNGED,
-        ..sample(3)
-    };
+    let gone = Record { internal_flags: internal::EXPUNGED, ..sample(3) };
     let left = index(17, [sample(1), sample(2), gone, sample(4), sample(6)]);
     let mut changed = sample(2);
     changed.user_flags[3] = 1;
@@ -332,27 +272,18 @@ fn comparing_names_uid_and_field() {
         ..sample(4)
     };
     let right = index(19, [sample(1), changed, archived, sample(5), sample(6)]);
-    let (a, b) = (
-        IndexView::parse(&left).unwrap(),
-        IndexView::parse(&right).unwrap(),
-    );
+    let (a, b) = (IndexView::parse(&left).unwrap(), IndexView::parse(&right).unwrap());
     let message = |uid, aspect| IndexDifference::Message { uid, aspect };
     let expected = [
         message(2, Aspect::SystemFlags),
         message(2, Aspect::UserFlags),
         message(2, Aspect::Modseq),
-        IndexDifference::Only {
-            side: Side::Right,
-            uid: 5,
-        },
+        IndexDifference::Only { side: Side::Right, uid: 5 },
     ];
     assert_eq!(compare(&a, &b), expected);
     assert_eq!(compare(&a, &a), []);
     let mut all = Vec::new();
-    let options = CompareOptions {
-        expunged: true,
-        modseqs: false,
-    };
+    let options = CompareOptions { expunged: true, modseqs: false };
     compare_with(&a, &b, &options, |d| all.push(d.to_string()));
     assert_eq!(
         all,
@@ -372,28 +303,13 @@ fn comparing_leaves_out_what_one_side_cannot_say() {
         savedate: Time::from_seconds(4),
         ..sample(1)
     };
-    let unknown = Record {
-        guid: None,
-        ..sample(1)
-    };
+    let unknown = Record { guid: None, ..sample(1) };
     let (left, right) = (index(20, [precise]), index(12, [unknown]));
-    let (a, b) = (
-        IndexView::parse(&left).unwrap(),
-        IndexView::parse(&right).unwrap(),
-    );
+    let (a, b) = (IndexView::parse(&left).unwrap(), IndexView::parse(&right).unwrap());
     assert_eq!(compare(&a, &b), []);
-    let again = index(
-        20,
-        [Record {
-            savedate: Time::ZERO,
-            ..sample(1)
-        }],
-    );
+    let again = index(20, [Record { savedate: Time::ZERO, ..sample(1) }]);
     let again = IndexView::parse(&again).unwrap();
-    let date = IndexDifference::Message {
-        uid: 1,
-        aspect: Aspect::InternalDate,
-    };
+    let date = IndexDifference::Message { uid: 1, aspect: Aspect::InternalDate };
     assert_eq!(compare(&a, &again), [date]);
 }
 
@@ -402,26 +318,11 @@ fn comparing_reports_damage_and_goes_on() {
     let left = index(17, [sample(1), sample(2), sample(3)]);
     let mut right = left.clone();
     right[160 + 112 + 20] ^= 1;
-    let (a, b) = (
-        IndexView::parse(&left).unwrap(),
-        IndexView::parse(&right).unwrap(),
-    );
+    let (a, b) = (IndexView::parse(&left).unwrap(), IndexView::parse(&right).unwrap());
     let found = compare(&a, &b);
     assert_eq!(found.len(), 2);
-    assert!(matches!(
-        found[0],
-        IndexDifference::Damaged {
-            side: Side::Right,
-            ..
-        }
-    ));
-    assert_eq!(
-        found[1],
-        IndexDifference::Only {
-            side: Side::Left,
-            uid: 2
-        }
-    );
+    assert!(matches!(found[0], IndexDifference::Damaged { side: Side::Right, .. }));
+    assert_eq!(found[1], IndexDifference::Only { side: Side::Left, uid: 2 });
 }
 
 fn time(minor: u32) -> BoxedStrategy<Time> {

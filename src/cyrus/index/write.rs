@@ -70,10 +70,7 @@ pub fn write_header(minor: u32, header: &Header) -> Result<Vec<u8>, WriteError> 
         ..header.clone()
     };
     let mut bytes = vec![0; layout.header_size.into()];
-    let mut writer = Writer {
-        bytes: &mut bytes,
-        misfit: None,
-    };
+    let mut writer = Writer { bytes: &mut bytes, misfit: None };
     header.visit(&layout.header, &mut writer);
     if let Some(field) = writer.misfit {
         return Err(WriteError::Header { field, minor });
@@ -91,10 +88,7 @@ pub fn write_record(minor: u32, record: &Record, out: &mut Vec<u8>) -> Result<()
     let start = out.len();
     out.resize(start + usize::from(layout.record_size), 0);
     let bytes = out.get_mut(start..).unwrap_or_default();
-    let mut writer = Writer {
-        bytes: &mut *bytes,
-        misfit: None,
-    };
+    let mut writer = Writer { bytes: &mut *bytes, misfit: None };
     let mut copy = *record;
     copy.visit(&layout.record, &mut writer);
     let wide = record.cache_offset >> 48 != 0;
@@ -127,10 +121,7 @@ pub fn write_index(
         num_records = num_records.checked_add(1).ok_or(WriteError::TooMany)?;
         write_record(minor, &record, &mut out)?;
     }
-    let counted = Header {
-        num_records,
-        ..header.clone()
-    };
+    let counted = Header { num_records, ..header.clone() };
     let head = write_header(minor, &counted)?;
     if let Some(place) = out.get_mut(..head.len()) {
         place.copy_from_slice(&head);

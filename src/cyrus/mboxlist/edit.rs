@@ -38,11 +38,7 @@ impl RecordEdit {
     ///
     /// Fails if the record does not parse, or a text record cannot hold the change.
     pub fn apply(&self, value: &[u8]) -> Result<Vec<u8>, RecordError> {
-        if value.starts_with(b"%") {
-            self.apply_dlist(value)
-        } else {
-            self.apply_text(value)
-        }
+        if value.starts_with(b"%") { self.apply_dlist(value) } else { self.apply_text(value) }
     }
 
     fn apply_dlist(&self, value: &[u8]) -> Result<Vec<u8>, RecordError> {
@@ -146,11 +142,7 @@ mod tests {
     }
 
     fn undo() -> RecordEdit {
-        RecordEdit {
-            server: ServerEdit::Remove,
-            remove: vec![Flag::Moving],
-            ..Default::default()
-        }
+        RecordEdit { server: ServerEdit::Remove, remove: vec![Flag::Moving], ..Default::default() }
     }
 
     #[test]

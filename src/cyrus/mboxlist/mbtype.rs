@@ -115,14 +115,8 @@ impl Mbtype {
     pub fn from_bits(bits: u32) -> Self {
         let flags = Flag::ALL.into_iter();
         Self {
-            kind: if bits & 4 == 0 {
-                Kind::Email
-            } else {
-                Kind::News
-            },
-            flags: flags
-                .filter(|f| f.bit().is_some_and(|b| bits & b != 0))
-                .collect(),
+            kind: if bits & 4 == 0 { Kind::Email } else { Kind::News },
+            flags: flags.filter(|f| f.bit().is_some_and(|b| bits & b != 0)).collect(),
             unknown: Vec::new(),
         }
     }
@@ -149,10 +143,7 @@ mod tests {
         assert_eq!(t.flags(), [Flag::Deleted, Flag::LegacyDirs]);
         assert_eq!(t.unknown, b"x");
         assert_eq!(Mbtype::from_letters(b"fm").kind, Kind::Sieve);
-        assert_eq!(
-            Mbtype::from_bits(8 | 1).flags(),
-            [Flag::Moving, Flag::Remote]
-        );
+        assert_eq!(Mbtype::from_bits(8 | 1).flags(), [Flag::Moving, Flag::Remote]);
         assert_eq!(Mbtype::from_bits(0), Mbtype::default());
     }
 }

@@ -26,9 +26,7 @@ impl<'a> Record<'a> {
         let (extension, rest) = value.split_at_checked(extension).unwrap_or((b"", value));
         let base = extension.len();
         let (number, rest) = word(rest).ok_or_else(|| fail(base, "the type is missing"))?;
-        let bits = std::str::from_utf8(number)
-            .ok()
-            .and_then(|n| n.parse().ok());
+        let bits = std::str::from_utf8(number).ok().and_then(|n| n.parse().ok());
         let bits = bits.ok_or_else(|| fail(base, "the type is no number"))?;
         let at = base + number.len() + 1;
         // An empty ACL may come without the space before it.
@@ -41,13 +39,7 @@ impl<'a> Record<'a> {
             Some((server, partition)) => (Some(server), partition.get(1..).unwrap_or_default()),
             None => (None, place),
         };
-        Ok(Self {
-            extension,
-            bits,
-            server,
-            partition,
-            acl,
-        })
+        Ok(Self { extension, bits, server, partition, acl })
     }
 
     /// The uniqueid of the extension.
