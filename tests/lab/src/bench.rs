@@ -439,9 +439,10 @@ impl Bench {
             "{}, rsync {rsync}, Cyrus IMAP {} on both servers, one machine and one disk for both: \
              {} cores ({model}), Linux {}.\n\
              Each method starts from the same state, with the source's files in the page cache. \
-             push, rsync --fsync, XFER and sync_client have written everything to the disk when \
-             they end, rsync -a has not. Before the measurements the machine was busy with other \
-             things for {:.0} % of its time (median; at most {:.0} %).",
+             When they end, push and rsync --fsync have everything on the disk, and XFER and \
+             sync_client have synced each message; rsync -a leaves that to the kernel. \
+             Before the measurements the machine was busy with other things \
+             for {:.0} % of its time (median; at most {:.0} %).",
             mbcopy.trim(),
             cyrus.unwrap_or("?"),
             std::thread::available_parallelism()?,
