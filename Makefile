@@ -2,22 +2,22 @@
 #   make demo     two real Cyrus servers, mail flowing, one user moved
 #   make test     everything that must be true
 #   make bench    push beside rsync, XFER and sync_client
-#   make lint     formatting, clippy, licences and advisories
+#   make lint     formatting, clippy, licences; make audit: advisories
 
 CARGO ?= cargo
 LAB := tests/lab/lab.sh
 
-.PHONY: demo test bench lint tools lab lab-down
+.PHONY: demo test bench lint audit tools lab lab-down
 
 demo: lab
 	$(CARGO) build --release --bin mbcopy
 	$(CARGO) run -p mbcopy-lab --bin lab -- demo --mbcopy target/release/mbcopy
 
 test: lab
-	$(CARGO) build --bin mbcopy
+	$(CARGO) build --features faults --bin mbcopy
 	$(CARGO) test --workspace --lib --bins
 	$(CARGO) test --test spools --test ssh
-	$(CARGO) test --test servers -- --test-threads=1
+	$(CARGO) test --features faults --test servers -- --test-threads=1
 
 bench: lab
 	$(CARGO) build --release --bin mbcopy
@@ -27,7 +27,11 @@ lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
-	$(CARGO) deny check
+	$(CARGO) deny check bans licenses sources
+
+# Known vulnerabilities of dependencies; needs the advisory database's network.
+audit:
+	$(CARGO) deny check advisories
 
 # What the tests need of Debian: a C compiler for the bundled libraries, sshd
 # for the transport's own test, and what the lab builds its hosts with.

@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod cli;
 pub mod cyrus;
+pub mod fault;
 pub mod host;
 pub mod inventory;
 pub mod moves;

@@ -74,24 +74,13 @@ impl Server {
         std::fs::copy(path("id.pub"), path("authorized_keys")).unwrap();
         if user() == "root" {
             // sshd wants this directory and Debian makes it only at boot.
-            let _ = std::fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o755)
-                .create("/run/sshd");
+            let _ = std::fs::DirBuilder::new().recursive(true).mode(0o755).create("/run/sshd");
         }
         let show = |name: &str| path(name).display().to_string();
         // sshd takes no second line about the same subsystem.
-        let sftp = if extra.contains("Subsystem") {
-            ""
-        } else {
-            "Subsystem sftp internal-sftp\n"
-        };
+        let sftp = if extra.contains("Subsystem") { "" } else { "Subsystem sftp internal-sftp\n" };
         for _ in 0..20 {
-            let port = TcpListener::bind("127.0.0.1:0")
-                .unwrap()
-                .local_addr()
-                .unwrap()
-                .port();
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             std::fs::write(
                 path("sshd_config"),
                 format!(
@@ -152,11 +141,7 @@ impl Server {
     }
 
     fn fingerprint(&self, key: &str) -> String {
-        let output = Command::new("ssh-keygen")
-            .arg("-lf")
-            .arg(self.path(key))
-            .output()
-            .unwrap();
+        let output = Command::new("ssh-keygen").arg("-lf").arg(self.path(key)).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         text.split(' ').nth(1).unwrap().to_owned()
     }
@@ -206,9 +191,7 @@ fn speaks_ssh(port: u16) -> bool {
     let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else {
         return false;
     };
-    stream
-        .set_read_timeout(Some(Duration::from_secs(2)))
-        .unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
     let mut banner = [0; 4];
     stream.read_exact(&mut banner).is_ok() && &banner == b"SSH-"
 }
@@ -224,12 +207,7 @@ fn noise(count: usize, seed: u64) -> Bytes {
 
 /// Sends bytes through a process that echoes, and checks what comes back.
 async fn echo(process: RemoteProcess, bytes: Bytes) {
-    let RemoteProcess {
-        mut stdin,
-        mut stdout,
-        mut exit,
-        ..
-    } = process;
+    let RemoteProcess { mut stdin, mut stdout, mut exit, .. } = process;
     let wanted = blake3::hash(&bytes);
     let length = bytes.len();
     let sending = tokio::spawn(async move {
@@ -253,9 +231,7 @@ async fn echo(process: RemoteProcess, bytes: Bytes) {
 }
 
 async fn within<T>(seconds: u64, doing: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(seconds), doing)
-        .await
-        .expect("this must not hang")
+    tokio::time::timeout(Duration::from_secs(seconds), doing).await.expect("this must not hang")
 }
 
 // ---- commands ----------------------------------------------------------------------------------
@@ -379,9 +355,7 @@ async fn standard_streams_are_tokio_streams() {
         stdin.shutdown().await.unwrap();
     });
     let mut back = Vec::new();
-    within(60, process.stdout.read_to_end(&mut back))
-        .await
-        .unwrap();
+    within(60, process.stdout.read_to_end(&mut back)).await.unwrap();
     sending.await.unwrap();
     assert!(back == bytes);
 
@@ -390,9 +364,7 @@ async fn standard_streams_are_tokio_streams() {
     process.stdin.write_all(&bytes).await.unwrap();
     drop(process.stdin);
     let mut count = String::new();
-    within(60, process.stdout.read_to_string(&mut count))
-        .await
-        .unwrap();
+    within(60, process.stdout.read_to_string(&mut count)).await.unwrap();
     assert_eq!(count.trim(), "5000001");
     assert!(process.exit.wait().await.unwrap().success());
 }
@@ -402,9 +374,7 @@ async fn standard_error_is_bounded_and_harmless() {
     let server = Server::start();
     let session = server.connect().await;
     let script = "head -c 3000000 /dev/zero | tr '\\0' x >&2; printf '\\033]0;evil\\007\\n' >&2";
-    let output = within(60, session.run(&["sh", "-c", script], 10))
-        .await
-        .unwrap();
+    let output = within(60, session.run(&["sh", "-c", script], 10)).await.unwrap();
     assert!(output.stderr.len() < 34 << 10, "{}", output.stderr.len());
     assert!(output.stderr.starts_with('['), "{:.80}", output.stderr);
     assert!(output.stderr.ends_with("x\\x1b]0;evil\\x07\n"));
@@ -423,17 +393,11 @@ async fn writing_to_a_process_that_has_ended_does_not_hang() {
         }
     })
     .await;
-    assert!(
-        matches!(error, TransportError::ProcessEnded { .. }),
-        "{error}"
-    );
+    assert!(matches!(error, TransportError::ProcessEnded { .. }), "{error}");
     assert!(process.exit.wait().await.unwrap().success());
     // The same when the window is full already and nobody will open it again.
     let mut process = session.exec(&["sleep", "1"]).await.unwrap();
-    within(30, async {
-        while process.stdin.send(noise(1 << 20, 7)).await.is_ok() {}
-    })
-    .await;
+    within(30, async { while process.stdin.send(noise(1 << 20, 7)).await.is_ok() {} }).await;
     assert!(session.run(&["true"], 1).await.unwrap().status.success());
 }
 
@@ -451,10 +415,7 @@ async fn a_process_nobody_reads_stalls_the_others_only_if_told_so() {
     assert!(within(60, dropped.exit.wait()).await.unwrap().success());
 
     // With a budget that closes, the others go on and the reader hears about it.
-    let closing = ExecOptions {
-        stdout_budget: 1 << 20,
-        when_full: WhenFull::Close,
-    };
+    let closing = ExecOptions { stdout_budget: 1 << 20, when_full: WhenFull::Close };
     let mut over = session.exec_with(&flood, &closing).await.unwrap();
     let run = within(60, session.run(&["echo", "b"], 10)).await.unwrap();
     assert_eq!(run.stdout, b"b\n");
@@ -471,16 +432,10 @@ async fn a_process_nobody_reads_stalls_the_others_only_if_told_so() {
     .await;
     assert!(matches!(error, TransportError::Overrun { .. }), "{error}");
     assert!(kept <= 1 << 20, "{kept}");
-    assert!(matches!(
-        within(60, over.exit.wait()).await,
-        Err(TransportError::Overrun { .. })
-    ));
+    assert!(matches!(within(60, over.exit.wait()).await, Err(TransportError::Overrun { .. })));
 
     // A budget that stalls loses nothing.
-    let stalling = ExecOptions {
-        stdout_budget: 1 << 20,
-        when_full: WhenFull::Stall,
-    };
+    let stalling = ExecOptions { stdout_budget: 1 << 20, when_full: WhenFull::Stall };
     let mut slow = session.exec_with(&flood, &stalling).await.unwrap();
     tokio::time::sleep(Duration::from_millis(300)).await;
     let mut count = 0;
@@ -498,10 +453,8 @@ async fn a_dropped_process_is_closed_on_the_other_side() {
     let server = Server::start();
     let session = server.connect().await;
     let mark = server.path("mark");
-    let script = format!(
-        "echo; while printf x; do sleep 0.1; done; echo gone > {}",
-        mark.display()
-    );
+    let script =
+        format!("echo; while printf x; do sleep 0.1; done; echo gone > {}", mark.display());
     let script = format!("trap '' PIPE; {script}");
     let mut process = session.exec(&["sh", "-c", &script]).await.unwrap();
     process.stdout.recv().await.unwrap();
@@ -531,10 +484,7 @@ async fn a_broken_connection_is_an_error_and_not_the_end_of_the_output() {
         }
     })
     .await;
-    assert!(
-        matches!(error, TransportError::Disconnected { .. }),
-        "{error}"
-    );
+    assert!(matches!(error, TransportError::Disconnected { .. }), "{error}");
     assert!(error.is_retryable());
     assert!(process.exit.wait().await.is_err());
     assert!(process.stdin.send(Bytes::from_static(b"x")).await.is_err());
@@ -595,10 +545,7 @@ async fn a_changed_host_key_is_refused_whatever_the_configuration_says() {
     for strict in ["yes", "accept-new", "no"] {
         server.configure(&format!("StrictHostKeyChecking {strict}"));
         let error = server.refusal().await;
-        assert!(
-            matches!(verdict(&error), HostKeyVerdict::Changed { .. }),
-            "{error}"
-        );
+        assert!(matches!(verdict(&error), HostKeyVerdict::Changed { .. }), "{error}");
         let text = error.to_string();
         for part in [
             "HAS CHANGED",
@@ -620,9 +567,7 @@ async fn accept_new_writes_the_key_down_and_no_does_not() {
         server.configure("StrictHostKeyChecking no");
         server.connect().await;
         assert_eq!(server.read("known_hosts"), "");
-        server.configure(&format!(
-            "StrictHostKeyChecking accept-new\nHashKnownHosts {hash}"
-        ));
+        server.configure(&format!("StrictHostKeyChecking accept-new\nHashKnownHosts {hash}"));
         server.connect().await;
         let written = server.read("known_hosts");
         assert_eq!(written.lines().count(), 1, "{written}");
@@ -673,31 +618,19 @@ async fn revoked_keys_and_authorities() {
     let key = server.read("host_ed25519.pub");
     server.write("known_hosts", &format!("{trusted}@revoked * {key}"));
     let error = server.refusal().await;
-    assert!(
-        matches!(verdict(&error), HostKeyVerdict::Revoked { .. }),
-        "{error}"
-    );
+    assert!(matches!(verdict(&error), HostKeyVerdict::Revoked { .. }), "{error}");
     assert!(error.to_string().contains("known_hosts:2"), "{error}");
 
     server.write("known_hosts", &trusted);
     server.write("revoked", &key);
-    server.configure(&format!(
-        "RevokedHostKeys {}",
-        server.path("revoked").display()
-    ));
+    server.configure(&format!("RevokedHostKeys {}", server.path("revoked").display()));
     let error = server.refusal().await;
-    assert!(
-        matches!(verdict(&error), HostKeyVerdict::Revoked { .. }),
-        "{error}"
-    );
+    assert!(matches!(verdict(&error), HostKeyVerdict::Revoked { .. }), "{error}");
 
     server.configure("");
     server.write("known_hosts", &format!("@cert-authority * {key}"));
     let error = server.refusal().await.to_string();
-    assert!(
-        error.contains("host certificates are not supported"),
-        "{error}"
-    );
+    assert!(error.contains("host certificates are not supported"), "{error}");
 }
 
 // ---- authentication ----------------------------------------------------------------------------
@@ -757,8 +690,7 @@ impl Agent {
         let ask = key.with_extension("ask");
         let mut file = std::fs::File::create(&ask).unwrap();
         writeln!(file, "#!/bin/sh\necho '{passphrase}'").unwrap();
-        file.set_permissions(PermissionsExt::from_mode(0o700))
-            .unwrap();
+        file.set_permissions(PermissionsExt::from_mode(0o700)).unwrap();
         drop(file);
         let status = Command::new("ssh-add")
             .arg("-q")
@@ -783,10 +715,7 @@ async fn an_encrypted_key_needs_the_agent() {
     std::fs::copy(server.path("id.pub"), server.path("authorized_keys")).unwrap();
     let error = server.refusal().await.to_string();
     let advice = format!("`ssh-add {}`", server.path("id").display());
-    assert!(
-        error.contains("is encrypted") && error.contains(&advice),
-        "{error}"
-    );
+    assert!(error.contains("is encrypted") && error.contains(&advice), "{error}");
 
     let agent = Agent::start(server.dir.path());
     server.configure(&format!("IdentityAgent {}", agent.socket.display()));
@@ -798,27 +727,18 @@ async fn an_encrypted_key_needs_the_agent() {
     // Found through SSH_AUTH_SOCK, with the private half in the agent only.
     std::fs::remove_file(server.path("id")).unwrap();
     server.configure("IdentityAgent SSH_AUTH_SOCK");
-    let options = ConnectOptions {
-        auth_sock: Some(agent.socket.clone()),
-        ..server.options()
-    };
+    let options = ConnectOptions { auth_sock: Some(agent.socket.clone()), ..server.options() };
     let srv = Destination::parse("srv").unwrap();
     Session::connect(&srv, &options).await.unwrap();
 
     // IdentitiesOnly keeps the agent's other keys at home.
     std::fs::remove_file(server.path("id.pub")).unwrap();
-    let error = Session::connect(&srv, &options)
-        .await
-        .unwrap_err()
-        .to_string();
+    let error = Session::connect(&srv, &options).await.unwrap_err().to_string();
     assert!(error.contains("IdentitiesOnly"), "{error}");
     server.configure("IdentityAgent SSH_AUTH_SOCK\nIdentitiesOnly no");
     Session::connect(&srv, &options).await.unwrap();
     drop(agent);
-    let error = Session::connect(&srv, &options)
-        .await
-        .unwrap_err()
-        .to_string();
+    let error = Session::connect(&srv, &options).await.unwrap_err().to_string();
     assert!(error.contains("the agent at"), "{error}");
 }
 
@@ -827,27 +747,17 @@ async fn rsa_and_ecdsa_keys_work_from_files_and_from_the_agent() {
     let server = Server::start();
     for (name, arguments) in [
         ("k_rsa", vec!["-t", "rsa", "-b", "2048", "-N", ""]),
-        (
-            "k_pem",
-            vec!["-t", "rsa", "-b", "2048", "-m", "PEM", "-N", ""],
-        ),
+        ("k_pem", vec!["-t", "rsa", "-b", "2048", "-m", "PEM", "-N", ""]),
         ("k_ecdsa", vec!["-t", "ecdsa", "-N", ""]),
     ] {
         let agent_dir = tempfile::tempdir().unwrap();
         keygen(&server.path(name), &arguments);
-        std::fs::copy(
-            server.path(&format!("{name}.pub")),
-            server.path("authorized_keys"),
-        )
-        .unwrap();
+        std::fs::copy(server.path(&format!("{name}.pub")), server.path("authorized_keys")).unwrap();
         server.configure(&format!("IdentityFile {}", server.path(name).display()));
         server.connect().await;
         let agent = Agent::start(agent_dir.path());
         agent.add(&server.path(name), "");
-        server.configure(&format!(
-            "IdentitiesOnly no\nIdentityAgent {}",
-            agent.socket.display()
-        ));
+        server.configure(&format!("IdentitiesOnly no\nIdentityAgent {}", agent.socket.display()));
         server.connect().await;
     }
 }
@@ -864,10 +774,7 @@ async fn certificates_of_users_work() {
         .status()
         .unwrap();
     assert!(signed.success());
-    server.write(
-        "authorized_keys",
-        &format!("cert-authority {}", server.read("ca.pub")),
-    );
+    server.write("authorized_keys", &format!("cert-authority {}", server.read("ca.pub")));
     server.connect().await;
     let agent = Agent::start(server.dir.path());
     agent.add(&server.path("id"), "");
@@ -886,16 +793,10 @@ async fn a_server_that_hangs_up_after_some_keys_is_explained() {
         agent.add(&key, "");
     }
     std::fs::remove_file(server.path("id")).unwrap();
-    server.configure(&format!(
-        "IdentitiesOnly no\nIdentityAgent {}",
-        agent.socket.display()
-    ));
+    server.configure(&format!("IdentitiesOnly no\nIdentityAgent {}", agent.socket.display()));
     let error = within(30, server.refusal()).await.to_string();
     assert!(error.contains("IdentitiesOnly yes"), "{error}");
-    assert!(
-        error.contains("Too many authentication failures"),
-        "{error}"
-    );
+    assert!(error.contains("Too many authentication failures"), "{error}");
 }
 
 // ---- the way there -----------------------------------------------------------------------------
@@ -921,14 +822,9 @@ async fn a_closed_port_and_a_silent_one() {
         let error = within(10, connecting).await.unwrap_err();
         let mut stream = within(10, server).await.unwrap();
         assert!(matches!(error, TransportError::Timeout { .. }), "{error}");
-        assert!(
-            error.to_string().contains(&format!("joe@127.0.0.1:{port}")),
-            "{error}"
-        );
+        assert!(error.to_string().contains(&format!("joe@127.0.0.1:{port}")), "{error}");
         // The connection is given up, not left behind.
-        stream
-            .set_read_timeout(Some(Duration::from_secs(10)))
-            .unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let closed = tokio::task::spawn_blocking(move || stream.read_to_end(&mut Vec::new()));
         within(10, closed).await.unwrap().unwrap();
     }
@@ -947,9 +843,7 @@ async fn something_that_is_no_ssh_server() {
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
         for stream in listener.incoming().take(1) {
-            let _ = stream
-                .unwrap()
-                .write_all(b"* OK [CAPABILITY IMAP4rev1] Cyrus\r\n");
+            let _ = stream.unwrap().write_all(b"* OK [CAPABILITY IMAP4rev1] Cyrus\r\n");
         }
     });
     let options = ConnectOptions {
@@ -957,9 +851,7 @@ async fn something_that_is_no_ssh_server() {
         ..ConnectOptions::from_env()
     };
     let destination = Destination::new(None, "127.0.0.1", Some(port)).unwrap();
-    let error = within(20, Session::connect(&destination, &options))
-        .await
-        .unwrap_err();
+    let error = within(20, Session::connect(&destination, &options)).await.unwrap_err();
     assert!(matches!(error, TransportError::Handshake { .. }), "{error}");
 }
 
@@ -993,43 +885,27 @@ async fn through_a_jump_host() {
     // The jump host's key is checked as well.
     jump.write("known_hosts", "");
     let error = server.refusal().await;
-    assert!(
-        matches!(verdict(&error), HostKeyVerdict::Unknown { .. }),
-        "{error}"
-    );
+    assert!(matches!(verdict(&error), HostKeyVerdict::Unknown { .. }), "{error}");
 
     // A configuration that sends each host through itself.
     server.write("ssh_config", "Host *\nProxyJump loop%h\n");
-    server.write(
-        "ssh_config",
-        "Host *\nHostName 127.0.0.1\nProxyJump again\n",
-    );
+    server.write("ssh_config", "Host *\nHostName 127.0.0.1\nProxyJump again\n");
     let error = within(60, server.refusal()).await;
-    assert!(
-        error.to_string().contains("more than 5 jump hosts"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("more than 5 jump hosts"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_jump_host_that_cannot_go_on() {
     let jump = Server::start();
     let server = Server::start();
-    let closed = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let text = server.host_block("srv", &format!("ProxyJump jump\nPort {closed}"))
         + &jump.host_block("jump", "");
     server.write("ssh_config", &text);
     let error = within(30, server.refusal()).await;
     let text = error.to_string();
     assert!(matches!(error, TransportError::Proxy { .. }), "{text}");
-    assert!(
-        text.contains("jump (") && text.contains(&closed.to_string()),
-        "{text}"
-    );
+    assert!(text.contains("jump (") && text.contains(&closed.to_string()), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1066,35 +942,20 @@ async fn uploads_are_complete_or_not_there() {
     for (round, mode) in [(1_u64, 0o500), (2, 0o755)] {
         let bytes = noise(3_000_000, round);
         std::fs::write(&local, &bytes).unwrap();
-        let report = within(60, upload(&session, &local, remote, mode))
-            .await
-            .unwrap();
+        let report = within(60, upload(&session, &local, remote, mode)).await.unwrap();
         assert_eq!(report.size_bytes, 3_000_000);
         assert!(report.hash_checked);
         assert!(std::fs::read(&target).unwrap() == bytes);
-        assert_eq!(
-            target.metadata().unwrap().permissions().mode() & 0o7777,
-            mode
-        );
+        assert_eq!(target.metadata().unwrap().permissions().mode() & 0o7777, mode);
         assert_eq!(std::fs::read_dir(&there).unwrap().count(), 1);
     }
     let deep = there.join("missing/agent");
-    let error = upload(&session, &local, deep.to_str().unwrap(), 0o500)
-        .await
-        .unwrap_err();
+    let error = upload(&session, &local, deep.to_str().unwrap(), 0o500).await.unwrap_err();
     assert!(error.to_string().contains("cannot create"), "{error}");
-    let error = upload(&session, &local, there.to_str().unwrap(), 0o500)
-        .await
-        .unwrap_err();
-    assert!(
-        error.to_string().contains("that is no file has that name"),
-        "{error}"
-    );
+    let error = upload(&session, &local, there.to_str().unwrap(), 0o500).await.unwrap_err();
+    assert!(error.to_string().contains("that is no file has that name"), "{error}");
     for wrong in ["relative", "/", "/a/", "/a\n/b"] {
-        assert!(
-            upload(&session, &local, wrong, 0o500).await.is_err(),
-            "{wrong:?}"
-        );
+        assert!(upload(&session, &local, wrong, 0o500).await.is_err(), "{wrong:?}");
     }
     assert_eq!(std::fs::read_dir(&there).unwrap().count(), 1);
     let leftovers = std::fs::read_dir(server.dir.path())

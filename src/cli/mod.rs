@@ -4,6 +4,7 @@ mod agent;
 mod console;
 mod log;
 mod push;
+mod status;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -41,6 +42,8 @@ struct Common {
 enum Command {
     /// Move a user, or a shared mailbox tree, to another server
     Push(push::PushArgs),
+    /// Show the moves that this server knows, and what their states mean
+    Status(status::StatusArgs),
     /// Serve one side of a move on standard input and output
     #[command(hide = true)]
     Agent(agent::AgentArgs),
@@ -51,6 +54,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match cli.command {
         Command::Push(args) => push::run(&cli.common, args),
+        Command::Status(args) => status::run(&cli.common, args),
         Command::Agent(args) => agent::run(&cli.common, args),
     }
 }

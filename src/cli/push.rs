@@ -3,7 +3,7 @@
 use super::Common;
 use super::console::{Console, Style};
 use crate::push::peer::{Peer, PeerError};
-use crate::push::report::{Failure, Outcome, Report};
+use crate::push::report::{Failure, Report};
 use crate::push::{self, Interrupt, Options, local};
 use crate::transport::{ConnectOptions, Destination, Session};
 use crate::wire::v1;
@@ -122,38 +122,37 @@ async fn connect_and_push(
 ) -> Report {
     let interrupt = Interrupt::new(AtomicBool::new(false));
     tokio::spawn(watch_signals(Arc::clone(&interrupt)));
-    let here = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let failed = |text: String, advice: &str| {
-        let failure = Failure {
-            text,
-            state: "the source serves the user; nothing was changed".into(),
-            advice: advice.into(),
-        };
-        push::stillborn(options, &here, Outcome::Failed, failure)
+    let failure = |error: &dyn std::fmt::Display, advice: &str| Failure {
+        text: error.to_string(),
+        state: "this push has changed nothing".into(),
+        advice: advice.into(),
     };
-
-    let (_child, source) = match local_source(common).await {
+    let (_child, source) = match local_agent(common).await {
         Ok(source) => source,
-        Err(error) => return failed(error.to_string(), "mend the cause and run push again"),
+        Err(error) => {
+            let failure = failure(&error, "mend the cause and run push again");
+            return push::stillborn(options, None, failure).await;
+        }
     };
     let session = match Session::connect(destination, &ConnectOptions::from_env()).await {
         Ok(session) => session,
-        Err(error) => return failed(error.to_string(), "mend the connection and run push again"),
-    };
-    let target = match remote_target(&session, args).await {
-        Ok(target) => target,
         Err(error) => {
-            return failed(
-                error.to_string(),
-                "install mbcopy on the target where SSH finds it, or name it by --remote-program",
-            );
+            let failure = failure(&error, "mend the connection and run push again");
+            return push::stillborn(options, Some(source), failure).await;
         }
     };
-    push::push(options, source, target, console, &interrupt).await
+    match remote_target(&session, args).await {
+        Ok(target) => push::push(options, source, target, console, &interrupt).await,
+        Err(error) => {
+            let advice =
+                "install mbcopy on the target where SSH finds it, or name it by --remote-program";
+            push::stillborn(options, Some(source), failure(&error, advice)).await
+        }
+    }
 }
 
 /// The source agent: a child of ours, so that it can run as Cyrus's user.
-async fn local_source(
+pub(super) async fn local_agent(
     common: &Common,
 ) -> Result<(tokio::process::Child, Peer), Box<dyn std::error::Error>> {
     let mut arguments: Vec<OsString> =

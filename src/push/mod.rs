@@ -11,6 +11,7 @@ pub mod peer;
 pub mod report;
 pub mod route;
 
+use crate::fault::{self, Point};
 use crate::moves::journal::state;
 use crate::moves::{Event, MoveId, Phase, Server};
 use crate::wire::bulk::Chunk;
@@ -80,6 +81,11 @@ enum Trouble {
     Interrupted,
     #[error("the freeze limit of {0:?} was reached")]
     Limit(Duration),
+    #[error(
+        "the source has received mail or changes after it was frozen for the move and before it \
+         could be retired"
+    )]
+    Stragglers,
     #[error("the other side did not answer within {0:?}")]
     Silence(Duration),
 }
@@ -94,6 +100,20 @@ impl Trouble {
             _ => Event::Failed,
         }
     }
+}
+
+/// Where tests kill the coordinator.
+fn died_after(phase: Phase) {
+    fault::point(match phase {
+        Phase::Planning => Point::Planned,
+        Phase::Copying => Point::Copied,
+        Phase::Freezing => Point::Frozen,
+        Phase::Settling => Point::Settled,
+        Phase::Publishing => Point::Published,
+        Phase::Routing => Point::Routed,
+        Phase::Thawing => Point::Thawed,
+        _ => return,
+    });
 }
 
 /// What it means for a phase that its answer never came.
@@ -119,6 +139,7 @@ pub async fn push(
         monitor.event(monitor::Event::Phase { phase: PhaseName(phase) });
         let result = push.perform(phase).await;
         let event = match &result {
+            Ok(()) if phase == Phase::Planning && push.route_begun => Event::RouteBegun,
             Ok(()) => Event::Succeeded,
             Err(trouble) => trouble.event(phase),
         };
@@ -128,7 +149,10 @@ pub async fn push(
         if push.report.outcome == Outcome::Planned {
             break;
         }
-        if event == Event::LimitReached && phase < Phase::Publishing {
+        if event == Event::Succeeded {
+            died_after(phase);
+        }
+        if event == Event::LimitReached && matches!(phase, Phase::Freezing | Phase::Settling) {
             push.attempts += 1;
             if push.attempts >= options.freeze_attempts {
                 phase = Phase::Failed;
@@ -145,12 +169,28 @@ pub async fn push(
     push.report
 }
 
-/// A report of a push that ended before both agents answered.
-pub fn stillborn(options: &Options, source: &str, outcome: Outcome, failure: Failure) -> Report {
-    let mut report = blank(options, source, &options.destination);
-    report.outcome = outcome;
+/// Whether a source's journal tells that the route leads to the target.
+fn route_is_changed(state: &str) -> bool {
+    [state::ROUTED, state::RETIRING, state::RETIRED].contains(&state)
+}
+
+/// A report of a push that ended before both agents answered. `source` is asked,
+/// where it is there, whether an earlier push has changed the route.
+pub async fn stillborn(options: &Options, source: Option<Peer>, failure: Failure) -> Report {
+    let name = source.as_ref().map_or("this server", |s| &s.welcome.servername).to_owned();
+    let mut report = blank(options, &name, &options.destination);
     report.failure = Some(failure);
-    report.settle_serving(Phase::Failed);
+    let mut phase = Phase::Failed;
+    if let Some(mut source) = source {
+        let op = Op::ListMoves(v1::ListMoves { mailbox: options.mailbox.clone() });
+        if let Ok(Answer::Moves(moves)) = source.call(op).await
+            && moves.moves.last().is_some_and(|last| route_is_changed(&last.state))
+        {
+            phase = Phase::Routed;
+            report.outcome = Outcome::Resumable;
+        }
+    }
+    report.settle_serving(phase);
     report
 }
 
@@ -192,7 +232,14 @@ struct Push<'a> {
     frozen_at: Option<Instant>,
     attempts: u32,
     ready: bool,
+    /// Whether a route command has been run, by this push or by an earlier one.
     route_changed: bool,
+    /// Whether an earlier push has come beyond the change of the route, and
+    /// whether it has begun to retire the source.
+    route_begun: bool,
+    retire_begun: bool,
+    /// What the user was when an earlier push had him published.
+    snapshot: bytes::Bytes,
 }
 
 impl<'a> Push<'a> {
@@ -222,6 +269,9 @@ impl<'a> Push<'a> {
             attempts: 0,
             ready: false,
             route_changed: false,
+            route_begun: false,
+            retire_begun: false,
+            snapshot: bytes::Bytes::new(),
         }
     }
 
@@ -234,6 +284,7 @@ impl<'a> Push<'a> {
                 Phase::Planning => self.plan().await,
                 Phase::Copying => self.copy().await,
                 Phase::Freezing => self.freeze().await,
+                Phase::Refreezing => self.refreeze().await,
                 Phase::Settling => self.settle().await,
                 Phase::Publishing => self.publish().await,
                 Phase::Routing => self.route().await,
@@ -275,6 +326,9 @@ impl<'a> Push<'a> {
             return Err(self.source.unexpected("plan").into());
         };
         let totals = plan.totals.unwrap_or_default();
+        let source_state = plan.state;
+        self.route_begun = route_is_changed(&source_state);
+        self.snapshot = plan.snapshot;
         self.identity = plan.identity.unwrap_or_default();
         self.report.mailbox = crate::wire::printable(&self.identity.display);
         self.report.move_id = crate::wire::printable(&plan.move_id);
@@ -300,6 +354,9 @@ impl<'a> Push<'a> {
             return Err(self.target.unexpected("plan").into());
         };
         self.problems(Server::Target, &plan.problems);
+        if self.take_up(&source_state, &plan.state).await? {
+            return Ok(());
+        }
         match self.source.call(Op::ProveFreeze(v1::ProveFreeze {})).await? {
             Answer::FreezeProof(proof) => {
                 self.note(format!("freeze proven: {} waits for {}", proof.waiter, proof.lock))
@@ -311,6 +368,43 @@ impl<'a> Push<'a> {
             self.report.outcome = Outcome::Planned;
         }
         Ok(())
+    }
+
+    /// Takes up a move that stopped after it was to be published; whether its
+    /// route leads to the target already. Otherwise what the target has
+    /// published is taken back, and the move begins again with it as its stage.
+    async fn take_up(&mut self, source: &str, target: &str) -> Result<bool, Trouble> {
+        if self.route_begun {
+            self.note(format!("going on with a move that stopped when it was {source}"));
+            self.retire_begun = source != state::ROUTED;
+            return Ok(true);
+        }
+        if [state::PUBLISHED, state::ROUTING, state::ROUTED].contains(&target) {
+            self.note(format!("taking back a publication that stopped when it was {target}"));
+            self.route_changed = target != state::PUBLISHED;
+            self.unpublish().await?;
+        }
+        Ok(false)
+    }
+
+    /// Freezes again, after the route was changed, and looks whether anything
+    /// has changed since the user was frozen for the move.
+    async fn refreeze(&mut self) -> Result<(), Trouble> {
+        self.freeze().await?;
+        if self.retire_begun {
+            return Ok(());
+        }
+        self.source.begin(Op::Scan(v1::Scan { everything: true })).await?;
+        let done = loop {
+            let frame = self.source.next().await?;
+            if frame.kind == Kind::Reply {
+                match self.source.decode_reply(&frame)? {
+                    Answer::ScanDone(done) => break done,
+                    _ => return Err(self.source.unexpected("scan").into()),
+                }
+            }
+        };
+        if done.snapshot == self.snapshot { Ok(()) } else { Err(Trouble::Stragglers) }
     }
 
     async fn copy(&mut self) -> Result<(), Trouble> {
@@ -399,11 +493,17 @@ impl<'a> Push<'a> {
         if self.left() < PUBLISH_RESERVE / 2 {
             return Err(Trouble::Limit(self.options.max_freeze));
         }
-        self.record_both(state::ROUTING).await?;
+        if !self.route_begun {
+            self.record_both(state::ROUTING).await?;
+        }
         if let Some(command) = &self.options.route_command {
             let limit = self.options.route_timeout.min(self.left());
             self.route_changed = true;
             self.change().run(command, limit).await?;
+        }
+        fault::point(Point::RouteChanged);
+        if self.retire_begun {
+            return Ok(());
         }
         self.record_both(state::ROUTED).await
     }
@@ -445,6 +545,9 @@ impl<'a> Push<'a> {
         match phase {
             Phase::Done => {
                 for server in [Server::Target, Server::Source] {
+                    if server == Server::Source {
+                        fault::point(Point::TargetFinished);
+                    }
                     if let Err(e) = self.finish(server, true).await {
                         self.note(format!("tidying up failed, which harms nobody: {e}"));
                     }
@@ -473,7 +576,12 @@ impl<'a> Push<'a> {
                 }
             }
         }
-        self.report.settle_serving(phase);
+        // A push that fails early must not deny what an earlier one has done.
+        let denied = phase == Phase::Failed && self.route_begun;
+        if denied {
+            self.report.outcome = Outcome::Resumable;
+        }
+        self.report.settle_serving(if denied { Phase::Routed } else { phase });
         self.report.next_steps = self.next_steps();
     }
 
@@ -695,7 +803,12 @@ impl<'a> Push<'a> {
             _ => None,
         };
         let (state, advice) = guidance.unwrap_or(match phase {
-            Phase::Retiring | Phase::Thawing => (
+            Phase::Refreezing if matches!(trouble, Trouble::Stragglers) => (
+                "the target serves the user; the source has changes that the target has not",
+                "carry them over by hand, then remove the source's mailboxes; this version of \
+                 mbcopy cannot",
+            ),
+            Phase::Refreezing | Phase::Retiring | Phase::Thawing => (
                 "the target serves the user; the source's copy is not retired yet",
                 "run the same push again",
             ),

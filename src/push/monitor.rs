@@ -70,6 +70,7 @@ impl PhaseName {
             Phase::Planning => "planning",
             Phase::Copying => "copying",
             Phase::Freezing => "freezing",
+            Phase::Refreezing => "refreezing",
             Phase::Settling => "settling",
             Phase::Publishing => "publishing",
             Phase::Routing => "routing",

@@ -43,6 +43,8 @@ pub struct Known {
     pub bad: BTreeSet<u32>,
     /// What the mailbox adds to the totals.
     pub totals: v1::Totals,
+    /// Its files besides messages.
+    pub files: Vec<v1::FileState>,
 }
 
 impl Known {
@@ -177,6 +179,7 @@ fn read(
         last.last_uid = header.last_uid;
         last.highestmodseq = header.highestmodseq;
         last.records_blake3 = Bytes::copy_from_slice(&digest.finish());
+        known.files.clone_from(&files);
         last.files = files;
     }
     Ok(())

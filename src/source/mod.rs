@@ -11,6 +11,7 @@ mod sessions;
 use crate::agent::{self, Handler, Link};
 use crate::cyrus::index::IndexView;
 use crate::cyrus::name::MailboxName;
+use crate::fault::{self, Point};
 use crate::host::userlock::LockError;
 use crate::host::{Host, ofd};
 use crate::moves::journal::{Entry, Hold, JournalError, now_ms, state};
@@ -44,6 +45,8 @@ struct Session {
     listing: Listing,
     user_files: UserFiles,
     known: BTreeMap<u32, Known>,
+    /// What the last scan found, as a digest.
+    snapshot: String,
     freeze: Option<Freeze>,
 }
 
@@ -67,6 +70,9 @@ impl Handler for Source {
             return self.plan(&plan).map(Answer::SourcePlan);
         }
         let host = &self.host;
+        if let Op::ListMoves(list) = op {
+            return moves(host, &list.mailbox).map(Answer::Moves);
+        }
         let session = self
             .session
             .as_mut()
@@ -94,14 +100,7 @@ impl Handler for Source {
 impl Source {
     fn plan(&mut self, plan: &v1::PlanSource) -> Result<v1::SourcePlan, v1::Failure> {
         let host = &self.host;
-        let top = host
-            .namespace()
-            .map_err(|e| e.to_string())
-            .and_then(|namespace| {
-                MailboxName::from_external(plan.mailbox.as_bytes(), &namespace)
-                    .map_err(|e| e.to_string())
-            })
-            .map_err(|e| refused(format!("{}: {e}", crate::wire::printable(&plan.mailbox))))?;
+        let top = top_of(host, &plan.mailbox)?;
         if !host.allows(&top) {
             return Err(refused(format!(
                 "this agent is not allowed to send {}",
@@ -114,8 +113,6 @@ impl Source {
                 host.external(&top)
             )));
         }
-        let mut ordinals = Ordinals::new();
-        let listing = inventory::list(host, &top, &mut ordinals)?;
         let mut id: MoveId = plan
             .move_id
             .parse()
@@ -137,14 +134,37 @@ impl Source {
             let opened = Journal::open(&directory).map_err(|e| journal_failure(&e))?;
             let holder = format!("process {}, a push to {}", std::process::id(), entry.peer);
             let held = opened.hold(&entry.name, &holder).map_err(|e| journal_failure(&e))?;
-            // What an interrupted push to the same place has copied is used again.
+            // An interrupted push to the same place is taken up again.
             let before = opened.unfinished(&entry.name).map_err(|e| journal_failure(&e))?;
-            if let Some(before) = before.filter(|b| b.peer == entry.peer) {
-                id = before.id.clone();
-                entry = Entry { updated: now_ms(), state: entry.state, ..before };
+            match before {
+                Some(before) if before.peer == entry.peer => {
+                    id = before.id.clone();
+                    entry = Entry { updated: now_ms(), ..before };
+                }
+                Some(before) if !harmless(&before.state) => {
+                    return Err(v1::Failure::new(
+                        Kind::Refused,
+                        format!(
+                            "the move {} of {} to {} stopped when it was {}",
+                            before.id, before.display, before.peer, before.state
+                        ),
+                        "that move decides which server has the user",
+                        format!("finish it first: mbcopy push {} {}", plan.mailbox, before.peer),
+                    ));
+                }
+                _ => {}
             }
-            opened.write(&entry).map_err(|e| journal_failure(&e))?;
             (journal, hold) = (Some(opened), Some(held));
+        }
+        let mut ordinals = Ordinals::new();
+        // The records of a user who is being retired name the other server.
+        let listing = if retired(&entry.state) {
+            Listing { top: top.clone(), mailboxes: Vec::new() }
+        } else {
+            inventory::list(host, &top, &mut ordinals)?
+        };
+        if let Some(journal) = &journal {
+            journal.write(&entry).map_err(|e| journal_failure(&e))?;
         }
         let mut session = Session {
             id,
@@ -156,6 +176,7 @@ impl Source {
             listing,
             user_files: UserFiles::default(),
             known: BTreeMap::new(),
+            snapshot: String::new(),
             freeze: None,
         };
         let answer = session.look(host);
@@ -189,7 +210,8 @@ impl Session {
             totals: Some(self.totals()),
             problems,
             move_id: self.id.to_string(),
-            users_conversations: false,
+            state: self.entry.state.clone(),
+            snapshot: Bytes::copy_from_slice(self.entry.detail.as_bytes()),
         };
         // The first real scan must tell everything again.
         for known in self.known.values_mut() {
@@ -295,7 +317,32 @@ impl Session {
         done.quota_roots = self.listing.quota_roots(host).map_err(unreadable)?;
         done.annotations = self.listing.annotations(host).map_err(unreadable)?;
         done.totals = Some(self.totals());
+        self.snapshot = self.take_snapshot(&done);
+        done.snapshot = Bytes::copy_from_slice(self.snapshot.as_bytes());
         Ok(done)
+    }
+
+    /// A digest of all that the user is, as text.
+    fn take_snapshot(&self, done: &v1::ScanDone) -> String {
+        use prost::Message;
+        let mut hasher = blake3::Hasher::new();
+        for mailbox in &self.listing.mailboxes {
+            hasher.update(&mailbox.entry.raw);
+            hasher.update(mailbox.id.as_str().as_bytes());
+            if let Some(known) = self.known.get(&mailbox.ordinal) {
+                known.files.iter().for_each(|file| {
+                    hasher.update(&file.encode_to_vec());
+                });
+            }
+        }
+        let rest = v1::ScanDone {
+            user_files: done.user_files.clone(),
+            quota_roots: done.quota_roots.clone(),
+            annotations: done.annotations.clone(),
+            active_sieve: done.active_sieve.clone(),
+            ..v1::ScanDone::default()
+        };
+        hasher.update(&rest.encode_to_vec()).finalize().to_hex().to_string()
     }
 
     fn send(
@@ -410,12 +457,21 @@ impl Session {
                 "mend the cause and run the same push again",
             )
         };
-        let retirement = Retirement::new(host, &self.listing, &self.id, server)
-            .map_err(|e| failed(e.to_string()))?;
-        retirement.save(host, &self.id).map_err(|e| failed(e.to_string()))?;
-        self.record(state::RETIRING)?;
-        retirement.execute(host).map_err(|e| failed(e.to_string()))?;
-        self.record(state::RETIRED)?;
+        let state = self.entry.state.clone();
+        if state != state::RETIRED {
+            let retirement = if state == state::RETIRING {
+                Retirement::load(host, &self.id)
+            } else {
+                Retirement::new(host, &self.listing, &self.id, server)
+            };
+            let retirement = retirement.map_err(|e| failed(e.to_string()))?;
+            retirement.save(host, &self.id).map_err(|e| failed(e.to_string()))?;
+            self.record(state::RETIRING)?;
+            fault::point(Point::RetireBegun);
+            retirement.execute(host).map_err(|e| failed(e.to_string()))?;
+            self.record(state::RETIRED)?;
+            fault::point(Point::Retired);
+        }
         let sessions_told = sessions::tell(host, &self.top);
         Ok(v1::Retired { notes: Vec::new(), sessions_told })
     }
@@ -434,13 +490,68 @@ impl Session {
         }
     }
 
-    fn record(&self, state: &str) -> Result<(), v1::Failure> {
+    fn record(&mut self, state: &str) -> Result<(), v1::Failure> {
         let Some(journal) = &self.journal else {
             return Err(agent::protocol("a change in a move that is only planned"));
         };
-        let entry = Entry { state: state.into(), updated: now_ms(), ..self.entry.clone() };
-        journal.write(&entry).map_err(|e| journal_failure(&e))
+        if state == state::PUBLISHING {
+            self.entry.detail.clone_from(&self.snapshot);
+        }
+        self.entry.state = state.into();
+        self.entry.updated = now_ms();
+        journal.write(&self.entry).map_err(|e| journal_failure(&e))
     }
+}
+
+/// The moves that this server's journal knows, of one mailbox or of all.
+fn moves(host: &Host, mailbox: &str) -> Result<v1::Moves, v1::Failure> {
+    let directory = host.config.configdirectory().map_err(|e| refused(e.to_string()))?;
+    if !directory.join("mbcopy/journal.sqlite").exists() {
+        return Ok(v1::Moves::default());
+    }
+    let wanted = match mailbox {
+        "" => None,
+        mailbox => Some(top_of(host, mailbox)?),
+    };
+    let journal = Journal::open(&directory).map_err(|e| journal_failure(&e))?;
+    let entries = journal.moves().map_err(|e| journal_failure(&e))?;
+    let wanted = |e: &Entry| wanted.as_ref().is_none_or(|top| e.name == top.as_bytes());
+    let moves = entries.into_iter().filter(wanted).map(|e| v1::MoveRecord {
+        move_id: e.id.to_string(),
+        role: e.role.into(),
+        identity: Some(v1::Identity {
+            name: e.name.into(),
+            userid: String::new(),
+            display: e.display,
+        }),
+        state: e.state,
+        peer: e.peer,
+        started_unix_ms: e.started,
+        updated_unix_ms: e.updated,
+        holder: String::new(),
+        detail: String::new(),
+    });
+    Ok(v1::Moves { moves: moves.collect() })
+}
+
+/// The mailbox that an admin means by what he types.
+fn top_of(host: &Host, typed: &str) -> Result<MailboxName, v1::Failure> {
+    host.namespace()
+        .map_err(|e| e.to_string())
+        .and_then(|namespace| {
+            MailboxName::from_external(typed.as_bytes(), &namespace).map_err(|e| e.to_string())
+        })
+        .map_err(|e| refused(format!("{}: {e}", crate::wire::printable(typed))))
+}
+
+/// Whether nothing but copies can be left of a move in this state.
+fn harmless(state: &str) -> bool {
+    [state::PLANNED, state::COPYING].contains(&state)
+}
+
+/// Whether the source's own records have begun to name the other server.
+fn retired(state: &str) -> bool {
+    [state::RETIRING, state::RETIRED].contains(&state)
 }
 
 /// Size and SHA-1 that an index says of each message.

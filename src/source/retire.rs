@@ -21,6 +21,7 @@ use crate::cyrus::db::Engine;
 use crate::cyrus::mboxlist::edit::{RecordEdit, ServerEdit};
 use crate::cyrus::mboxlist::mbtype::Flag;
 use crate::cyrus::path::Layout;
+use crate::fault::{self, Point};
 use crate::host::Host;
 use crate::host::tools::DbOp;
 use crate::moves::MoveId;
@@ -135,9 +136,12 @@ impl Retirement {
             let why = said.err().map_or("the records are as before".into(), |e| e.to_string());
             return Err(RetireError::Database(why));
         }
+        fault::point(Point::RetireCommitted);
         for (from, to) in &self.renames {
             rename(from.path(), to.path())?;
+            fault::point(Point::RetireRenamedOne);
         }
+        fault::point(Point::RetireRenamed);
         let parents: BTreeSet<&Path> = self
             .renames
             .iter()

@@ -12,6 +12,7 @@ mod stage;
 use crate::agent::{self, Handler, Link};
 use crate::cyrus::name::{MailboxName, PartitionName, UniqueId};
 use crate::cyrus::path::{DirStyle, Layout};
+use crate::fault::{self, Point};
 use crate::host::Host;
 use crate::host::userlock::UserLock;
 use crate::moves::journal::{Entry, Hold, JournalError, now_ms, state};
@@ -111,20 +112,7 @@ impl Target {
             ));
         }
         let mut answer = v1::TargetPlan { move_id: id.to_string(), ..v1::TargetPlan::default() };
-        let partitions = plan::partitions(&self.host, plan, &mut answer.problems);
-        let totals = plan.totals.unwrap_or_default();
-        plan::room(&self.host, &partitions, &totals, &mut answer);
-        answer.problems.extend(plan::indexes(&self.host, &plan.mailboxes));
-        let conflicts = plan::conflicts(&self.host, &top, &plan.mailboxes, &partitions)
-            .map_err(|e| internal(e.to_string(), "nothing was changed"))?;
-        answer.problems.extend(conflicts);
-        answer.partitions = partitions
-            .iter()
-            .map(|(source, here)| (source.clone(), here.as_str().to_owned()))
-            .collect();
-
-        let (mut journal, mut hold) = (None, None);
-        let entry = Entry {
+        let fresh = Entry {
             id: id.clone(),
             role: v1::Role::Target,
             name: top.as_bytes().to_vec(),
@@ -135,10 +123,48 @@ impl Target {
             started: now_ms(),
             updated: now_ms(),
         };
-        let refused = answer.problems.iter().any(|p| p.severity() == v1::problem::Severity::Refuse);
-        if !plan.dry_run && !refused {
+        let (mut journal, mut hold, mut entry) = (None, None, fresh);
+        if !plan.dry_run {
             let opened = self.open_journal(&entry)?;
-            (journal, hold) = (Some(opened.0), Some(opened.1));
+            (journal, hold, entry) = (Some(opened.0), Some(opened.1), opened.2);
+        }
+        let publication_path = Stage::new(&self.host.config, &id)
+            .map_err(|e| internal(e.to_string(), "nothing was changed"))?
+            .publication();
+        let mut publication = None;
+        // Of a move that is over here, the plan has gone with the stage.
+        if entry.state != state::DONE && began_to_publish(&entry.state) {
+            let loaded: Publication = sealed::load(&publication_path).map_err(|e| {
+                internal(
+                    format!("{}: {e}", publication_path.display()),
+                    "this server's journal says that it has published the user",
+                )
+            })?;
+            self.settle_publication(&mut entry, &loaded)?;
+            publication = Some(loaded);
+        }
+        let partitions = plan::partitions(&self.host, plan, &mut answer.problems);
+        if is_published(&entry.state) {
+            // What is here is ours; there is nothing left to refuse.
+            answer.problems.clear();
+        } else {
+            let totals = plan.totals.unwrap_or_default();
+            plan::room(&self.host, &partitions, &totals, &mut answer);
+            answer.problems.extend(plan::indexes(&self.host, &plan.mailboxes));
+            let conflicts = plan::conflicts(&self.host, &top, &plan.mailboxes, &partitions)
+                .map_err(|e| internal(e.to_string(), "nothing was changed"))?;
+            answer.problems.extend(conflicts);
+        }
+        answer.partitions = partitions
+            .iter()
+            .map(|(source, here)| (source.clone(), here.as_str().to_owned()))
+            .collect();
+        answer.state.clone_from(&entry.state);
+        let refused = answer.problems.iter().any(|p| p.severity() == v1::problem::Severity::Refuse);
+        match (&journal, refused) {
+            (Some(journal), false) => journal.write(&entry).map_err(|e| journal_failure(&e))?,
+            // A refused move leaves nothing behind.
+            _ => (journal, hold) = (None, None),
         }
         let stage = Stage::new(&self.host.config, &id)
             .map_err(|e| internal(e.to_string(), "nothing was changed"))?;
@@ -157,23 +183,25 @@ impl Target {
             inventory: Inventory::default(),
             asked: None,
             shadow: None,
-            publication: None,
+            publication,
         });
         Ok(answer)
     }
 
-    /// Opens the journal, takes the right to work on the user and notes the move.
-    fn open_journal(&self, entry: &Entry) -> Result<(Journal, Hold), v1::Failure> {
+    /// Opens the journal and takes the right to work on the user; what the
+    /// journal has of this move, or `fresh`.
+    fn open_journal(&self, fresh: &Entry) -> Result<(Journal, Hold, Entry), v1::Failure> {
         let directory = self
             .host
             .config
             .configdirectory()
             .map_err(|e| internal(e.to_string(), "nothing was changed"))?;
         let journal = Journal::open(&directory).map_err(|e| journal_failure(&e))?;
-        let holder = format!("process {}, a move from {}", std::process::id(), entry.peer);
-        let hold = journal.hold(&entry.name, &holder).map_err(|e| journal_failure(&e))?;
-        let unfinished = journal.unfinished(&entry.name).map_err(|e| journal_failure(&e))?;
-        if let Some(other) = unfinished.filter(|other| other.id != entry.id) {
+        let holder = format!("process {}, a move from {}", std::process::id(), fresh.peer);
+        let hold = journal.hold(&fresh.name, &holder).map_err(|e| journal_failure(&e))?;
+        let known = journal.find(&fresh.id).map_err(|e| journal_failure(&e))?;
+        let unfinished = journal.unfinished(&fresh.name).map_err(|e| journal_failure(&e))?;
+        if let Some(other) = unfinished.filter(|other| other.id != fresh.id) {
             let harmless = [state::PLANNED, state::COPYING, state::PREPARED];
             if !harmless.contains(&other.state.as_str()) {
                 return Err(v1::Failure::new(
@@ -192,9 +220,51 @@ impl Target {
             let over = Entry { state: state::ABORTED.into(), updated: now_ms(), ..other };
             journal.write(&over).map_err(|e| journal_failure(&e))?;
         }
-        journal.write(entry).map_err(|e| journal_failure(&e))?;
-        Ok((journal, hold))
+        let entry = known.filter(|e| e.state != state::ABORTED).unwrap_or_else(|| fresh.clone());
+        Ok((journal, hold, entry))
     }
+
+    /// Finds out what became of a publication that was interrupted: committed
+    /// is committed, and anything less is taken back.
+    fn settle_publication(
+        &self,
+        entry: &mut Entry,
+        publication: &Publication,
+    ) -> Result<(), v1::Failure> {
+        let failed = |e: publish::PublishError| {
+            v1::Failure::new(
+                Kind::UnknownOutcome,
+                format!("what became of an interrupted publication cannot be settled: {e}"),
+                "the source serves the user",
+                "mend the cause and run the same push again",
+            )
+        };
+        let committed = publication.is_committed(&self.host).map_err(failed)?;
+        let state = match entry.state.as_str() {
+            state::PUBLISHING if committed => state::PUBLISHED,
+            state::PUBLISHING | state::UNPUBLISHING => {
+                let top = MailboxName::from_internal(&entry.name)
+                    .map_err(|e| agent::protocol(e.to_string()))?;
+                let _lock = lock(&self.host, &top)?;
+                publication.undo(&self.host).map_err(failed)?;
+                state::PREPARED
+            }
+            // The records change as soon as somebody uses the mailboxes.
+            _ => return Ok(()),
+        };
+        entry.state = state.into();
+        Ok(())
+    }
+}
+
+/// Whether this server has the user, or may have parts of him in place.
+fn began_to_publish(state: &str) -> bool {
+    [state::PUBLISHING, state::UNPUBLISHING].contains(&state) || is_published(state)
+}
+
+/// Whether this server has the user, as far as this move goes.
+fn is_published(state: &str) -> bool {
+    [state::PUBLISHED, state::ROUTING, state::ROUTED, state::DONE].contains(&state)
 }
 
 impl Session {
@@ -338,7 +408,7 @@ impl Session {
                 .map_err(|e| internal(e, "the source serves the user"))?;
         self.shadow = Some(shadow);
         self.sync()?;
-        sealed::save(&self.publication_path(), &publication)
+        sealed::save(&self.stage.publication(), &publication)
             .map_err(|e| internal(e.to_string(), "the source serves the user"))?;
         self.publication = Some(publication);
         self.record(state::PREPARED)?;
@@ -350,10 +420,11 @@ impl Session {
             .publication
             .clone()
             .ok_or_else(|| agent::protocol("publishing what was not prepared"))?;
-        let lock = self.lock(host)?;
+        let lock = lock(host, &self.top)?;
         let began = Instant::now();
         self.refuse_newcomer(host)?;
         self.record(state::PUBLISHING)?;
+        fault::point(Point::PublishBegun);
         if let Err(error) = publication.execute(host) {
             let unknown = matches!(error, publish::PublishError::Unknown { .. });
             // Before the commit everything goes back, so that the failure is plain.
@@ -373,7 +444,9 @@ impl Session {
                 ),
             });
         }
+        fault::point(Point::PublishCommitted);
         self.record(state::PUBLISHED)?;
+        fault::point(Point::PublishRecorded);
         drop(lock);
         Ok(v1::Published {
             locked_us: began.elapsed().as_micros() as u64,
@@ -388,7 +461,7 @@ impl Session {
     }
 
     fn unpublish(&mut self, host: &Host) -> Result<v1::Unpublished, v1::Failure> {
-        let lock = self.lock(host)?;
+        let lock = lock(host, &self.top)?;
         let unknown = |text: String| {
             v1::Failure::new(
                 Kind::UnknownOutcome,
@@ -441,12 +514,6 @@ impl Session {
         }
     }
 
-    fn lock(&self, host: &Host) -> Result<UserLock, v1::Failure> {
-        host.user_lock_path(&self.top)
-            .and_then(|path| UserLock::take(&[path], LOCK_WAIT))
-            .map_err(|e| internal(e.to_string(), "the source serves the user"))
-    }
-
     fn finish(&mut self, host: &Host, done: bool) -> Result<v1::Finished, v1::Failure> {
         let mut notes = Vec::new();
         if done {
@@ -473,10 +540,13 @@ impl Session {
             None => Err(agent::protocol("a change in a move that is only planned")),
         }
     }
+}
 
-    fn publication_path(&self) -> PathBuf {
-        self.stage.directory.join("publication")
-    }
+/// Takes this server's own lock on the user.
+fn lock(host: &Host, top: &MailboxName) -> Result<UserLock, v1::Failure> {
+    host.user_lock_path(top)
+        .and_then(|path| UserLock::take(&[path], LOCK_WAIT))
+        .map_err(|e| internal(e.to_string(), "the source serves the user"))
 }
 
 /// Checks what the source says of a mailbox: it must lie in the moved tree.

@@ -34,8 +34,8 @@ pub struct StagedMailbox {
     pub id: UniqueId,
     /// Its partition on this server.
     pub partition: PartitionName,
-    /// Whether it is kept by delayed delete.
-    pub deleted: bool,
+    /// Whether it is a name only, without a directory.
+    pub name_only: bool,
     /// Value of its N record on the source.
     pub name_record: Vec<u8>,
     /// Value of its I record on the source.
@@ -148,7 +148,7 @@ impl Inventory {
                 Some(mut staged) => {
                     staged.dirty |= staged.name != checked.name;
                     staged.name = checked.name;
-                    staged.deleted = mailbox.deleted;
+                    staged.name_only = mailbox.partition.is_empty();
                     staged.name_record = mailbox.name_record.to_vec();
                     staged.id_record = mailbox.id_record.to_vec();
                     staged
@@ -322,7 +322,7 @@ impl StagedMailbox {
             name: checked.name,
             id: checked.id,
             partition: checked.partition,
-            deleted: mailbox.deleted,
+            name_only: mailbox.partition.is_empty(),
             name_record: mailbox.name_record.to_vec(),
             id_record: mailbox.id_record.to_vec(),
             directory: Arc::new(directory),

@@ -1,7 +1,7 @@
 //! Preflight on the target: everything that would stop the move later.
 
 use super::stage::OUR_DIRECTORY;
-use crate::cyrus::dlist::Dlist;
+use crate::cyrus::mboxlist::{MailboxList, MboxlistError};
 use crate::cyrus::name::{MailboxName, PartitionName, UniqueId};
 use crate::cyrus::path::{DirStyle, Layout};
 use crate::host::{DatabaseError, Host};
@@ -81,125 +81,146 @@ pub fn conflicts(
     partitions: &BTreeMap<String, PartitionName>,
 ) -> Result<Vec<v1::Problem>, DatabaseError> {
     let database = host.mailboxes()?;
-    let failed = |e: crate::cyrus::db::DbError| DatabaseError {
-        path: host.conf.clone(),
-        reason: format!("mailboxes.db: {e}"),
-    };
-    let ours: BTreeMap<&[u8], &str> =
-        mailboxes.iter().map(|m| (&*m.name, m.unique_id.as_str())).collect();
-    let mut problems = Vec::new();
-    let shown = host.external(top);
-
-    let (mut live, mut same_id, mut tombstones, mut tombstones_with_files) = (0, 0, 0, 0);
-    for (key, value) in database.prefix(&[b"N", &*top.to_db_key()].concat()).map_err(failed)? {
-        let Some(name) = key.get(1..).and_then(|k| MailboxName::from_db_key(k).ok()) else {
-            continue;
-        };
-        if name != *top && !name.is_below(top) {
-            continue;
-        }
-        let Ok(record) = Dlist::parse(&value) else { continue };
-        let text = |k: &[u8]| {
-            record.get(k).and_then(Dlist::as_bytes).map(|b| String::from_utf8_lossy(b).into_owned())
-        };
-        if text(b"T").is_some_and(|t| t.contains('d')) {
-            let with_files = text(b"P").is_some();
-            tombstones += u32::from(!with_files);
-            tombstones_with_files += u32::from(with_files);
-        } else {
-            live += 1;
-            let id = text(b"I").unwrap_or_default();
-            same_id += u32::from(ours.get(name.as_bytes()).is_some_and(|ours| **ours == id));
-        }
-    }
-    if same_id > 0 {
-        problems.push(refuse(
-            "xfer-leftover",
-            format!(
-                "{shown} exists on this server, and {same_id} of its {live} mailboxes have the \
-                 same ids as the source's: it is what an earlier XFER or copy has left, and \
-                 clients and deliveries can reach it"
-            ),
-            "look whether mail has arrived in it; if none has, delete it on this server \
-             (cyradm: deletemailbox) and expire it (cyr_expire -D 0)",
-        ));
-    } else if live > 0 {
-        problems.push(refuse(
-            "exists-on-target",
-            format!("{shown} exists on this server, with {live} mailboxes of its own"),
-            "rename or delete it there first; mbcopy never merges two users",
-        ));
-    }
-    if tombstones_with_files > 0 {
-        problems.push(refuse(
-            "tombstone-with-files",
-            format!(
-                "{tombstones_with_files} mailboxes of {shown} are marked as deleted on this \
-                 server, but their records still name a partition: an XFER away from here (3.6) \
-                 leaves this, with all files, which no tool of Cyrus removes"
-            ),
-            "keep or remove those files by hand, then remove the records with ctl_mboxlist",
-        ));
-    }
-    if tombstones > 0 {
-        problems.push(problem(
-            Severity::Note,
-            "tombstones",
-            format!(
-                "{tombstones} records of deleted mailboxes of {shown} on this server will be \
-                 replaced"
-            ),
-            "",
-        ));
-    }
-
-    let layout = Layout::new(&host.config);
+    let failed = |e: String| DatabaseError { path: host.conf.clone(), reason: e };
+    let list = MailboxList::from_database(&database).map_err(|e| failed(e.to_string()))?;
+    let there = There::count(&list, top, mailboxes).map_err(|e| failed(e.to_string()))?;
+    let mut problems = there.problems(&host.external(top));
     for mailbox in mailboxes {
-        let Ok(id) = UniqueId::new(mailbox.unique_id.as_bytes()) else { continue };
-        let Ok(name) = MailboxName::from_internal(&mailbox.name) else { continue };
-        let key = [b"I", id.as_str().as_bytes()].concat();
-        if let Some(value) = database.get(&key).map_err(failed)? {
-            let other = Dlist::parse(&value)
-                .ok()
-                .and_then(|r| r.get(b"N").and_then(Dlist::as_bytes).map(<[u8]>::to_vec))
-                .and_then(|n| MailboxName::from_db_key(&n).ok());
-            if let Some(other) = other.filter(|other| *other != name) {
-                problems.push(refuse(
-                    "uniqueid-in-use",
-                    format!(
-                        "the id {} of {} belongs to {} on this server",
-                        id.as_str(),
-                        host.external(&name),
-                        host.external(&other)
-                    ),
-                    "if that is a deleted mailbox, expire it first: cyr_expire -D 0",
-                ));
-                continue;
-            }
-        }
-        let Some(partition) = partitions.get(&mailbox.partition) else { continue };
-        let style = DirStyle::Id(&id);
-        let mut places = vec![layout.mailbox_dir(&name, style, partition).ok()];
-        if name == *top && name.is_user() {
-            places.push(layout.user_dir(&id).ok());
-            places
-                .push(name.userid().and_then(|user| layout.sieve_dir(&user, style).ok().flatten()));
-        }
-        for place in places.into_iter().flatten().filter(|p| !is_vacant(p)) {
-            if live == 0 && tombstones_with_files == 0 {
-                problems.push(v1::Problem {
-                    path: place.display().to_string(),
-                    mailbox: host.external(&name),
-                    ..refuse(
-                        "leftover-directory",
-                        format!("{} is in the way of {}", place.display(), host.external(&name)),
-                        "no record names it; look at it, and move it away",
-                    )
-                });
-            }
+        let (Ok(id), Ok(name)) = (
+            UniqueId::new(mailbox.unique_id.as_bytes()),
+            MailboxName::from_internal(&mailbox.name),
+        ) else {
+            continue;
+        };
+        let other = list.name_of_id(&id).map_err(|e| failed(e.to_string()))?;
+        if let Some(other) = other.filter(|other| *other != name) {
+            problems.push(refuse(
+                "uniqueid-in-use",
+                format!(
+                    "the id {} of {} belongs to {} on this server",
+                    id.as_str(),
+                    host.external(&name),
+                    host.external(&other)
+                ),
+                "if that is a deleted mailbox, expire it first: cyr_expire -D 0",
+            ));
+        } else if there.live == 0 && there.tombstones_with_files == 0 {
+            let partition = partitions.get(&mailbox.partition);
+            problems.extend(leftovers(host, top, &name, &id, partition));
         }
     }
     Ok(problems)
+}
+
+/// What mailboxes.db has of the user on this server.
+#[derive(Debug, Default)]
+struct There {
+    live: u32,
+    /// Live ones with the ids that the source's have: copies.
+    same_id: u32,
+    tombstones: u32,
+    tombstones_with_files: u32,
+}
+
+impl There {
+    fn count(
+        list: &MailboxList<'_>,
+        top: &MailboxName,
+        mailboxes: &[v1::Mailbox],
+    ) -> Result<Self, MboxlistError> {
+        let ours: BTreeMap<&[u8], &str> =
+            mailboxes.iter().map(|m| (&*m.name, m.unique_id.as_str())).collect();
+        let mut there = Self::default();
+        for entry in list.tree(top)? {
+            match (entry.is_deleted(), entry.partition.is_some()) {
+                (true, false) => there.tombstones += 1,
+                (true, true) => there.tombstones_with_files += 1,
+                (false, _) => {
+                    there.live += 1;
+                    let id = entry.uniqueid.as_ref().map(UniqueId::as_str);
+                    let same = id.is_some() && ours.get(entry.name.as_bytes()).copied() == id;
+                    there.same_id += u32::from(same);
+                }
+            }
+        }
+        Ok(there)
+    }
+
+    fn problems(&self, shown: &str) -> Vec<v1::Problem> {
+        let mut problems = Vec::new();
+        if self.same_id > 0 {
+            problems.push(refuse(
+                "xfer-leftover",
+                format!(
+                    "{shown} exists on this server, and {} of its {} mailboxes have the same ids \
+                     as the source's: it is what an earlier XFER or copy has left, and clients \
+                     and deliveries can reach it",
+                    self.same_id, self.live
+                ),
+                "look whether mail has arrived in it; if none has, delete it on this server \
+                 (cyradm: deletemailbox) and expire it (cyr_expire -D 0)",
+            ));
+        } else if self.live > 0 {
+            problems.push(refuse(
+                "exists-on-target",
+                format!("{shown} exists on this server, with {} mailboxes of its own", self.live),
+                "rename or delete it there first; mbcopy never merges two users",
+            ));
+        }
+        if self.tombstones_with_files > 0 {
+            problems.push(refuse(
+                "tombstone-with-files",
+                format!(
+                    "{} mailboxes of {shown} are marked as deleted on this server, but their \
+                     records still name a partition: an XFER away from here (3.6) leaves this, \
+                     with all files, which no tool of Cyrus removes",
+                    self.tombstones_with_files
+                ),
+                "keep or remove those files by hand, then remove the records with ctl_mboxlist",
+            ));
+        }
+        if self.tombstones > 0 {
+            problems.push(problem(
+                Severity::Note,
+                "tombstones",
+                format!(
+                    "{} records of deleted mailboxes of {shown} on this server will be replaced",
+                    self.tombstones
+                ),
+                "",
+            ));
+        }
+        problems
+    }
+}
+
+/// Directories that no record names, where those of the mailbox will be.
+fn leftovers(
+    host: &Host,
+    top: &MailboxName,
+    name: &MailboxName,
+    id: &UniqueId,
+    partition: Option<&PartitionName>,
+) -> Vec<v1::Problem> {
+    let layout = Layout::new(&host.config);
+    let style = DirStyle::Id(id);
+    let mut places = vec![partition.and_then(|p| layout.mailbox_dir(name, style, p).ok())];
+    if name == top && name.is_user() {
+        places.push(layout.user_dir(id).ok());
+        places.push(name.userid().and_then(|user| layout.sieve_dir(&user, style).ok().flatten()));
+    }
+    let shown = host.external(name);
+    let occupied = places.into_iter().flatten().filter(|place| !is_vacant(place));
+    let refusal = |place: std::path::PathBuf| v1::Problem {
+        path: place.display().to_string(),
+        mailbox: shown.clone(),
+        ..refuse(
+            "leftover-directory",
+            format!("{} is in the way of {shown}", place.display()),
+            "no record names it; look at it, and move it away",
+        )
+    };
+    occupied.map(refusal).collect()
 }
 
 /// Whether there is nothing, or an empty directory.

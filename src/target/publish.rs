@@ -14,6 +14,7 @@
 //! removes the records in one transaction first, and then goes backwards.
 
 use crate::cyrus::config::DbKind;
+use crate::fault::{self, Point};
 use crate::host::Host;
 use crate::host::tools::DbOp;
 use crate::moves::sealed::PathBytes;
@@ -90,7 +91,9 @@ impl Publication {
     pub fn execute(&self, host: &Host) -> Result<(), PublishError> {
         for (from, to) in &self.renames {
             rename(from.path(), to.path())?;
+            fault::point(Point::PublishRenamedOne);
         }
+        fault::point(Point::PublishRenamed);
         for (path, content) in &self.quota_files {
             write_file(path.path(), content)?;
         }
@@ -98,6 +101,7 @@ impl Publication {
         sync_parents(parents.chain(self.quota_files.iter().map(|(path, _)| path)))?;
         change(host, DbKind::Quota, self.quota_records.iter().map(set).collect())?;
         change(host, DbKind::Annotations, self.annotations.iter().map(set).collect())?;
+        fault::point(Point::PublishAnnotated);
         self.commit(host)
     }
 

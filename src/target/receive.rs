@@ -286,3 +286,106 @@ pub(super) fn create_at(directory: &OwnedFd, name: &str) -> io::Result<OwnedFd> 
         opened => Ok(opened?),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::BytesMut;
+    use std::path::Path;
+
+    /// One message of 5 bytes and one cyrus.index are asked for.
+    struct Asked(Arc<StagedDirectory>);
+
+    impl Expected for Asked {
+        fn item(&self, key: ItemKey) -> Option<Item> {
+            let (name, size, replaces) = match key {
+                (1, 1, 7) => ("7.", Some(5), false),
+                (1, 3, 0) => ("cyrus.index", None, true),
+                _ => return None,
+            };
+            let directory = Arc::clone(&self.0);
+            Some(Item { directory, name: name.into(), size, replaces })
+        }
+    }
+
+    fn chunk(key: ItemKey, bytes: &[u8]) -> Chunk {
+        Chunk {
+            mailbox: key.0,
+            kind: key.1,
+            uid: key.2,
+            last: true,
+            gone: false,
+            compressed: false,
+            size: bytes.len() as u64,
+            offset: 0,
+            mtime: 1_000_000,
+            blake3: *blake3::hash(bytes).as_bytes(),
+            bytes: Bytes::copy_from_slice(bytes),
+        }
+    }
+
+    fn receive(dir: &Path, chunks: &[Chunk]) -> Result<Received, ReceiveError> {
+        let directory = StagedDirectory::make(dir, Path::new("box")).unwrap();
+        let expected: Arc<dyn Expected> = Arc::new(Asked(Arc::new(directory)));
+        let mut writers = Writers::start(&expected).unwrap();
+        for chunk in chunks {
+            let mut frame = BytesMut::new();
+            chunk.encode(&mut frame);
+            writers.give(frame.freeze())?;
+        }
+        writers.finish()
+    }
+
+    #[test]
+    fn files_arrive_with_their_times_and_replace_older_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("box")).unwrap();
+        std::fs::write(dir.path().join("box/cyrus.index"), "old").unwrap();
+        let chunks = [chunk((1, 1, 7), b"hello"), chunk((1, 3, 0), b"new index")];
+        let received = receive(dir.path(), &chunks).unwrap();
+        assert_eq!(received.arrived.len(), 2);
+        let message = dir.path().join("box/7.");
+        assert_eq!(std::fs::read(&message).unwrap(), b"hello");
+        let stamp = std::fs::metadata(&message).unwrap().modified().unwrap();
+        let since = stamp.duration_since(std::time::UNIX_EPOCH).unwrap();
+        assert_eq!(since.as_secs(), 1_000_000);
+        assert_eq!(std::fs::read(dir.path().join("box/cyrus.index")).unwrap(), b"new index");
+    }
+
+    #[test]
+    fn a_large_file_comes_in_pieces() {
+        let dir = tempfile::tempdir().unwrap();
+        let whole = chunk((1, 3, 0), b"one two three");
+        let piece = |offset: usize, end: usize| Chunk {
+            offset: offset as u64,
+            last: end == whole.bytes.len(),
+            bytes: whole.bytes.slice(offset..end),
+            ..whole.clone()
+        };
+        receive(dir.path(), &[piece(0, 4), piece(4, 8), piece(8, 13)]).unwrap();
+        assert_eq!(std::fs::read(dir.path().join("box/cyrus.index")).unwrap(), b"one two three");
+        let skipped = receive(dir.path(), &[piece(0, 4), piece(8, 13)]);
+        assert!(matches!(skipped, Err(ReceiveError::OutOfOrder { .. })), "{skipped:?}");
+    }
+
+    #[test]
+    fn what_is_not_as_it_was_asked_for_is_refused_and_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let stranger = receive(dir.path(), &[chunk((1, 1, 8), b"hello")]);
+        assert!(matches!(stranger, Err(ReceiveError::NotAsked((1, 1, 8)))), "{stranger:?}");
+        let longer = receive(dir.path(), &[chunk((1, 1, 7), b"hello!")]);
+        assert!(matches!(longer, Err(ReceiveError::Mismatch { .. })), "{longer:?}");
+        let changed = Chunk { blake3: [1; 32], ..chunk((1, 1, 7), b"hello") };
+        let changed = receive(dir.path(), &[changed]);
+        assert!(matches!(changed, Err(ReceiveError::Mismatch { .. })), "{changed:?}");
+        assert_eq!(std::fs::read_dir(dir.path().join("box")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_message_that_has_gone_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let gone = Chunk { gone: true, size: 0, ..chunk((1, 1, 7), b"") };
+        let received = receive(dir.path(), &[gone]).unwrap();
+        assert_eq!((received.arrived.len(), received.gone), (0, vec![(1, 1, 7)]));
+    }
+}

@@ -33,7 +33,7 @@ pub fn compare(stage: &Stage, inventory: &mut Inventory, skipped: &[v1::Problem]
         ));
     }
     let may_lack: BTreeSet<u32> = skipped.iter().map(|p| p.uid).collect();
-    for mailbox in inventory.mailboxes.values_mut().filter(|m| m.dirty) {
+    for mailbox in inventory.mailboxes.values_mut().filter(|m| m.dirty && !m.name_only) {
         match compare_mailbox(stage, mailbox, &may_lack) {
             Ok(records) => {
                 mailbox.dirty = false;
@@ -110,7 +110,7 @@ pub fn drop_skipped(
     if let Err(error) = ran {
         return Some(problem(error.to_string()));
     }
-    for mailbox in inventory.mailboxes.values() {
+    for mailbox in inventory.mailboxes.values().filter(|m| !m.name_only) {
         let lacks = mailbox.meta_directory(stage, FileKind::Index).ok().and_then(|directory| {
             let bytes = directory.read("cyrus.index").ok()?;
             let index = IndexView::parse(&bytes).ok()?;
@@ -148,7 +148,7 @@ pub fn publication(
     let live = Layout::new(&host.config);
     let staged = Layout::new(&stage.config);
     let mut indexes = Vec::new();
-    for mailbox in inventory.mailboxes.values() {
+    for mailbox in inventory.mailboxes.values().filter(|m| !m.name_only) {
         let (from, to) = mailbox_places(host, stage, mailbox).map_err(|e| e.to_string())?;
         add(&from, &to);
         let style = DirStyle::Id(&mailbox.id);
@@ -161,10 +161,9 @@ pub fn publication(
             if let (Some(from), Some(to)) = (from.parent(), to.parent()) {
                 add(from, to);
             }
-            if let (MetaFile::Index, Some(hash)) =
-                (file, mailbox.offered.files.get(&FileKind::Index))
-            {
-                indexes.push((PathBytes::from(to.as_path()), *hash));
+            if file == MetaFile::Index {
+                let bytes = std::fs::read(&from).map_err(|e| format!("{}: {e}", from.display()))?;
+                indexes.push((PathBytes::from(to.as_path()), *blake3::hash(&bytes).as_bytes()));
             }
         }
         if mailbox.name.inbox().as_ref() == Some(&mailbox.name) {

@@ -122,6 +122,11 @@ impl Stage {
         })
     }
 
+    /// Where the plan of the publication is kept.
+    pub fn publication(&self) -> PathBuf {
+        self.directory.join("publication")
+    }
+
     /// Every directory that belongs to this stage alone.
     pub fn roots(&self) -> Vec<PathBuf> {
         let spools = self.partitions.values().filter_map(|p| p.parent().map(Path::to_path_buf));

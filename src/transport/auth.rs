@@ -47,11 +47,7 @@ pub(super) async fn authenticate(
         user: host.user.clone(),
         rsa_hash: None,
         offered: Vec::new(),
-        report: AuthFailure {
-            at: host.at(),
-            user: host.user.clone(),
-            ..AuthFailure::default()
-        },
+        report: AuthFailure { at: host.at(), user: host.user.clone(), ..AuthFailure::default() },
     };
     let identities = load_identities(host);
     if attempt.run(host, &identities).await {
@@ -88,9 +84,7 @@ impl Attempt<'_> {
                     in_agent.extend(keys.iter().map(|key| key.public_key().key_data().clone()));
                     let rank = |key: &AgentIdentity| {
                         let key = key.public_key();
-                        identities
-                            .iter()
-                            .position(|identity| identity.is(key.key_data()))
+                        identities.iter().position(|identity| identity.is(key.key_data()))
                     };
                     if host.identities_only {
                         let all = keys.len();
@@ -140,11 +134,7 @@ impl Attempt<'_> {
 
     fn is_hopeless(&self) -> bool {
         let no_keys_wanted = !self.report.server_accepts.is_empty()
-            && !self
-                .report
-                .server_accepts
-                .iter()
-                .any(|method| method == "publickey");
+            && !self.report.server_accepts.iter().any(|method| method == "publickey");
         self.handle.is_closed() || no_keys_wanted
     }
 
@@ -152,19 +142,15 @@ impl Attempt<'_> {
         &self,
         socket: &Path,
     ) -> Result<(AgentClient<UnixStream>, Vec<AgentIdentity>), String> {
-        let mut agent = AgentClient::connect_uds(socket)
-            .await
-            .map_err(|error| error.to_string())?;
+        let mut agent =
+            AgentClient::connect_uds(socket).await.map_err(|error| error.to_string())?;
         if let Some(binding) = self.handle.agent_session_binding() {
             // Needed for keys that are limited to some destinations; other agents do not know it.
             if let Err(error) = agent.bind_session(binding, false).await {
                 tracing::debug!("the agent does not bind sessions: {error}");
             }
         }
-        let keys = agent
-            .request_identities()
-            .await
-            .map_err(|error| error.to_string())?;
+        let keys = agent.request_identities().await.map_err(|error| error.to_string())?;
         Ok((agent, keys))
     }
 
@@ -191,9 +177,7 @@ impl Attempt<'_> {
         let answer = match identity {
             AgentIdentity::PublicKey { key, .. } => {
                 self.offered.push(key.key_data().clone());
-                self.handle
-                    .authenticate_publickey_with(user, key.clone(), hash, agent)
-                    .await
+                self.handle.authenticate_publickey_with(user, key.clone(), hash, agent).await
             }
             AgentIdentity::Certificate { certificate, .. } => {
                 self.handle
@@ -204,9 +188,7 @@ impl Attempt<'_> {
         match answer {
             Ok(answer) => self.note(what, answer),
             Err(error) => {
-                self.report
-                    .tried
-                    .push(format!("{what}: the agent would not sign ({error})"));
+                self.report.tried.push(format!("{what}: the agent would not sign ({error})"));
                 false
             }
         }
@@ -225,9 +207,9 @@ impl Attempt<'_> {
             }
             Private::AgentOnly => {
                 if !held {
-                    self.report.skipped.push(format!(
-                        "{path} (only an agent could use it, and none holds it)"
-                    ));
+                    self.report
+                        .skipped
+                        .push(format!("{path} (only an agent could use it, and none holds it)"));
                 }
                 return false;
             }
@@ -248,10 +230,7 @@ impl Attempt<'_> {
                         return true;
                     }
                 }
-                Err(error) => self
-                    .report
-                    .tried
-                    .push(format!("the certificate of {what}: {error}")),
+                Err(error) => self.report.tried.push(format!("the certificate of {what}: {error}")),
             }
             if self.is_hopeless() {
                 return false;
@@ -295,9 +274,9 @@ impl Attempt<'_> {
             }
         };
         if hash.is_none() {
-            self.report.skipped.push(format!(
-                "{what} (the server takes RSA with SHA-1 only, use an Ed25519 key)"
-            ));
+            self.report
+                .skipped
+                .push(format!("{what} (the server takes RSA with SHA-1 only, use an Ed25519 key)"));
             return None;
         }
         Some(hash)
@@ -310,10 +289,7 @@ impl Attempt<'_> {
                 tracing::debug!("{} let us in with {what}", self.report.at);
                 true
             }
-            AuthResult::Failure {
-                remaining_methods,
-                partial_success,
-            } => {
+            AuthResult::Failure { remaining_methods, partial_success } => {
                 if !remaining_methods.is_empty() {
                     self.report.server_accepts = remaining_methods
                         .iter()
@@ -332,18 +308,12 @@ impl Attempt<'_> {
 }
 
 fn describe_key(key: &PublicKey) -> String {
-    format!(
-        "{} {}",
-        key.algorithm().as_str(),
-        key.fingerprint(HashAlg::Sha256)
-    )
+    format!("{} {}", key.algorithm().as_str(), key.fingerprint(HashAlg::Sha256))
 }
 
 impl Identity {
     fn is(&self, key: &KeyData) -> bool {
-        self.public
-            .as_ref()
-            .is_some_and(|public| public.key_data() == key)
+        self.public.as_ref().is_some_and(|public| public.key_data() == key)
     }
 }
 
@@ -415,10 +385,7 @@ fn load_identity(path: &Path) -> Option<Identity> {
     identity.private = match parsed {
         Some(key) if key.is_encrypted() => Private::Encrypted,
         Some(key)
-            if matches!(
-                key.algorithm(),
-                Algorithm::SkEd25519 | Algorithm::SkEcdsaSha2NistP256
-            ) =>
+            if matches!(key.algorithm(), Algorithm::SkEd25519 | Algorithm::SkEcdsaSha2NistP256) =>
         {
             Private::AgentOnly
         }
@@ -479,29 +446,14 @@ mod tests {
             ("ed_enc", vec!["-t", "ed25519", "-N", "secret"], "encrypted"),
             ("ec", vec!["-t", "ecdsa", "-N", ""], "ready"),
             ("rsa", vec!["-t", "rsa", "-b", "2048", "-N", ""], "ready"),
-            (
-                "pem",
-                vec!["-t", "rsa", "-b", "2048", "-m", "PEM", "-N", ""],
-                "ready",
-            ),
-            (
-                "pem_enc",
-                vec!["-t", "rsa", "-b", "2048", "-m", "PEM", "-N", "secret"],
-                "encrypted",
-            ),
-            (
-                "p8_enc",
-                vec!["-t", "rsa", "-b", "2048", "-m", "PKCS8", "-N", "secret"],
-                "encrypted",
-            ),
+            ("pem", vec!["-t", "rsa", "-b", "2048", "-m", "PEM", "-N", ""], "ready"),
+            ("pem_enc", vec!["-t", "rsa", "-b", "2048", "-m", "PEM", "-N", "secret"], "encrypted"),
+            ("p8_enc", vec!["-t", "rsa", "-b", "2048", "-m", "PKCS8", "-N", "secret"], "encrypted"),
         ] {
             keygen(&path(name), &arguments);
             assert_eq!(kind(&path(name)), wanted, "{name}");
             let public = russh::keys::load_public_key(path(&format!("{name}.pub"))).unwrap();
-            assert!(
-                load_identity(&path(name)).unwrap().is(public.key_data()),
-                "{name}"
-            );
+            assert!(load_identity(&path(name)).unwrap().is(public.key_data()), "{name}");
         }
         assert_eq!(kind(&path("ed.pub")), "agent only");
         assert_eq!(kind(&path("nothing")), "missing");

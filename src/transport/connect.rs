@@ -84,19 +84,11 @@ async fn open_jump(
         .open_tcp_stream(&host.hostname, host.port, limit_of(host, options))
         .await
         .map_err(|reason| proxy_error(host, jump.at(), &reason))?;
-    Ok(Route {
-        stream: Box::new(stream),
-        jump: Some(jump),
-        proxy_stderr: None,
-    })
+    Ok(Route { stream: Box::new(stream), jump: Some(jump), proxy_stderr: None })
 }
 
 fn proxy_error(host: &ResolvedHost, via: &str, reason: &str) -> TransportError {
-    TransportError::Proxy {
-        at: host.at(),
-        via: via.to_owned(),
-        reason: reason.to_owned(),
-    }
+    TransportError::Proxy { at: host.at(), via: via.to_owned(), reason: reason.to_owned() }
 }
 
 fn limit_of(host: &ResolvedHost, options: &ConnectOptions) -> Duration {
@@ -108,26 +100,15 @@ async fn connect_tcp(
     options: &ConnectOptions,
 ) -> Result<TcpStream, TransportError> {
     let limit = limit_of(host, options);
-    let timeout = |doing| TransportError::Timeout {
-        at: host.at(),
-        doing,
-        limit,
-    };
-    let resolve_error = |source| TransportError::Resolve {
-        at: host.at(),
-        source,
-    };
-    let addresses = tokio::time::timeout(
-        limit,
-        tokio::net::lookup_host((host.hostname.as_str(), host.port)),
-    )
-    .await
-    .map_err(|_| timeout("looking up its address"))?
-    .map_err(resolve_error)?;
-    let mut failure = resolve_error(io::Error::new(
-        io::ErrorKind::NotFound,
-        "no address of the wanted family",
-    ));
+    let timeout = |doing| TransportError::Timeout { at: host.at(), doing, limit };
+    let resolve_error = |source| TransportError::Resolve { at: host.at(), source };
+    let addresses =
+        tokio::time::timeout(limit, tokio::net::lookup_host((host.hostname.as_str(), host.port)))
+            .await
+            .map_err(|_| timeout("looking up its address"))?
+            .map_err(resolve_error)?;
+    let mut failure =
+        resolve_error(io::Error::new(io::ErrorKind::NotFound, "no address of the wanted family"));
     for address in addresses {
         let wanted = match host.address_family {
             AddressFamily::Any => true,
@@ -142,18 +123,12 @@ async fn connect_tcp(
                 // Requests and their answers are small; without this they wait for each other.
                 stream
                     .set_nodelay(true)
-                    .map_err(|source| TransportError::Connect {
-                        at: host.at(),
-                        source,
-                    })?;
+                    .map_err(|source| TransportError::Connect { at: host.at(), source })?;
                 return Ok(stream);
             }
             Ok(Err(source)) => {
                 tracing::debug!("{address}: {source}");
-                failure = TransportError::Connect {
-                    at: host.at(),
-                    source,
-                };
+                failure = TransportError::Connect { at: host.at(), source };
             }
             Err(_) => failure = timeout("connecting"),
         }
@@ -187,11 +162,7 @@ fn start_proxy(host: &ResolvedHost, command: &str) -> Result<Route, TransportErr
         }
     });
     Ok(Route {
-        stream: Box::new(ProxyStream {
-            stdin,
-            stdout,
-            _child: child,
-        }),
+        stream: Box::new(ProxyStream { stdin, stdout, _child: child }),
         jump: None,
         proxy_stderr: Some(tail),
     })
@@ -355,10 +326,7 @@ pub(super) async fn shake_hands(
             if route.proxy_stderr.is_some() {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
-            Err(TransportError::Handshake {
-                at: host.at(),
-                reason: describe(&error) + &said(),
-            })
+            Err(TransportError::Handshake { at: host.at(), reason: describe(&error) + &said() })
         }
         Err(_) => Err(TransportError::Timeout {
             at: host.at(),

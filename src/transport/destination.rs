@@ -38,11 +38,7 @@ impl Destination {
         if port == Some(0) {
             return Err(wrong("port 0 does not exist".to_owned()));
         }
-        Ok(Destination {
-            user: user.map(str::to_owned),
-            host: host.to_owned(),
-            port,
-        })
+        Ok(Destination { user: user.map(str::to_owned), host: host.to_owned(), port })
     }
 
     /// Reads a destination that has no partition.
@@ -71,9 +67,8 @@ impl Destination {
             None => (None, rest),
         };
         let (host, tail) = if let Some(rest) = rest.strip_prefix('[') {
-            let (host, tail) = rest
-                .split_once(']')
-                .ok_or_else(|| bad(text, "the bracket is not closed"))?;
+            let (host, tail) =
+                rest.split_once(']').ok_or_else(|| bad(text, "the bracket is not closed"))?;
             if !is_ipv6(host) {
                 return Err(bad(text, "only an IPv6 address belongs in brackets"));
             }
@@ -97,9 +92,7 @@ impl Destination {
                     None => (tail, None),
                 };
                 if !first.is_empty() && first.bytes().all(|byte| byte.is_ascii_digit()) {
-                    let port = first
-                        .parse()
-                        .map_err(|_| bad(text, "the port is above 65535"))?;
+                    let port = first.parse().map_err(|_| bad(text, "the port is above 65535"))?;
                     (Some(port), second)
                 } else {
                     (None, Some(tail))
@@ -174,10 +167,7 @@ pub(super) fn check_name(what: &str, name: &str) -> Result<(), String> {
     if name.len() > 255 {
         return Err(format!("the {what} is too long"));
     }
-    if let Some(c) = name
-        .chars()
-        .find(|c| !c.is_ascii_graphic() || SHELL_CHARACTERS.contains(*c))
-    {
+    if let Some(c) = name.chars().find(|c| !c.is_ascii_graphic() || SHELL_CHARACTERS.contains(*c)) {
         return Err(format!("a {what} may not hold {c:?}"));
     }
     if what == "user" && name.contains(':') {
@@ -196,10 +186,7 @@ fn check_partition(name: &str) -> Result<(), &'static str> {
     if name.starts_with('-') || name.len() > 64 {
         return Err("this is not the name of a partition");
     }
-    if name
-        .bytes()
-        .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
-    {
+    if name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)) {
         Ok(())
     } else {
         Err("a partition name holds letters, digits, '-', '_' and '.' only")
@@ -215,9 +202,7 @@ fn is_ipv6(host: &str) -> bool {
     address.parse::<Ipv6Addr>().is_ok()
         && zone.is_none_or(|zone| {
             !zone.is_empty()
-                && zone
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+                && zone.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
         })
 }
 
@@ -251,24 +236,12 @@ mod tests {
             want(Some("root"), "bw2.example.net", None, Some("default"))
         );
         assert_eq!(read("ssh://bw2"), want(None, "bw2", None, None));
-        assert_eq!(
-            read("ssh://u@bw2:2222"),
-            want(Some("u"), "bw2", Some(2222), None)
-        );
-        assert_eq!(
-            read("ssh://bw2:2222:p2"),
-            want(None, "bw2", Some(2222), Some("p2"))
-        );
+        assert_eq!(read("ssh://u@bw2:2222"), want(Some("u"), "bw2", Some(2222), None));
+        assert_eq!(read("ssh://bw2:2222:p2"), want(None, "bw2", Some(2222), Some("p2")));
         assert_eq!(read("ssh://bw2:p2"), want(None, "bw2", None, Some("p2")));
-        assert_eq!(
-            read("ssh://bw2:22:2"),
-            want(None, "bw2", Some(22), Some("2"))
-        );
+        assert_eq!(read("ssh://bw2:22:2"), want(None, "bw2", Some(22), Some("2")));
         assert_eq!(read("[2001:db8::1]"), want(None, "2001:db8::1", None, None));
-        assert_eq!(
-            read("r@[2001:db8::1]:p"),
-            want(Some("r"), "2001:db8::1", None, Some("p"))
-        );
+        assert_eq!(read("r@[2001:db8::1]:p"), want(Some("r"), "2001:db8::1", None, Some("p")));
         assert_eq!(
             read("ssh://[fe80::1%eth0]:24:p"),
             want(None, "fe80::1%eth0", Some(24), Some("p"))
@@ -315,23 +288,14 @@ mod tests {
         ] {
             let error = Destination::parse_with_partition(text).expect_err(text);
             let shown = error.to_string();
-            assert!(
-                !shown.contains('\n') && !shown.contains('\u{7f}'),
-                "{shown:?}"
-            );
+            assert!(!shown.contains('\n') && !shown.contains('\u{7f}'), "{shown:?}");
         }
         assert!(Destination::parse("bw2:p2").is_err());
     }
 
     #[test]
     fn displays_what_it_reads() {
-        for text in [
-            "bw2",
-            "u@bw2",
-            "ssh://u@bw2:2222",
-            "[::1]",
-            "ssh://[::1]:22",
-        ] {
+        for text in ["bw2", "u@bw2", "ssh://u@bw2:2222", "[::1]", "ssh://[::1]:22"] {
             assert_eq!(Destination::parse(text).unwrap().to_string(), text);
         }
     }

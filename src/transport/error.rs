@@ -193,19 +193,9 @@ pub struct HostKeyProblem {
 impl fmt::Display for HostKeyProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use super::HostKeyVerdict;
-        let HostKeyProblem {
-            at,
-            name,
-            key_type,
-            fingerprint,
-            ssh_command,
-            ..
-        } = self;
+        let HostKeyProblem { at, name, key_type, fingerprint, ssh_command, .. } = self;
         match &self.verdict {
-            HostKeyVerdict::Unknown {
-                other_types,
-                cert_authority,
-            } => {
+            HostKeyVerdict::Unknown { other_types, cert_authority } => {
                 write!(
                     f,
                     "the host key of {at} is unknown: {key_type} {fingerprint} is not listed for {name} in {}",
@@ -229,11 +219,7 @@ impl fmt::Display for HostKeyProblem {
                     "; compare the fingerprint with `ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub` on that server, then run `{ssh_command}` once and answer yes"
                 )?;
                 if let (Some(scan), Some(file)) = (&self.keyscan, self.files.first()) {
-                    write!(
-                        f,
-                        ", or add it with `ssh-keyscan {scan} >> {}`",
-                        file.display()
-                    )?;
+                    write!(f, ", or add it with `ssh-keyscan {scan} >> {}`", file.display())?;
                 }
                 Ok(())
             }
@@ -257,11 +243,7 @@ fn list_files(files: &[PathBuf]) -> String {
     if files.is_empty() {
         return "any file (no known_hosts file is configured)".to_owned();
     }
-    files
-        .iter()
-        .map(|file| file.display().to_string())
-        .collect::<Vec<_>>()
-        .join(", ")
+    files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 /// An authentication that came to nothing.
@@ -313,11 +295,7 @@ impl fmt::Display for AuthFailure {
             write!(f, "; the server takes: {}", self.server_accepts.join(", "))?;
         }
         if self.encrypted.is_empty() {
-            write!(
-                f,
-                "; add a public key to authorized_keys of {} there",
-                self.user
-            )?;
+            write!(f, "; add a public key to authorized_keys of {} there", self.user)?;
         }
         Ok(())
     }

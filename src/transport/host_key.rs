@@ -23,15 +23,11 @@ impl Fate {
     }
 
     pub(super) fn get(&self) -> Option<String> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(super) fn describe(&self) -> String {
-        self.get()
-            .unwrap_or_else(|| "the connection was closed".to_owned())
+        self.get().unwrap_or_else(|| "the connection was closed".to_owned())
     }
 }
 
@@ -67,21 +63,13 @@ impl HostKeyPolicy {
     /// Reads the known_hosts files.
     pub(super) fn load(host: &ResolvedHost) -> Result<Self, TransportError> {
         let name = host.lookup_name();
-        let files: Vec<PathBuf> = host
-            .user_known_hosts
-            .iter()
-            .chain(&host.global_known_hosts)
-            .cloned()
-            .collect();
+        let files: Vec<PathBuf> =
+            host.user_known_hosts.iter().chain(&host.global_known_hosts).cloned().collect();
         let mut known = KnownHosts::load(&files, &name)?;
         if let Some(file) = &host.revoked_host_keys {
             load_revoked(&mut known, file)?;
         }
-        let port = if host.port == 22 {
-            String::new()
-        } else {
-            format!("-p {} ", host.port)
-        };
+        let port = if host.port == 22 { String::new() } else { format!("-p {} ", host.port) };
         Ok(HostKeyPolicy {
             at: host.at(),
             known,
@@ -207,11 +195,7 @@ pub(super) struct ClientHandler {
 
 impl ClientHandler {
     pub(super) fn new(policy: HostKeyPolicy, fate: Arc<Fate>) -> Self {
-        ClientHandler {
-            policy,
-            accepted: None,
-            fate,
-        }
+        ClientHandler { policy, accepted: None, fate }
     }
 }
 
@@ -242,11 +226,7 @@ impl client::Handler for ClientHandler {
         banner: &str,
         _session: &mut client::Session,
     ) -> Result<(), Self::Error> {
-        tracing::debug!(
-            "{} says: {}",
-            self.policy.at,
-            one_line(banner.as_bytes(), 500)
-        );
+        tracing::debug!("{} says: {}", self.policy.at, one_line(banner.as_bytes(), 500));
         Ok(())
     }
 
@@ -256,10 +236,8 @@ impl client::Handler for ClientHandler {
     ) -> Result<(), Self::Error> {
         match reason {
             DisconnectReason::ReceivedDisconnect(info) => {
-                self.fate.set(format!(
-                    "the server said: {}",
-                    one_line(info.message.as_bytes(), 300)
-                ));
+                self.fate
+                    .set(format!("the server said: {}", one_line(info.message.as_bytes(), 300)));
                 Ok(())
             }
             DisconnectReason::Error(error) => {

@@ -27,22 +27,13 @@ impl LookupName {
     #[must_use]
     pub fn new(hostname: &str, port: u16, alias: Option<&str>) -> Self {
         match alias {
-            Some(alias) => LookupName {
-                name: alias.to_ascii_lowercase(),
-                bare: None,
-            },
+            Some(alias) => LookupName { name: alias.to_ascii_lowercase(), bare: None },
             None => {
                 let host = hostname.to_ascii_lowercase();
                 if port == 22 {
-                    LookupName {
-                        name: host,
-                        bare: None,
-                    }
+                    LookupName { name: host, bare: None }
                 } else {
-                    LookupName {
-                        name: format!("[{host}]:{port}"),
-                        bare: Some(host),
-                    }
+                    LookupName { name: format!("[{host}]:{port}"), bare: Some(host) }
                 }
             }
         }
@@ -151,10 +142,7 @@ impl KnownHosts {
     pub fn read(&mut self, text: &str, file: &Path, name: &LookupName) {
         let file: Arc<Path> = Arc::from(file);
         for (index, line) in text.lines().enumerate() {
-            let place = Place {
-                file: file.clone(),
-                line: index + 1,
-            };
+            let place = Place { file: file.clone(), line: index + 1 };
             if let Some(entry) = read_line(line, place, name) {
                 self.entries.push(entry);
             }
@@ -174,10 +162,7 @@ impl KnownHosts {
             }
             if let Some(key) = decode_base64(key) {
                 self.entries.push(Entry {
-                    place: Place {
-                        file: file.clone(),
-                        line: index + 1,
-                    },
+                    place: Place { file: file.clone(), line: index + 1 },
                     marker: Marker::Revoked,
                     bare: false,
                     key_type: key_type.to_owned(),
@@ -190,53 +175,32 @@ impl KnownHosts {
     /// Judges a key, given by its type and its bytes in SSH form.
     #[must_use]
     pub fn check(&self, key_type: &str, key: &[u8]) -> HostKeyVerdict {
-        let with = |marker: Marker| {
-            self.entries
-                .iter()
-                .filter(move |entry| entry.marker == marker)
-        };
+        let with = |marker: Marker| self.entries.iter().filter(move |entry| entry.marker == marker);
         if let Some(entry) = with(Marker::Revoked).find(|entry| entry.key == key) {
-            return HostKeyVerdict::Revoked {
-                place: entry.place.clone(),
-            };
+            return HostKeyVerdict::Revoked { place: entry.place.clone() };
         }
         let keys: Vec<&Entry> = with(Marker::Key).collect();
         if keys.iter().any(|entry| !entry.bare && entry.key == key) {
             return HostKeyVerdict::Trusted;
         }
-        if let Some(entry) = keys
-            .iter()
-            .find(|entry| !entry.bare && entry.key_type == key_type)
-        {
-            return HostKeyVerdict::Changed {
-                place: entry.place.clone(),
-            };
+        if let Some(entry) = keys.iter().find(|entry| !entry.bare && entry.key_type == key_type) {
+            return HostKeyVerdict::Changed { place: entry.place.clone() };
         }
         if keys.iter().any(|entry| entry.bare && entry.key == key) {
             return HostKeyVerdict::Trusted;
         }
         HostKeyVerdict::Unknown {
             other_types: distinct(keys.into_iter().filter(|entry| !entry.bare)),
-            cert_authority: with(Marker::CertAuthority)
-                .next()
-                .map(|entry| entry.place.clone()),
+            cert_authority: with(Marker::CertAuthority).next().map(|entry| entry.place.clone()),
         }
     }
 
     /// The key types listed for the host, so that the server can be asked for one of them.
     #[must_use]
     pub fn key_types(&self) -> Vec<String> {
-        let keys = || {
-            self.entries
-                .iter()
-                .filter(|entry| entry.marker == Marker::Key)
-        };
+        let keys = || self.entries.iter().filter(|entry| entry.marker == Marker::Key);
         let exact = distinct(keys().filter(|entry| !entry.bare));
-        if exact.is_empty() {
-            distinct(keys())
-        } else {
-            exact
-        }
+        if exact.is_empty() { distinct(keys()) } else { exact }
     }
 }
 
@@ -271,11 +235,7 @@ fn read_line(line: &str, place: Place, name: &LookupName) -> Option<Entry> {
     }
     let bare = if hosts_match(hosts, &name.name) {
         false
-    } else if name
-        .bare
-        .as_deref()
-        .is_some_and(|bare| hosts_match(hosts, bare))
-    {
+    } else if name.bare.as_deref().is_some_and(|bare| hosts_match(hosts, bare)) {
         true
     } else {
         return None;
@@ -285,13 +245,7 @@ fn read_line(line: &str, place: Place, name: &LookupName) -> Option<Entry> {
         tracing::debug!("{place} names the host but holds no key");
         return None;
     };
-    Some(Entry {
-        place,
-        marker,
-        bare,
-        key_type: key_type.to_owned(),
-        key,
-    })
+    Some(Entry { place, marker, bare, key_type: key_type.to_owned(), key })
 }
 
 /// Matches a host against the first field of a line.
@@ -367,15 +321,9 @@ fn hmac_sha1(key: &[u8], message: &[u8]) -> [u8; 20] {
     for (to, from) in padded.iter_mut().zip(key) {
         *to = *from;
     }
-    let inner = Sha1::new()
-        .chain_update(padded.map(|byte| byte ^ 0x36))
-        .chain_update(message)
-        .finalize();
-    Sha1::new()
-        .chain_update(padded.map(|byte| byte ^ 0x5c))
-        .chain_update(inner)
-        .finalize()
-        .into()
+    let inner =
+        Sha1::new().chain_update(padded.map(|byte| byte ^ 0x36)).chain_update(message).finalize();
+    Sha1::new().chain_update(padded.map(|byte| byte ^ 0x5c)).chain_update(inner).finalize().into()
 }
 
 /// Adds a key to a file, which is created with its directory if need be.
@@ -390,10 +338,7 @@ pub(super) fn append(
     use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 
     if let Some(parent) = file.parent() {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(parent)?;
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
     }
     let host = if hashed {
         let salt = random_bytes(20)?;
@@ -406,12 +351,8 @@ pub(super) fn append(
         name.name.clone()
     };
     let mut line = format!("{host} {key_type} {}\n", Base64::encode_string(key));
-    let mut target = std::fs::OpenOptions::new()
-        .read(true)
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(file)?;
+    let mut target =
+        std::fs::OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(file)?;
     if target.seek(SeekFrom::End(0))? > 0 {
         target.seek(SeekFrom::End(-1))?;
         let mut last = [0];
@@ -446,17 +387,11 @@ mod tests {
     }
 
     fn unknown() -> HostKeyVerdict {
-        HostKeyVerdict::Unknown {
-            other_types: vec![],
-            cert_authority: None,
-        }
+        HostKeyVerdict::Unknown { other_types: vec![], cert_authority: None }
     }
 
     fn line(n: usize) -> Place {
-        Place {
-            file: Arc::from(Path::new("kh")),
-            line: n,
-        }
+        Place { file: Arc::from(Path::new("kh")), line: n }
     }
 
     #[test]
@@ -471,10 +406,7 @@ mod tests {
         // ... but never makes a key "changed" there.
         let other = format!("bw2 ssh-ed25519 {ED2}\n");
         assert_eq!(verdict(&other, "bw2", 2222), unknown());
-        assert_eq!(
-            verdict(&other, "bw2", 22),
-            HostKeyVerdict::Changed { place: line(1) }
-        );
+        assert_eq!(verdict(&other, "bw2", 22), HostKeyVerdict::Changed { place: line(1) });
         let port = format!("[bw2]:2222\tssh-ed25519\t{ED}");
         assert_eq!(verdict(&port, "bw2", 2222), HostKeyVerdict::Trusted);
         assert_eq!(verdict(&port, "bw2", 22), unknown());
@@ -494,11 +426,7 @@ mod tests {
             ("bw2", true),
             ("w2", false),
         ] {
-            assert_eq!(
-                verdict(&text, host, 22) == HostKeyVerdict::Trusted,
-                good,
-                "{host}"
-            );
+            assert_eq!(verdict(&text, host, 22) == HostKeyVerdict::Trusted, good, "{host}");
         }
         let only_negation = format!("!a ssh-ed25519 {ED}");
         assert_eq!(verdict(&only_negation, "b", 22), unknown());
@@ -510,18 +438,12 @@ mod tests {
     #[test]
     fn markers_win_wherever_they_stand() {
         let text = format!("bw2 ssh-ed25519 {ED}\n@revoked * ssh-ed25519 {ED}\n");
-        assert_eq!(
-            verdict(&text, "bw2", 22),
-            HostKeyVerdict::Revoked { place: line(2) }
-        );
+        assert_eq!(verdict(&text, "bw2", 22), HostKeyVerdict::Revoked { place: line(2) });
         let authority =
             format!("@cert-authority *.net ssh-ed25519 {ED}\n@other x.net ssh-ed25519 {ED}\n");
         assert_eq!(
             verdict(&authority, "x.net", 22),
-            HostKeyVerdict::Unknown {
-                other_types: vec![],
-                cert_authority: Some(line(1))
-            }
+            HostKeyVerdict::Unknown { other_types: vec![], cert_authority: Some(line(1)) }
         );
         assert!(known(&authority, "x.net", 22).key_types().is_empty());
         let mut list = KnownHosts::default();
@@ -536,10 +458,7 @@ mod tests {
     fn several_keys_of_one_host() {
         let both = format!("bw2 ssh-ed25519 {ED2}\nbw2 ssh-ed25519 {ED}\nbw2 future-type AAAA\n");
         assert_eq!(verdict(&both, "bw2", 22), HostKeyVerdict::Trusted);
-        assert_eq!(
-            known(&both, "bw2", 22).key_types(),
-            ["ssh-ed25519", "future-type"]
-        );
+        assert_eq!(known(&both, "bw2", 22).key_types(), ["ssh-ed25519", "future-type"]);
         let other = "bw2 ssh-rsa AAAA\nbw2 ssh-rsa\nbw2\nbw2 ssh-ed25519 !!!\n";
         assert_eq!(
             verdict(other, "bw2", 22),
@@ -556,11 +475,7 @@ mod tests {
         assert_eq!(name.as_str(), "mail");
         let mut known = KnownHosts::default();
         known.read(&format!("mail ssh-ed25519 {ED}"), Path::new("kh"), &name);
-        known.read(
-            &format!("[10.0.0.2]:2222 ssh-rsa {ED2}"),
-            Path::new("kh"),
-            &name,
-        );
+        known.read(&format!("[10.0.0.2]:2222 ssh-rsa {ED2}"), Path::new("kh"), &name);
         assert_eq!(known.key_types(), ["ssh-ed25519"]);
     }
 
@@ -568,11 +483,8 @@ mod tests {
     fn hashed_names_as_ssh_keygen_makes_them() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("kh");
-        std::fs::write(
-            &file,
-            format!("[bw2]:2222 ssh-ed25519 {ED}\nbw3 ssh-ed25519 {ED2}\n"),
-        )
-        .unwrap();
+        std::fs::write(&file, format!("[bw2]:2222 ssh-ed25519 {ED}\nbw3 ssh-ed25519 {ED2}\n"))
+            .unwrap();
         let status = std::process::Command::new("ssh-keygen")
             .args(["-q", "-H", "-f"])
             .arg(&file)
@@ -585,14 +497,8 @@ mod tests {
         assert!(!text.contains("bw2"), "{text}");
         assert_eq!(verdict(&text, "bw2", 2222), HostKeyVerdict::Trusted);
         assert_eq!(verdict(&text, "bw2", 22), unknown());
-        assert_eq!(
-            verdict(&text, "bw3", 22),
-            HostKeyVerdict::Changed { place: line(2) }
-        );
-        assert_eq!(
-            verdict("|1|x|y ssh-ed25519 AAAA\n|1|\n", "x", 22),
-            unknown()
-        );
+        assert_eq!(verdict(&text, "bw3", 22), HostKeyVerdict::Changed { place: line(2) });
+        assert_eq!(verdict("|1|x|y ssh-ed25519 AAAA\n|1|\n", "x", 22), unknown());
     }
 
     #[test]
@@ -606,15 +512,9 @@ mod tests {
         append(&file, &name3, true, "ssh-ed25519", &bytes(ED2)).unwrap();
         let files = [file.clone(), dir.path().join("missing")];
         let known = KnownHosts::load(&files, &name).unwrap();
-        assert_eq!(
-            known.check("ssh-ed25519", &bytes(ED)),
-            HostKeyVerdict::Trusted
-        );
+        assert_eq!(known.check("ssh-ed25519", &bytes(ED)), HostKeyVerdict::Trusted);
         let known = KnownHosts::load(&files, &name3).unwrap();
-        assert_eq!(
-            known.check("ssh-ed25519", &bytes(ED2)),
-            HostKeyVerdict::Trusted
-        );
+        assert_eq!(known.check("ssh-ed25519", &bytes(ED2)), HostKeyVerdict::Trusted);
         assert_eq!(std::fs::read_to_string(&file).unwrap().lines().count(), 2);
         for host in ["[bw2]:2222", "bw3"] {
             let found = std::process::Command::new("ssh-keygen")
@@ -631,11 +531,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let error = KnownHosts::load(&[dir.path().to_owned()], &LookupName::new("a", 22, None))
             .unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .starts_with("cannot read the known hosts in")
-        );
+        assert!(error.to_string().starts_with("cannot read the known hosts in"));
     }
 
     #[test]
@@ -646,10 +542,7 @@ mod tests {
             "effcdf6ae5eb2fa2d27416d5f184df9c259a7c79"
         );
         assert_eq!(
-            hex(hmac_sha1(
-                &[0xaa; 80],
-                b"Test Using Larger Than Block-Size Key - Hash Key First"
-            )),
+            hex(hmac_sha1(&[0xaa; 80], b"Test Using Larger Than Block-Size Key - Hash Key First")),
             "aa4ae5e15272d00e95705637ce8a3b55ed402112"
         );
     }

@@ -92,10 +92,7 @@ fn passwd_entry() -> (Option<String>, Option<PathBuf>) {
     }
     // SAFETY: on success both point to terminated strings inside `buffer`, which is still alive.
     let (name, home) = unsafe { (CStr::from_ptr(entry.pw_name), CStr::from_ptr(entry.pw_dir)) };
-    (
-        name.to_str().ok().map(str::to_owned),
-        Some(PathBuf::from(OsStr::from_bytes(home.to_bytes()))),
-    )
+    (name.to_str().ok().map(str::to_owned), Some(PathBuf::from(OsStr::from_bytes(home.to_bytes()))))
 }
 
 #[cfg(test)]

@@ -57,10 +57,7 @@ pub struct ExecOptions {
 
 impl Default for ExecOptions {
     fn default() -> Self {
-        ExecOptions {
-            stdout_budget: 16 << 20,
-            when_full: WhenFull::Stall,
-        }
+        ExecOptions { stdout_budget: 16 << 20, when_full: WhenFull::Stall }
     }
 }
 
@@ -121,12 +118,7 @@ pub struct RemoteOutput {
 impl RemoteProcess {
     /// Closes the standard input and collects the output, of which `limit` bytes are allowed.
     pub async fn output(self, limit: usize) -> Result<RemoteOutput, TransportError> {
-        let RemoteProcess {
-            stdin,
-            mut stdout,
-            stderr,
-            mut exit,
-        } = self;
+        let RemoteProcess { stdin, mut stdout, stderr, mut exit } = self;
         // A command that is already gone does not mind.
         let _ = stdin.finish().await;
         let mut collected = Vec::new();
@@ -140,11 +132,7 @@ impl RemoteProcess {
             collected.extend_from_slice(&piece);
         }
         let status = exit.wait().await?;
-        Ok(RemoteOutput {
-            stdout: collected,
-            stderr: stderr.text(),
-            status,
-        })
+        Ok(RemoteOutput { stdout: collected, stderr: stderr.text(), status })
     }
 }
 
@@ -220,14 +208,11 @@ impl ChannelParts {
 
     fn error_of(&self, end: &End) -> TransportError {
         match end {
-            End::Exited(_) => TransportError::ProcessEnded {
-                at: self.connection.at.clone(),
-            },
+            End::Exited(_) => TransportError::ProcessEnded { at: self.connection.at.clone() },
             End::Lost => self.lost(),
-            End::Overrun => TransportError::Overrun {
-                at: self.connection.at.clone(),
-                limit: self.limit,
-            },
+            End::Overrun => {
+                TransportError::Overrun { at: self.connection.at.clone(), limit: self.limit }
+            }
         }
     }
 
@@ -259,9 +244,7 @@ fn take_apart(
     channel: russh::Channel<Msg>,
     options: &ExecOptions,
 ) -> (RemoteProcess, oneshot::Receiver<bool>) {
-    let limit = options
-        .stdout_budget
-        .clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
+    let limit = options.stdout_budget.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
     let (read, write) = channel.split();
     let write = Arc::new(write);
     let (queue, pieces) = mpsc::unbounded_channel();
@@ -293,17 +276,8 @@ fn take_apart(
         _wanted: wanted,
     });
     let process = RemoteProcess {
-        stdin: ProcessStdin {
-            channel: channel.clone(),
-            sending: None,
-            finished: false,
-        },
-        stdout: ProcessStdout {
-            channel: channel.clone(),
-            pieces,
-            current: None,
-            ended: None,
-        },
+        stdin: ProcessStdin { channel: channel.clone(), sending: None, finished: false },
+        stdout: ProcessStdout { channel: channel.clone(), pieces, current: None, ended: None },
         stderr,
         exit: ProcessExit { channel },
     };
@@ -322,15 +296,9 @@ pub(super) struct TunnelStream {
 
 impl TunnelStream {
     pub(super) fn new(connection: Arc<Connection>, channel: russh::Channel<Msg>) -> Self {
-        let options = ExecOptions {
-            stdout_budget: usize::MAX,
-            when_full: WhenFull::Stall,
-        };
+        let options = ExecOptions { stdout_budget: usize::MAX, when_full: WhenFull::Stall };
         let (process, _) = take_apart(connection, channel, &options);
-        TunnelStream {
-            stdin: process.stdin,
-            stdout: process.stdout,
-        }
+        TunnelStream { stdin: process.stdin, stdout: process.stdout }
     }
 }
 
@@ -370,13 +338,7 @@ pub(super) async fn start(
     options: &ExecOptions,
 ) -> Result<RemoteProcess, TransportError> {
     let (process, started) = take_apart(connection.clone(), channel, options);
-    process
-        .stdin
-        .channel
-        .write
-        .exec(true, command)
-        .await
-        .map_err(|_| connection.lost())?;
+    process.stdin.channel.write.exec(true, command).await.map_err(|_| connection.lost())?;
     match tokio::time::timeout(connection.answer_limit, started).await {
         Ok(Ok(true)) => {}
         Ok(Ok(false)) => {
@@ -529,11 +491,7 @@ impl ProcessStdin {
     pub async fn finish(mut self) -> Result<(), TransportError> {
         self.settle().await?;
         self.finished = true;
-        self.channel
-            .write
-            .eof()
-            .await
-            .map_err(|_| self.channel.lost())
+        self.channel.write.eof().await.map_err(|_| self.channel.lost())
     }
 
     /// Waits for a piece that `AsyncWrite` has left on its way.
@@ -588,9 +546,8 @@ impl AsyncWrite for ProcessStdin {
         }
         self.finished = true;
         let channel = self.channel.clone();
-        self.sending = Some(Box::pin(async move {
-            channel.write.eof().await.map_err(|_| channel.lost())
-        }));
+        self.sending =
+            Some(Box::pin(async move { channel.write.eof().await.map_err(|_| channel.lost()) }));
         self.poll_settle(cx).map_err(to_io)
     }
 }
@@ -663,11 +620,7 @@ impl AsyncRead for ProcessStdout {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        while self
-            .current
-            .as_ref()
-            .is_none_or(|(bytes, _)| bytes.is_empty())
-        {
+        while self.current.as_ref().is_none_or(|(bytes, _)| bytes.is_empty()) {
             self.current = ready!(self.poll_piece(cx)).map_err(to_io)?;
             if self.current.is_none() {
                 return Poll::Ready(Ok(()));
@@ -724,10 +677,7 @@ mod tests {
         tail.push(&vec![b'x'; STDERR_TAIL - 3]);
         tail.push(b"\x1b[2Jend");
         let text = tail.text();
-        assert!(
-            text.starts_with("[10 bytes before this are not kept]\nxxx"),
-            "{text:.60}"
-        );
+        assert!(text.starts_with("[10 bytes before this are not kept]\nxxx"), "{text:.60}");
         assert!(text.ends_with("x\\x1b[2Jend"));
         tail.push(&vec![b'y'; 3 * STDERR_TAIL]);
         assert_eq!(tail.0.lock().unwrap().bytes.len(), STDERR_TAIL);

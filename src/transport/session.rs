@@ -42,18 +42,13 @@ pub(super) struct Connection {
 impl Connection {
     /// The error for a connection that is gone.
     pub(super) fn lost(&self) -> TransportError {
-        TransportError::Disconnected {
-            at: self.at.clone(),
-            reason: self.fate.describe(),
-        }
+        TransportError::Disconnected { at: self.at.clone(), reason: self.fate.describe() }
     }
 }
 
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Session")
-            .field("at", &self.connection.at)
-            .finish_non_exhaustive()
+        f.debug_struct("Session").field("at", &self.connection.at).finish_non_exhaustive()
     }
 }
 
@@ -94,13 +89,13 @@ impl Session {
         let fate = Arc::new(Fate::default());
         let (mut handle, guard) = shake_hands(&host, options, policy, route, fate.clone()).await?;
         let authenticating = auth::authenticate(&mut handle, &host, &fate);
-        tokio::time::timeout(options.auth_timeout, authenticating)
-            .await
-            .map_err(|_| TransportError::Timeout {
+        tokio::time::timeout(options.auth_timeout, authenticating).await.map_err(|_| {
+            TransportError::Timeout {
                 at: at.clone(),
                 doing: "authenticating (does an agent wait for its user?)",
                 limit: options.auth_timeout,
-            })??;
+            }
+        })??;
         tracing::debug!("connected to {at}");
         Ok(Session {
             connection: Arc::new(Connection {
@@ -141,18 +136,10 @@ impl Session {
             return Err(TransportError::BadCommand { reason: "no name" });
         }
         if words.iter().any(|word| word.as_ref().contains('\0')) {
-            return Err(TransportError::BadCommand {
-                reason: "a zero byte in it",
-            });
+            return Err(TransportError::BadCommand { reason: "a zero byte in it" });
         }
         let channel = self.open_channel("open another channel").await?;
-        process::start(
-            self.connection.clone(),
-            channel,
-            join_quoted(words),
-            options,
-        )
-        .await
+        process::start(self.connection.clone(), channel, join_quoted(words), options).await
     }
 
     /// Runs a command without input to its end and collects at most `limit` bytes of output.
@@ -186,10 +173,7 @@ impl Session {
 
     /// Says good-bye to the server.  Processes that still run are cut off.
     pub async fn close(self) {
-        let goodbye = self
-            .connection
-            .handle
-            .disconnect(Disconnect::ByApplication, "done", "en");
+        let goodbye = self.connection.handle.disconnect(Disconnect::ByApplication, "done", "en");
         // Only politeness: the connection is dropped right after in any case.
         if tokio::time::timeout(Duration::from_secs(1), goodbye)
             .await
@@ -259,12 +243,10 @@ impl Session {
         asking: impl Future<Output = T>,
     ) -> Result<T, TransportError> {
         let limit = self.connection.answer_limit;
-        tokio::time::timeout(limit, asking)
-            .await
-            .map_err(|_| TransportError::Timeout {
-                at: self.connection.at.clone(),
-                doing,
-                limit,
-            })
+        tokio::time::timeout(limit, asking).await.map_err(|_| TransportError::Timeout {
+            at: self.connection.at.clone(),
+            doing,
+            limit,
+        })
     }
 }

@@ -97,11 +97,7 @@ impl ResolvedHost {
             self.hostname.clone()
         };
         let full = format!("{}@{host}:{}", self.user, self.port);
-        if self.alias == self.hostname {
-            full
-        } else {
-            format!("{} ({full})", self.alias)
-        }
+        if self.alias == self.hostname { full } else { format!("{} ({full})", self.alias) }
     }
 
     /// The name the host has in known_hosts files.
@@ -112,21 +108,12 @@ impl ResolvedHost {
 
     /// What holds without any configuration.
     fn defaults(destination: &Destination, options: &ConnectOptions) -> Self {
-        let in_ssh = |name: &str| {
-            options
-                .home
-                .as_ref()
-                .map(|home| home.join(".ssh").join(name))
-        };
+        let in_ssh = |name: &str| options.home.as_ref().map(|home| home.join(".ssh").join(name));
         ResolvedHost {
             alias: destination.host().to_owned(),
             hostname: destination.host().to_owned(),
             port: destination.port().unwrap_or(22),
-            user: destination
-                .user()
-                .or(options.local_user.as_deref())
-                .unwrap_or("root")
-                .to_owned(),
+            user: destination.user().or(options.local_user.as_deref()).unwrap_or("root").to_owned(),
             identity_files: ["id_rsa", "id_ecdsa", "id_ed25519"]
                 .into_iter()
                 .filter_map(in_ssh)
@@ -203,10 +190,8 @@ pub async fn resolve(
     let Some(program) = &options.ssh_program else {
         return Ok(ResolvedHost::defaults(destination, options));
     };
-    let failed = |reason: String| TransportError::Config {
-        host: destination.host().to_owned(),
-        reason,
-    };
+    let failed =
+        |reason: String| TransportError::Config { host: destination.host().to_owned(), reason };
     let mut command = tokio::process::Command::new(program);
     if let Some(config) = &options.ssh_config {
         command.arg("-F").arg(config);
@@ -247,11 +232,7 @@ pub async fn resolve(
         }
     };
     if !output.status.success() {
-        return Err(failed(format!(
-            "{} ({})",
-            one_line(&output.stderr, 300),
-            output.status
-        )));
+        return Err(failed(format!("{} ({})", one_line(&output.stderr, 300), output.status)));
     }
     let text = String::from_utf8_lossy(&output.stdout);
     read_settings(&text, destination, options).map_err(failed)
@@ -380,11 +361,8 @@ fn read_jumps(text: &str) -> Result<Vec<Destination>, String> {
     text.split(',')
         .map(|hop| {
             let hop = hop.trim();
-            let url = if hop.starts_with("ssh://") {
-                hop.to_owned()
-            } else {
-                format!("ssh://{hop}")
-            };
+            let url =
+                if hop.starts_with("ssh://") { hop.to_owned() } else { format!("ssh://{hop}") };
             Destination::parse(&url).map_err(|error| format!("ProxyJump: {error}"))
         })
         .collect()
@@ -437,14 +415,8 @@ mod tests {
         .unwrap();
         assert_eq!(host.at(), "bw2 (root@10.0.0.2:2222)");
         assert_eq!(host.lookup_name().as_str(), "al");
-        assert_eq!(
-            host.identity_files,
-            ["/home/joe/.ssh/id_root", "/k/a b"].map(PathBuf::from)
-        );
-        assert_eq!(
-            host.user_known_hosts,
-            ["/h/kh", "/h/kh 2"].map(PathBuf::from)
-        );
+        assert_eq!(host.identity_files, ["/home/joe/.ssh/id_root", "/k/a b"].map(PathBuf::from));
+        assert_eq!(host.user_known_hosts, ["/h/kh", "/h/kh 2"].map(PathBuf::from));
         assert!(host.global_known_hosts.is_empty());
         assert_eq!(host.strict, StrictHostKey::AcceptNew);
         assert_eq!(host.connect_timeout, Some(Duration::from_secs(7)));
@@ -462,16 +434,10 @@ mod tests {
             "hostname 10.0.0.2\nport 24\nuser u\nproxycommand nc -X 5 %h %p %r %n 100%%\n",
         )
         .unwrap();
-        assert_eq!(
-            host.proxy,
-            Proxy::Command("nc -X 5 10.0.0.2 24 u bw2 100%".to_owned())
-        );
+        assert_eq!(host.proxy, Proxy::Command("nc -X 5 10.0.0.2 24 u bw2 100%".to_owned()));
         assert!(settings("proxycommand nc %Q\n").is_err());
         assert!(settings("proxycommand nc %").is_err());
-        assert_eq!(
-            settings("proxycommand none\nproxyjump none").unwrap().proxy,
-            Proxy::Direct
-        );
+        assert_eq!(settings("proxycommand none\nproxyjump none").unwrap().proxy, Proxy::Direct);
     }
 
     #[test]
@@ -496,10 +462,7 @@ mod tests {
         assert_eq!(host.strict, StrictHostKey::Yes);
         assert_eq!(host.identity_agent, Some(PathBuf::from("/run/agent")));
         let host = settings("identityagent none\nstricthostkeychecking false").unwrap();
-        assert_eq!(
-            (host.identity_agent, host.strict),
-            (None, StrictHostKey::No)
-        );
+        assert_eq!((host.identity_agent, host.strict), (None, StrictHostKey::No));
     }
 
     #[tokio::test]
@@ -512,24 +475,12 @@ mod tests {
              Host hop\n  ProxyJump a,b:23\n",
         )
         .unwrap();
-        let options = ConnectOptions {
-            ssh_config: Some(config.clone()),
-            ..options()
-        };
+        let options = ConnectOptions { ssh_config: Some(config.clone()), ..options() };
         let resolve_text =
             async |text: &str| resolve(&Destination::parse(text).unwrap(), &options).await;
-        assert_eq!(
-            resolve_text("other").await.unwrap().at(),
-            "other (u1@127.0.0.9:2201)"
-        );
-        assert_eq!(
-            resolve_text("u2@other").await.unwrap().at(),
-            "other (u2@127.0.0.9:2202)"
-        );
-        assert_eq!(
-            resolve_text("ssh://other:7").await.unwrap().at(),
-            "other (u1@127.0.0.9:7)"
-        );
+        assert_eq!(resolve_text("other").await.unwrap().at(), "other (u1@127.0.0.9:2201)");
+        assert_eq!(resolve_text("u2@other").await.unwrap().at(), "other (u2@127.0.0.9:2202)");
+        assert_eq!(resolve_text("ssh://other:7").await.unwrap().at(), "other (u1@127.0.0.9:7)");
         assert_eq!(resolve_text("[::1]").await.unwrap().hostname, "::1");
         assert!(
             matches!(resolve_text("hop").await.unwrap().proxy, Proxy::Jump(hops) if hops.len() == 2)
@@ -551,14 +502,8 @@ mod tests {
         };
         let destination = Destination::parse("bw2").unwrap();
         let error = resolve(&destination, &options).await.unwrap_err();
-        assert!(
-            error.to_string().contains("took more than 0.3 s"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("took more than 0.3 s"), "{error}");
         options.ssh_program = Some(PathBuf::from("no-such-ssh-program"));
-        assert_eq!(
-            resolve(&destination, &options).await.unwrap().at(),
-            "joe@bw2:22"
-        );
+        assert_eq!(resolve(&destination, &options).await.unwrap().at(), "joe@bw2:22");
     }
 }

@@ -23,11 +23,7 @@ pub fn quote(word: &str) -> String {
 /// Joins the words of a command, each quoted, with single spaces.
 #[must_use]
 pub fn join_quoted<S: AsRef<str>>(words: &[S]) -> String {
-    words
-        .iter()
-        .map(|word| quote(word.as_ref()))
-        .collect::<Vec<_>>()
-        .join(" ")
+    words.iter().map(|word| quote(word.as_ref())).collect::<Vec<_>>().join(" ")
 }
 
 /// Splits what [`join_quoted`] made, and refuses everything else.
@@ -87,12 +83,8 @@ pub fn neutralise(bytes: &[u8]) -> String {
 /// Makes foreign text safe, on one line and at most `limit` characters long.
 pub(super) fn one_line(bytes: &[u8], limit: usize) -> String {
     let safe = neutralise(bytes);
-    let joined = safe
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .collect::<Vec<_>>()
-        .join("; ");
+    let joined =
+        safe.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
     if joined.chars().count() <= limit {
         joined
     } else {
@@ -102,10 +94,7 @@ pub(super) fn one_line(bytes: &[u8], limit: usize) -> String {
 
 /// Gives random hexadecimal text, `bytes` bytes worth.
 pub(super) fn random_hex(bytes: usize) -> std::io::Result<String> {
-    Ok(random_bytes(bytes)?
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect())
+    Ok(random_bytes(bytes)?.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Gives random bytes from the kernel.
@@ -132,13 +121,8 @@ mod tests {
 
     #[test]
     fn splits_only_its_own_quoting() {
-        assert_eq!(
-            split_quoted("'a' 'b c'"),
-            Some(vec!["a".to_owned(), "b c".to_owned()])
-        );
-        for wrong in [
-            "", "a", "'a", "'a' ", "'a'  'b'", "'a';'b'", "'a'b", "'a'\\''", "'a' 'b",
-        ] {
+        assert_eq!(split_quoted("'a' 'b c'"), Some(vec!["a".to_owned(), "b c".to_owned()]));
+        for wrong in ["", "a", "'a", "'a' ", "'a'  'b'", "'a';'b'", "'a'b", "'a'\\''", "'a' 'b"] {
             assert_eq!(split_quoted(wrong), None, "{wrong:?}");
         }
     }
@@ -157,29 +141,10 @@ mod tests {
 
     #[test]
     fn a_real_shell_agrees_with_the_quoting() {
-        let words = [
-            "a b",
-            "'",
-            "$HOME",
-            "`id`",
-            "\\",
-            "*",
-            "\n",
-            "",
-            "-n",
-            "é\u{1b}[",
-        ];
+        let words = ["a b", "'", "$HOME", "`id`", "\\", "*", "\n", "", "-n", "é\u{1b}["];
         let command = format!("printf '%s\\0' {}", join_quoted(&words));
-        let output = std::process::Command::new("sh")
-            .arg("-c")
-            .arg(&command)
-            .output()
-            .unwrap();
-        let seen: Vec<_> = output
-            .stdout
-            .split(|byte| *byte == 0)
-            .map(<[u8]>::to_vec)
-            .collect();
+        let output = std::process::Command::new("sh").arg("-c").arg(&command).output().unwrap();
+        let seen: Vec<_> = output.stdout.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect();
         let mut wanted: Vec<_> = words.iter().map(|word| word.as_bytes().to_vec()).collect();
         wanted.push(Vec::new());
         assert_eq!(seen, wanted);
@@ -187,14 +152,8 @@ mod tests {
 
     #[test]
     fn escapes_are_shown_not_obeyed() {
-        assert_eq!(
-            neutralise(b"a\x1b[31mb\r\nc\rd\te\x7f"),
-            "a\\x1b[31mb\nc\\x0dd\te\\x7f"
-        );
-        assert_eq!(
-            neutralise("x\u{202e}y\u{9b}".as_bytes()),
-            "x\\u{202e}y\\u{9b}"
-        );
+        assert_eq!(neutralise(b"a\x1b[31mb\r\nc\rd\te\x7f"), "a\\x1b[31mb\nc\\x0dd\te\\x7f");
+        assert_eq!(neutralise("x\u{202e}y\u{9b}".as_bytes()), "x\\u{202e}y\\u{9b}");
         assert_eq!(one_line(b"one\n\n two\n", 80), "one; two");
         assert_eq!(one_line(b"abcdef", 3), "abc...");
     }

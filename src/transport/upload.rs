@@ -41,11 +41,7 @@ pub async fn upload(
     remote: &str,
     mode: u32,
 ) -> Result<UploadReport, TransportError> {
-    let task = Upload {
-        session,
-        local,
-        remote,
-    };
+    let task = Upload { session, local, remote };
     let Some((directory, name)) = remote.rsplit_once('/') else {
         return Err(task.failed("the remote path is not absolute"));
     };
@@ -54,29 +50,20 @@ pub async fn upload(
         return Err(task.failed("the remote path is not the absolute path of a file"));
     }
     let content = task.read_local().await?;
-    let sha256: String = HashAlg::Sha256
-        .digest(&content)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let sha256: String =
+        HashAlg::Sha256.digest(&content).iter().map(|byte| format!("{byte:02x}")).collect();
     let random = random_hex(8).map_err(|error| task.failed(&error.to_string()))?;
     let temporary = format!("{directory}/.{name}.{random}.tmp");
 
     let sftp = task.open_sftp().await?;
-    let result = task
-        .put(&sftp, &content, &sha256, &temporary, mode & 0o777)
-        .await;
+    let result = task.put(&sftp, &content, &sha256, &temporary, mode & 0o777).await;
     if result.is_err() {
         // Best effort: the name is random and ours.
         let _ = sftp.remove_file(temporary).await;
     }
     let _ = sftp.close().await;
     let hash_checked = result?;
-    Ok(UploadReport {
-        size_bytes: content.len() as u64,
-        sha256,
-        hash_checked,
-    })
+    Ok(UploadReport { size_bytes: content.len() as u64, sha256, hash_checked })
 }
 
 struct Upload<'a> {
@@ -104,23 +91,15 @@ impl Upload<'_> {
             }
             std::fs::read(&local)
         });
-        reading
-            .await
-            .map_err(|error| self.failed(&error.to_string()))?
-            .map_err(|source| TransportError::File {
-                verb: "read",
-                path: self.local.to_owned(),
-                source,
-            })
+        reading.await.map_err(|error| self.failed(&error.to_string()))?.map_err(|source| {
+            TransportError::File { verb: "read", path: self.local.to_owned(), source }
+        })
     }
 
     async fn open_sftp(&self) -> Result<SftpSession, TransportError> {
         let mut channel = self.session.open_channel("open a channel for sftp").await?;
         let connection = self.session.connection();
-        channel
-            .request_subsystem(true, "sftp")
-            .await
-            .map_err(|_| connection.lost())?;
+        channel.request_subsystem(true, "sftp").await.map_err(|_| connection.lost())?;
         // into_stream() would take a refusal for silence.
         let answer = async {
             loop {
@@ -159,10 +138,7 @@ impl Upload<'_> {
             self.failed(&format!("{doing} {temporary}: {error}"))
         };
         sftp.set_timeout(60);
-        let private = FileAttributes {
-            permissions: Some(0o600),
-            ..FileAttributes::empty()
-        };
+        let private = FileAttributes { permissions: Some(0o600), ..FileAttributes::empty() };
         let mut file = sftp
             .open_with_flags_and_attributes(
                 temporary,
@@ -171,33 +147,18 @@ impl Upload<'_> {
             )
             .await
             .map_err(|error| failed("cannot create", &error))?;
-        file.write_all(content)
+        file.write_all(content).await.map_err(|error| failed("cannot write", &error))?;
+        file.flush().await.map_err(|error| failed("cannot write", &error))?;
+        file.set_metadata(FileAttributes { permissions: Some(mode), ..FileAttributes::empty() })
             .await
-            .map_err(|error| failed("cannot write", &error))?;
-        file.flush()
-            .await
-            .map_err(|error| failed("cannot write", &error))?;
-        file.set_metadata(FileAttributes {
-            permissions: Some(mode),
-            ..FileAttributes::empty()
-        })
-        .await
-        .map_err(|error| failed("cannot set the permissions of", &error))?;
-        file.sync_all()
-            .await
-            .map_err(|error| failed("cannot sync", &error))?;
-        let size = file
-            .metadata()
-            .await
-            .map_err(|error| failed("cannot look at", &error))?
-            .size;
+            .map_err(|error| failed("cannot set the permissions of", &error))?;
+        file.sync_all().await.map_err(|error| failed("cannot sync", &error))?;
+        let size = file.metadata().await.map_err(|error| failed("cannot look at", &error))?.size;
         if size != Some(content.len() as u64) {
             let reason = format!("{size:?} bytes in place of {}", content.len());
             return Err(failed("what arrived is wrong in", &reason));
         }
-        file.close()
-            .await
-            .map_err(|error| failed("cannot close", &error))?;
+        file.close().await.map_err(|error| failed("cannot close", &error))?;
 
         let hash_checked = match self.remote_hash(temporary).await? {
             Some(found) if found == sha256 => true,
@@ -235,10 +196,7 @@ impl Upload<'_> {
         }
         let text = String::from_utf8_lossy(&output.stdout);
         // A backslash at the begin means that the name after the hash is escaped.
-        let hash = text
-            .split_ascii_whitespace()
-            .next()
-            .map(|hash| hash.trim_start_matches('\\'));
+        let hash = text.split_ascii_whitespace().next().map(|hash| hash.trim_start_matches('\\'));
         Ok(hash
             .filter(|hash| hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit()))
             .map(str::to_owned))
@@ -263,12 +221,8 @@ impl Upload<'_> {
             Ok(Ok(output)) if output.status.success() => Ok(()),
             Ok(Err(TransportError::Refused { .. })) => {
                 // No commands here: the old file goes away a moment before the new one comes.
-                sftp.remove_file(self.remote)
-                    .await
-                    .map_err(|error| failed(&error))?;
-                sftp.rename(temporary, self.remote)
-                    .await
-                    .map_err(|error| failed(&error))
+                sftp.remove_file(self.remote).await.map_err(|error| failed(&error))?;
+                sftp.rename(temporary, self.remote).await.map_err(|error| failed(&error))
             }
             Ok(Ok(output)) => Err(failed(&format!("mv: {}, {}", output.status, output.stderr))),
             Ok(Err(error)) => Err(error),
