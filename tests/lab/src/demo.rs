@@ -336,3 +336,43 @@ fn judge_serving(verdict: &mut Verdict, source: &Host, target: &Host) -> Result<
 fn megabytes(bytes: u64) -> f64 {
     bytes as f64 / 1e6
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lab::fingerprint::Message;
+
+    /// A look that found that many messages in INBOX and one in another folder.
+    fn look(inbox: u64) -> Observation {
+        let folders = [("INBOX", inbox), ("INBOX.a", 1)];
+        let counted = folders.map(|(name, count)| (name.to_owned(), Some(count)));
+        Observation::Mailboxes(BTreeMap::from(counted))
+    }
+
+    fn kept(looks: &[Observation]) -> bool {
+        let mut before = Fingerprint::default();
+        for (name, count) in [("INBOX", 2), ("INBOX.a", 1)] {
+            let mailbox = before.own.mailboxes.entry(name.to_owned()).or_default();
+            mailbox.messages.extend((1..=count).map(|uid| (uid, Message::default())));
+        }
+        let step = |found: &Observation| Step {
+            found: found.clone(),
+            first: Duration::ZERO,
+            last: Duration::ZERO,
+            times: 1,
+        };
+        let mut verdict = Verdict::default();
+        judge_watch(&mut verdict, &looks.iter().map(step).collect::<Vec<_>>(), &before);
+        verdict.kept()
+    }
+
+    #[test]
+    fn the_whole_may_grow_but_no_part_of_it_may_be_seen() {
+        let none = Observation::Mailboxes(BTreeMap::new());
+        assert!(kept(&[none.clone(), look(2), look(5)]));
+        assert!(!kept(&[none.clone(), look(1), look(2)]));
+        assert!(!kept(&[none.clone(), look(2), none.clone()]));
+        assert!(!kept(&[none]));
+        assert!(!kept(&[look(2)]));
+    }
+}
