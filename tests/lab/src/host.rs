@@ -34,9 +34,7 @@ impl Host {
         let ip = match usual {
             Some((_, ip)) => (*ip).to_owned(),
             None => {
-                let lab = std::env::var("MBCOPY_LAB");
-                let lab = lab.unwrap_or_else(|_| "/var/tmp/mbcopy-lab".to_owned());
-                match std::fs::read_to_string(format!("{lab}/hosts/{name}/ip")) {
+                match std::fs::read_to_string(state_dir().join("hosts").join(&name).join("ip")) {
                     Ok(ip) => ip.trim().to_owned(),
                     Err(_) => name.clone(),
                 }
@@ -53,6 +51,12 @@ impl Host {
     /// The host's address in the lab's network.
     pub fn ip(&self) -> &str {
         &self.ip
+    }
+
+    /// The directory, outside the host, of its Cyrus data: `lib`, `spool` and `sieve` in it are
+    /// mounted in the host, so they must stay; what they hold may change while Cyrus is stopped.
+    pub fn data(&self) -> PathBuf {
+        state_dir().join("hosts").join(&self.name).join("data")
     }
 
     /// Starts the host with its Cyrus server; returns when clients can log in, which can take some
@@ -272,6 +276,11 @@ impl std::fmt::Display for Host {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.name)
     }
+}
+
+/// Where `lab.sh` keeps everything.
+pub fn state_dir() -> PathBuf {
+    std::env::var_os("MBCOPY_LAB").map_or_else(|| "/var/tmp/mbcopy-lab".into(), PathBuf::from)
 }
 
 /// `lab.sh`, which lies beside this crate's manifest; `$MBCOPY_LAB_SH` names another one.

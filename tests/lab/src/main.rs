@@ -1,4 +1,7 @@
-//! The lab's clients by hand.
+//! The lab's clients by hand, the demonstration, the measurements.
+
+mod bench;
+mod demo;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -52,6 +55,11 @@ enum Command {
         #[arg(long, default_value_t = 10)]
         pause: u64,
     },
+    /// Moves a user while clients work and mail arrives, and checks all that mbcopy promises;
+    /// exits with 1 if anything is not as promised. What the two hosts hold is lost.
+    Demo(demo::DemoArgs),
+    /// Measures push beside rsync, XFER and sync_client. What the two hosts hold is lost.
+    Bench(bench::BenchArgs),
     /// Delivers a message from a file by LMTP.
     Deliver {
         host: String,
@@ -177,6 +185,8 @@ fn main() -> Result<ExitCode> {
             during,
             pause,
         } => return work(&host, &user, &during, Duration::from_millis(pause)),
+        Command::Demo(args) => return demo::run(&args),
+        Command::Bench(args) => bench::run(&args)?,
         Command::Deliver {
             host,
             recipient,

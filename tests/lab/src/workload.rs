@@ -54,6 +54,17 @@ impl Route {
         }
     }
 
+    /// A route in a file on `host`, where the user lives, and the shell command that makes it
+    /// follow a move: to be mbcopy's route command there.
+    pub fn commanded(user: &str, host: &Host) -> Result<(Route, String)> {
+        let file = "/var/lib/cyrus/route.map";
+        let route = Route::file(user, host.root()?.join(file.trim_start_matches('/')));
+        route.set(host.name())?;
+        let command =
+            format!(r#"sed -i "s/^$MBCOPY_USER .*/$MBCOPY_USER $MBCOPY_NEW_SERVER/" {file}"#);
+        Ok((route, command))
+    }
+
     /// Whose route it is.
     pub fn user(&self) -> &str {
         &self.user
