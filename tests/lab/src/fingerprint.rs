@@ -40,10 +40,7 @@ impl Default for Take {
 impl Take {
     /// Everything, including the views of these other users.
     pub fn with_others(others: &[&str]) -> Take {
-        Take {
-            others: others.iter().map(|user| (*user).to_owned()).collect(),
-            ..Take::default()
-        }
+        Take { others: others.iter().map(|user| (*user).to_owned()).collect(), ..Take::default() }
     }
 }
 
@@ -266,13 +263,7 @@ impl<'a> Look<'a> {
             .and_then(|list| list.get(2))
             .context("no hierarchy separator")?
             .to_string();
-        Ok(Look {
-            take,
-            user,
-            imap,
-            separator,
-            errors: Vec::new(),
-        })
+        Ok(Look { take, user, imap, separator, errors: Vec::new() })
     }
 
     fn finish(self, print: &mut Fingerprint) {
@@ -287,8 +278,7 @@ impl<'a> Look<'a> {
         if !reply.tagged.is_ok() {
             let status = reply.tagged.clone();
             let command = readable(&command);
-            self.errors
-                .push(format!("{}: {}", self.user, Refused { command, status }));
+            self.errors.push(format!("{}: {}", self.user, Refused { command, status }));
         }
         Ok(reply)
     }
@@ -337,10 +327,7 @@ impl<'a> Look<'a> {
 
     fn mailbox(&mut self, name: &str, attributes: BTreeSet<String>) -> Result<Mailbox> {
         let quoted = quote(name);
-        let mut mailbox = Mailbox {
-            attributes,
-            ..Mailbox::default()
-        };
+        let mut mailbox = Mailbox { attributes, ..Mailbox::default() };
         let unreal = |attribute: &String| {
             ["\\noselect", "\\nonexistent"].contains(&attribute.to_ascii_lowercase().as_str())
         };
@@ -356,23 +343,14 @@ impl<'a> Look<'a> {
         let reply = self.ask(&[b"GETQUOTAROOT", &quoted])?;
         for quota in reply.of("QUOTA") {
             if let [_, root, usage, ..] = quota {
-                mailbox
-                    .quota
-                    .insert(unmutf7(&root.to_string()), usage.to_string());
+                mailbox.quota.insert(unmutf7(&root.to_string()), usage.to_string());
             }
         }
-        let size = if self.imap.can("STATUS=SIZE") {
-            " SIZE"
-        } else {
-            ""
-        };
+        let size = if self.imap.can("STATUS=SIZE") { " SIZE" } else { "" };
         let items = format!("(MESSAGES UIDNEXT UIDVALIDITY UNSEEN HIGHESTMODSEQ{size})");
         let reply = self.ask(&[b"STATUS", &quoted, items.as_bytes()])?;
         if let Some([_, _, items, ..]) = reply.of("STATUS").next() {
-            mailbox.status = items
-                .pairs()
-                .map(|(key, value)| (key, value.to_string()))
-                .collect();
+            mailbox.status = items.pairs().map(|(key, value)| (key, value.to_string())).collect();
         }
         mailbox.metadata = self.metadata(&quoted, &["/private", "/shared"])?;
         if mailbox.rights.contains('r') {
@@ -412,10 +390,7 @@ impl<'a> Look<'a> {
         for (capability, item) in [
             ("SAVEDATE", " SAVEDATE"),
             ("OBJECTID", " EMAILID"),
-            (
-                "ANNOTATE-EXPERIMENT",
-                " ANNOTATION (/* (value.priv value.shared))",
-            ),
+            ("ANNOTATE-EXPERIMENT", " ANNOTATION (/* (value.priv value.shared))"),
         ] {
             if self.imap.can(capability) {
                 items.push_str(item);
@@ -428,42 +403,36 @@ impl<'a> Look<'a> {
         });
         let errors = &mut self.errors;
         let user = self.user;
-        let tagged = self
-            .imap
-            .stream(format!("UID FETCH 1:* ({items})"), |untagged| {
-                match untagged {
-                    Untagged::Data(values) => {
-                        if let [_, fetch, data] = values.as_slice()
-                            && fetch.is("FETCH")
-                        {
-                            let (uid, message, recent) = message(data)?;
-                            mailbox.recent += u32::from(recent);
-                            mailbox.messages.insert(uid, message);
-                        }
+        let tagged = self.imap.stream(format!("UID FETCH 1:* ({items})"), |untagged| {
+            match untagged {
+                Untagged::Data(values) => {
+                    if let [_, fetch, data] = values.as_slice()
+                        && fetch.is("FETCH")
+                    {
+                        let (uid, message, recent) = message(data)?;
+                        mailbox.recent += u32::from(recent);
+                        mailbox.messages.insert(uid, message);
                     }
-                    Untagged::Status(status) if status.is_ok() => {}
-                    Untagged::Status(status) => errors.push(format!("{user}: FETCH: {status}")),
                 }
-                Ok(())
-            })?;
+                Untagged::Status(status) if status.is_ok() => {}
+                Untagged::Status(status) => errors.push(format!("{user}: FETCH: {status}")),
+            }
+            Ok(())
+        })?;
         if !tagged.is_ok() {
             errors.push(format!("{user}: FETCH: {tagged}"));
         }
         let exists = mailbox.examine.get("EXISTS").map_or("", String::as_str);
         if exists != mailbox.messages.len().to_string() {
             let fetched = mailbox.messages.len();
-            errors.push(format!(
-                "{user}: {fetched} messages fetched where {exists} exist"
-            ));
+            errors.push(format!("{user}: {fetched} messages fetched where {exists} exist"));
         }
         Ok(())
     }
 
     fn acl(&mut self, quoted: &[u8]) -> Result<BTreeMap<String, String>> {
         let reply = self.ask(&[b"GETACL", quoted])?;
-        let entries = reply
-            .of("ACL")
-            .flat_map(|acl| acl.get(2..).unwrap_or_default());
+        let entries = reply.of("ACL").flat_map(|acl| acl.get(2..).unwrap_or_default());
         let entries: Vec<String> = entries.map(Value::to_string).collect();
         Ok(entries
             .as_chunks::<2>()
@@ -507,16 +476,11 @@ impl<'a> Look<'a> {
         let mut raw = Vec::new();
         for (name, attributes) in listed {
             let quoted = quote(&name);
-            let mut mailbox = AdminMailbox {
-                attributes,
-                ..AdminMailbox::default()
-            };
+            let mut mailbox = AdminMailbox { attributes, ..AdminMailbox::default() };
             let before = self.errors.len();
             mailbox.acl = self.acl(&quoted)?;
             // The session would not survive GETMETADATA of a mailbox that is being moved away.
-            let moving = self.errors[before..]
-                .iter()
-                .any(|error| error.contains("REFERRAL"));
+            let moving = self.errors[before..].iter().any(|error| error.contains("REFERRAL"));
             if !moving {
                 mailbox.metadata = self.metadata(&quoted, &["/shared"])?;
                 // Most mailboxes are no quota roots, for which the answer is NO.
@@ -637,10 +601,7 @@ fn expunged(host: &Host, names: &[String]) -> Result<BTreeMap<String, BTreeMap<u
             mailbox = unmutf7(name);
         } else if let Some(number) = line.strip_prefix("UID:") {
             uid = number.trim().parse().context("unexpunge: a strange UID")?;
-            found
-                .entry(mailbox.clone())
-                .or_default()
-                .insert(uid, String::new());
+            found.entry(mailbox.clone()).or_default().insert(uid, String::new());
         } else if let Some(text) = found.get_mut(&mailbox).and_then(|uids| uids.get_mut(&uid)) {
             text.push_str(line.trim());
             text.push('\n');
@@ -692,20 +653,9 @@ pub fn diff(
     after: &Fingerprint,
     ignored: &[&str],
 ) -> Result<Vec<Difference>> {
-    let mut comparison = Comparison {
-        ignored,
-        path: Vec::new(),
-        found: BTreeMap::new(),
-    };
-    comparison.walk(
-        &serde_json::to_value(before)?,
-        &serde_json::to_value(after)?,
-    );
-    Ok(comparison
-        .found
-        .into_iter()
-        .map(|(kind, places)| Difference { kind, places })
-        .collect())
+    let mut comparison = Comparison { ignored, path: Vec::new(), found: BTreeMap::new() };
+    comparison.walk(&serde_json::to_value(before)?, &serde_json::to_value(after)?);
+    Ok(comparison.found.into_iter().map(|(kind, places)| Difference { kind, places }).collect())
 }
 
 /// Differences for humans to read.
@@ -792,9 +742,7 @@ mod tests {
     fn sample() -> Fingerprint {
         let mut print = Fingerprint::default();
         let mailbox = print.own.mailboxes.entry("INBOX".into()).or_default();
-        mailbox
-            .metadata
-            .insert(volatile::LASTUPDATE.into(), "yesterday".into());
+        mailbox.metadata.insert(volatile::LASTUPDATE.into(), "yesterday".into());
         for uid in 1..6 {
             mailbox.messages.insert(uid, Message::default());
         }
@@ -819,15 +767,9 @@ mod tests {
             message.flags.insert("\\Seen".into());
         }
         inbox(&mut changed).messages.remove(&5);
-        changed
-            .own
-            .mailboxes
-            .insert("new".into(), Mailbox::default());
+        changed.own.mailboxes.insert("new".into(), Mailbox::default());
         let differences = diff(&sample(), &changed, &[]).expect("diff");
-        let kinds: Vec<_> = differences
-            .iter()
-            .map(|d| (d.kind.as_str(), d.places.len()))
-            .collect();
+        let kinds: Vec<_> = differences.iter().map(|d| (d.kind.as_str(), d.places.len())).collect();
         assert_eq!(
             kinds,
             [
@@ -836,36 +778,22 @@ mod tests {
                 ("own / mailboxes / * / messages / * / flags", 2),
             ]
         );
-        assert_eq!(
-            differences[2].places[1].path,
-            "own / mailboxes / INBOX / messages / 4 / flags"
-        );
-        assert_eq!(
-            differences[2].places[1].after.as_deref(),
-            Some("[\"\\\\Seen\"]")
-        );
+        assert_eq!(differences[2].places[1].path, "own / mailboxes / INBOX / messages / 4 / flags");
+        assert_eq!(differences[2].places[1].after.as_deref(), Some("[\"\\\\Seen\"]"));
     }
 
     #[test]
     fn only_what_the_caller_names_is_ignored() {
         let mut changed = sample();
-        inbox(&mut changed)
-            .metadata
-            .insert(volatile::LASTUPDATE.into(), "today".into());
+        inbox(&mut changed).metadata.insert(volatile::LASTUPDATE.into(), "today".into());
         assert_eq!(diff(&sample(), &changed, &[]).expect("diff").len(), 1);
-        assert_eq!(
-            diff(&sample(), &changed, &[volatile::LASTUPDATE]).expect("diff"),
-            []
-        );
+        assert_eq!(diff(&sample(), &changed, &[volatile::LASTUPDATE]).expect("diff"), []);
     }
 
     #[test]
     fn fingerprints_survive_json() {
         let json = serde_json::to_string(&sample()).expect("to JSON");
-        assert_eq!(
-            serde_json::from_str::<Fingerprint>(&json).expect("from JSON"),
-            sample()
-        );
+        assert_eq!(serde_json::from_str::<Fingerprint>(&json).expect("from JSON"), sample());
     }
 
     #[test]

@@ -141,8 +141,7 @@ impl Host {
     /// The process id, seen from outside, of the host's init.
     pub fn pid(&self) -> Result<u32> {
         let pid = self.ask("pid")?;
-        pid.parse()
-            .with_context(|| format!("lab.sh pid said {pid:?}"))
+        pid.parse().with_context(|| format!("lab.sh pid said {pid:?}"))
     }
 
     /// A command that, once spawned, runs in the host as root.
@@ -179,10 +178,7 @@ impl Host {
     /// Starts a command in the host as root, with pipes for stdin, stdout and stderr.
     pub fn spawn<S: AsRef<OsStr>>(&self, args: &[S]) -> Result<Child> {
         let mut command = self.command(args);
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.spawn().context("starting lab.sh exec")
     }
 
@@ -198,10 +194,7 @@ impl Host {
         command.stdin(source);
         let arrived = succeeded(command.output().context("starting lab.sh exec")?)?;
         if arrived.trim() != size.to_string() {
-            bail!(
-                "{destination} on {} has {arrived} bytes instead of {size}",
-                self.name
-            );
+            bail!("{destination} on {} has {arrived} bytes instead of {size}", self.name);
         }
         Ok(())
     }

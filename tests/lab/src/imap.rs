@@ -48,11 +48,7 @@ impl Value {
 
     /// The elements of a list that alternates keys and values.
     pub fn pairs(&self) -> impl Iterator<Item = (String, &Value)> {
-        self.list()
-            .as_chunks::<2>()
-            .0
-            .iter()
-            .map(|[key, value]| (key.to_string(), value))
+        self.list().as_chunks::<2>().0.iter().map(|[key, value]| (key.to_string(), value))
     }
 
     /// The value after that key, in any case, in a list that alternates keys and values.
@@ -176,12 +172,10 @@ impl Reply {
 
     /// The data responses of the form `* number WORD ...`.
     pub fn numbered<'a>(&'a self, word: &'a str) -> impl Iterator<Item = (u64, &'a [Value])> {
-        self.data
-            .iter()
-            .filter_map(move |values| match values.as_slice() {
-                [number, second, ..] if second.is(word) => Some((number.number()?, &values[2..])),
-                _ => None,
-            })
+        self.data.iter().filter_map(move |values| match values.as_slice() {
+            [number, second, ..] if second.is(word) => Some((number.number()?, &values[2..])),
+            _ => None,
+        })
     }
 
     /// The code with this first word among the untagged notes.
@@ -442,11 +436,7 @@ pub fn mutf7(name: &str) -> String {
             }
         } else {
             let mut units = [0; 2];
-            run.extend(
-                c.encode_utf16(&mut units)
-                    .iter()
-                    .flat_map(|u| u.to_be_bytes()),
-            );
+            run.extend(c.encode_utf16(&mut units).iter().flat_map(|u| u.to_be_bytes()));
         }
     }
     flush(&mut run, &mut out);
@@ -506,10 +496,7 @@ fn read_response(reader: &mut impl BufRead) -> Result<Vec<Piece>> {
         line.truncate(end);
         pieces.push(Piece::Line(line));
         let mut literal = Vec::new();
-        let read = reader
-            .take(length)
-            .read_to_end(&mut literal)
-            .context("receiving")?;
+        let read = reader.take(length).read_to_end(&mut literal).context("receiving")?;
         if read as u64 != length {
             bail!("the server closed the connection within a literal");
         }
@@ -521,15 +508,8 @@ fn read_response(reader: &mut impl BufRead) -> Result<Vec<Piece>> {
 fn literal_announced(line: &[u8]) -> Option<(usize, u64)> {
     let inside = line.strip_suffix(b"}")?;
     let open = inside.iter().rposition(|b| *b == b'{')?;
-    let length = std::str::from_utf8(&inside[open + 1..])
-        .ok()?
-        .parse()
-        .ok()?;
-    let end = if inside[..open].ends_with(b"~") {
-        open - 1
-    } else {
-        open
-    };
+    let length = std::str::from_utf8(&inside[open + 1..]).ok()?.parse().ok()?;
+    let end = if inside[..open].ends_with(b"~") { open - 1 } else { open };
     Some((end, length))
 }
 
@@ -540,11 +520,7 @@ fn parse(pieces: &[Piece]) -> Vec<Value> {
         match piece {
             Piece::Literal(literal) => add(&mut stack, Value::Text(literal.clone())),
             Piece::Line(line) => {
-                let line = if i == 0 {
-                    line.strip_prefix(b"* ").unwrap_or(line)
-                } else {
-                    line
-                };
+                let line = if i == 0 { line.strip_prefix(b"* ").unwrap_or(line) } else { line };
                 parse_line(line, &mut stack);
             }
         }
@@ -607,14 +583,7 @@ fn parse_line(line: &[u8], stack: &mut Vec<Vec<Value>>) {
                 }
                 let atom = &line[start..at];
                 let nil = atom.eq_ignore_ascii_case(b"NIL");
-                add(
-                    stack,
-                    if nil {
-                        Value::Nil
-                    } else {
-                        Value::Atom(atom.to_vec())
-                    },
-                );
+                add(stack, if nil { Value::Nil } else { Value::Atom(atom.to_vec()) });
             }
         }
     }
@@ -640,14 +609,8 @@ mod tests {
         assert_eq!(values[..2], [atom("1"), atom("FETCH")]);
         let fetched = &values[2];
         assert_eq!(fetched.get("uid").and_then(Value::number), Some(7));
-        assert_eq!(
-            fetched.get("BODY[]"),
-            Some(&Value::Text(b"a)\r\n\"b".to_vec()))
-        );
-        assert_eq!(
-            fetched.get("FLAGS"),
-            Some(&Value::List(vec![atom("\\Seen")]))
-        );
+        assert_eq!(fetched.get("BODY[]"), Some(&Value::Text(b"a)\r\n\"b".to_vec())));
+        assert_eq!(fetched.get("FLAGS"), Some(&Value::List(vec![atom("\\Seen")])));
         assert_eq!(fetched.get("X"), Some(&Value::Text(vec![0, 0])));
     }
 
@@ -661,10 +624,7 @@ mod tests {
 
     #[test]
     fn a_quoted_nil_is_a_string() {
-        assert_eq!(
-            parsed(b"* X \"NIL\" nil\r\n")[1..],
-            [Value::Text(b"NIL".to_vec()), Value::Nil]
-        );
+        assert_eq!(parsed(b"* X \"NIL\" nil\r\n")[1..], [Value::Text(b"NIL".to_vec()), Value::Nil]);
     }
 
     #[test]

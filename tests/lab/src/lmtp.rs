@@ -84,18 +84,12 @@ fn converse(host: &Host, recipient: &str, message: &[u8], stage: &mut Stage) -> 
     }
     for (next, command, expected) in [
         (Stage::Hello, "LHLO lab".to_owned(), 2),
-        (
-            Stage::Sender,
-            "MAIL FROM:<sender@example.org>".to_owned(),
-            2,
-        ),
+        (Stage::Sender, "MAIL FROM:<sender@example.org>".to_owned(), 2),
         (Stage::Recipient, format!("RCPT TO:<{recipient}>"), 2),
         (Stage::Data, "DATA".to_owned(), 3),
     ] {
         *stage = next;
-        session
-            .get_mut()
-            .write_all(format!("{command}\r\n").as_bytes())?;
+        session.get_mut().write_all(format!("{command}\r\n").as_bytes())?;
         let reply = answer(&mut session)?;
         if reply.code / 100 != expected {
             goodbye(&mut session);
@@ -142,13 +136,8 @@ fn answer(session: &mut impl BufRead) -> Result<Reply> {
         };
         text.push(rest.get(1..).unwrap_or("").to_owned());
         if !rest.starts_with('-') {
-            let code = code
-                .parse()
-                .with_context(|| format!("strange answer {line}"))?;
-            return Ok(Reply {
-                code,
-                text: text.join(" "),
-            });
+            let code = code.parse().with_context(|| format!("strange answer {line}"))?;
+            return Ok(Reply { code, text: text.join(" ") });
         }
     }
 }
@@ -167,12 +156,6 @@ mod tests {
     fn answers_may_have_several_lines() {
         let mut wire = &b"250-one\r\n250 two\r\n"[..];
         let reply = answer(&mut wire).expect("an answer");
-        assert_eq!(
-            reply,
-            Reply {
-                code: 250,
-                text: "one two".into()
-            }
-        );
+        assert_eq!(reply, Reply { code: 250, text: "one two".into() });
     }
 }

@@ -38,11 +38,7 @@ enum Command {
         ignore: Vec<String>,
     },
     /// Sends IMAP commands as a user and prints the answers.
-    Imap {
-        host: String,
-        user: String,
-        commands: Vec<String>,
-    },
+    Imap { host: String, user: String, commands: Vec<String> },
     /// Lets clients work in a user's INBOX while a shell command runs, and judges the outcome;
     /// exits with 1 if a promise was broken.
     Work {
@@ -61,11 +57,7 @@ enum Command {
     /// Measures push beside rsync, XFER and sync_client. What the two hosts hold is lost.
     Bench(bench::BenchArgs),
     /// Delivers a message from a file by LMTP.
-    Deliver {
-        host: String,
-        recipient: String,
-        file: PathBuf,
-    },
+    Deliver { host: String, recipient: String, file: PathBuf },
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -147,21 +139,13 @@ fn main() -> Result<ExitCode> {
             serde_json::to_writer_pretty(std::io::stdout().lock(), &take(&args)?)?;
             println!();
         }
-        Command::Diff {
-            before,
-            after,
-            ignore,
-        } => {
+        Command::Diff { before, after, ignore } => {
             let ignore: Vec<&str> = ignore.iter().map(String::as_str).collect();
             let differences = diff(&load(&before)?, &load(&after)?, &ignore)?;
             print!("{}", fingerprint::report(&differences));
             return Ok(ExitCode::from(u8::from(!differences.is_empty())));
         }
-        Command::Imap {
-            host,
-            user,
-            commands,
-        } => {
+        Command::Imap { host, user, commands } => {
             let mut imap = Host::new(host).imap(&user)?;
             println!("* {}", imap.greeting);
             for command in commands {
@@ -179,19 +163,12 @@ fn main() -> Result<ExitCode> {
             }
             imap.logout();
         }
-        Command::Work {
-            host,
-            user,
-            during,
-            pause,
-        } => return work(&host, &user, &during, Duration::from_millis(pause)),
+        Command::Work { host, user, during, pause } => {
+            return work(&host, &user, &during, Duration::from_millis(pause));
+        }
         Command::Demo(args) => return demo::run(&args),
         Command::Bench(args) => bench::run(&args)?,
-        Command::Deliver {
-            host,
-            recipient,
-            file,
-        } => {
+        Command::Deliver { host, recipient, file } => {
             let message = std::fs::read(&file)?;
             let reply = lab::lmtp::deliver(&Host::new(host), &recipient, &message).accepted()?;
             println!("{} {}", reply.code, reply.text);
@@ -220,10 +197,7 @@ fn fill(args: &SeedArgs) -> Result<()> {
     }
     let megabytes = report.bytes as f64 / 1e6;
     let seconds = start.elapsed().as_secs_f64();
-    eprintln!(
-        "{} messages, {megabytes:.1} MB in {seconds:.1} s",
-        report.messages
-    );
+    eprintln!("{} messages, {megabytes:.1} MB in {seconds:.1} s", report.messages);
     Ok(())
 }
 
@@ -242,15 +216,9 @@ fn work(host: &str, user: &str, during: &str, pause: Duration) -> Result<ExitCod
     let end = route.host()?;
     std::fs::remove_file(&file)?;
     let violations = workload::check(&history, &Fingerprint::take(&end, user, &Take::default())?);
-    println!(
-        "{status}; {user} ended on {end}; a watcher saw {} states",
-        steps.len()
-    );
+    println!("{status}; {user} ended on {end}; a watcher saw {} states", steps.len());
     for (kind, latency) in &history.latency {
-        println!(
-            "{kind}: {} done, longest wait {:?}",
-            latency.count, latency.longest
-        );
+        println!("{kind}: {} done, longest wait {:?}", latency.count, latency.longest);
     }
     for (reason, count) in &history.setbacks {
         println!("{count} times {reason}");

@@ -72,15 +72,8 @@ const SUBJECTS: &[&str] = &[
     "Ünïcödé",
     "",
 ];
-const KEYWORDS: &[&str] = &[
-    "$Forwarded",
-    "NonJunk",
-    "$Label1",
-    "$MDNSent",
-    "projekt-x",
-    "Junk",
-    "todo/later",
-];
+const KEYWORDS: &[&str] =
+    &["$Forwarded", "NonJunk", "$Label1", "$MDNSent", "projekt-x", "Junk", "todo/later"];
 
 /// A source of messages.
 pub(crate) struct Messages {
@@ -119,15 +112,7 @@ impl Messages {
             base64.extend_from_slice(b"\r\n");
         }
         let label = format!("{seed}.{user}");
-        Messages {
-            random,
-            label,
-            user: user.to_owned(),
-            size,
-            made: 0,
-            text,
-            base64,
-        }
+        Messages { random, label, user: user.to_owned(), size, made: 0, text, base64 }
     }
 
     /// A message of any size, with flags.
@@ -144,9 +129,7 @@ impl Messages {
         let made = self.made;
         // 2005 to 2024
         let seconds = self.random.random_range(1_104_537_600..1_735_603_200);
-        let minutes = *[0, 60, 120, -300, 330, 540]
-            .choose(&mut self.random)
-            .unwrap_or(&0);
+        let minutes = *[0, 60, 120, -300, 330, 540].choose(&mut self.random).unwrap_or(&0);
         let (internal, date) = dates(seconds, minutes);
         let mut bytes = format!(
             "Return-Path: <bounce@example.org>\r\n\
@@ -174,11 +157,7 @@ impl Messages {
         } else {
             self.plain(&mut bytes, size);
         }
-        NewMessage {
-            flags: Vec::new(),
-            date: Some(internal),
-            bytes,
-        }
+        NewMessage { flags: Vec::new(), date: Some(internal), bytes }
     }
 
     fn attachment(&mut self, bytes: &mut Vec<u8>, size: usize) {
@@ -237,10 +216,7 @@ impl Messages {
             let from = &self.text[anywhere..];
             let line = from.iter().position(|b| *b == b'\n').map_or(0, |at| at + 1);
             let wanted = line + size.min(65_536);
-            let rest = from[wanted..]
-                .iter()
-                .position(|b| *b == b'\n')
-                .map_or(0, |at| at + 1);
+            let rest = from[wanted..].iter().position(|b| *b == b'\n').map_or(0, |at| at + 1);
             bytes.extend_from_slice(&from[line..wanted + rest]);
             size = size.saturating_sub(65_536);
         }
@@ -294,11 +270,7 @@ fn dates(seconds: i64, minutes: i32) -> (String, String) {
 
 /// A header's text as an encoded word, if it must be one.
 fn encoded(text: &str) -> String {
-    if text.is_ascii() {
-        text.to_owned()
-    } else {
-        format!("=?utf-8?b?{}?=", STANDARD.encode(text))
-    }
+    if text.is_ascii() { text.to_owned() } else { format!("=?utf-8?b?{}?=", STANDARD.encode(text)) }
 }
 
 #[cfg(test)]
@@ -333,10 +305,7 @@ mod tests {
         let mut messages = Messages::new(1, "a", Size::Fixed(5 << 20));
         for size in [2000, 30_000, 5 << 20] {
             let made = messages.sized(size).bytes.len();
-            assert!(
-                (size - 100..size + 2000).contains(&made),
-                "{made} for {size}"
-            );
+            assert!((size - 100..size + 2000).contains(&made), "{made} for {size}");
         }
     }
 

@@ -19,9 +19,7 @@ fn client_netns() -> PathBuf {
 /// A socket belongs to the namespace of the thread that created it, so a short-lived
 /// thread moves there and connects; the caller's own thread stays where it is.
 pub fn connect(ip: &str, port: u16, timeout: Duration) -> Result<TcpStream> {
-    let ip: IpAddr = ip
-        .parse()
-        .with_context(|| format!("{ip} is no IP address"))?;
+    let ip: IpAddr = ip.parse().with_context(|| format!("{ip} is no IP address"))?;
     let address = SocketAddr::new(ip, port);
     let connecting = std::thread::spawn(move || -> Result<TcpStream> {
         let path = client_netns();
@@ -31,9 +29,8 @@ pub fn connect(ip: &str, port: u16, timeout: Duration) -> Result<TcpStream> {
         TcpStream::connect_timeout(&address, timeout)
             .with_context(|| format!("connecting to {address}"))
     });
-    let stream = connecting
-        .join()
-        .map_err(|_| anyhow::anyhow!("the connecting thread panicked"))??;
+    let stream =
+        connecting.join().map_err(|_| anyhow::anyhow!("the connecting thread panicked"))??;
     stream.set_nodelay(true)?;
     Ok(stream)
 }

@@ -66,20 +66,13 @@ const FOLDERS: &[&[&str]] = &[
 /// The folders for special uses.
 const SPECIAL: &[&str] = &["Sent", "Drafts", "Trash", "Junk", "Archive"];
 /// The folders of [`Seed::rich`] that the other user has rights to.
-const SHARED: &[(&[&str], &str)] = &[
-    (&["Shared"], "lrswipkxten"),
-    (&["Shared", "team"], "lrsn"),
-    (&["SharedSeen"], "lrswi"),
-];
+const SHARED: &[(&[&str], &str)] =
+    &[(&["Shared"], "lrswipkxten"), (&["Shared", "team"], "lrsn"), (&["SharedSeen"], "lrswi")];
 
 impl<'a> Seed<'a> {
     /// Seed 1 for this user, who need not exist yet.
     pub fn new(host: &'a Host, user: &'a str) -> Seed<'a> {
-        Seed {
-            host,
-            user,
-            seed: 1,
-        }
+        Seed { host, user, seed: 1 }
     }
 
     /// Another seed.
@@ -92,13 +85,7 @@ impl<'a> Seed<'a> {
     pub fn rich(&self, other: &str, count: usize) -> Result<Report> {
         let mut filling = Filling::new(self, Size::Median(8192))?;
         self.host.add_users(&[other])?;
-        let mut theirs = Filling::new(
-            &Seed {
-                user: other,
-                ..self.clone()
-            },
-            Size::Median(4096),
-        )?;
+        let mut theirs = Filling::new(&Seed { user: other, ..self.clone() }, Size::Median(4096))?;
         filling.quotas()?;
         filling.folders()?;
         filling.spread(count)?;
@@ -129,13 +116,9 @@ impl<'a> Seed<'a> {
         for folder in [&["Größe"][..], &["a"], &["a", "b"]] {
             filling.create(folder, "")?;
         }
-        for (folder, count) in [
-            (&[][..], 30),
-            (&["Sent"], 8),
-            (&["Größe"], 6),
-            (&["a"], 4),
-            (&["a", "b"], 2),
-        ] {
+        for (folder, count) in
+            [(&[][..], 30), (&["Sent"], 8), (&["Größe"], 6), (&["a"], 4), (&["a", "b"], 2)]
+        {
             filling.fill(folder, count)?;
         }
         filling.later_flags()?;
@@ -217,11 +200,7 @@ pub fn shared_tree(host: &Host, root: &str, users: &[&str]) -> Result<Report> {
             b"STORE 4 +FLAGS (\\Seen)".to_vec(),
             b"UNSELECT".to_vec(),
         ] {
-            warn(
-                imap.attempt(&command)?,
-                &format!("{user}: {}", show(&command)),
-                warnings,
-            );
+            warn(imap.attempt(&command)?, &format!("{user}: {}", show(&command)), warnings);
         }
         imap.logout();
     }
@@ -261,15 +240,7 @@ impl<'a> Filling<'a> {
             .of("NAMESPACE")
             .next()
             .and_then(|namespace| {
-                Some(
-                    namespace
-                        .get(1)?
-                        .list()
-                        .first()?
-                        .list()
-                        .first()?
-                        .to_string(),
-                )
+                Some(namespace.get(1)?.list().first()?.list().first()?.to_string())
             })
             .unwrap_or_default();
         Ok(Filling {
@@ -358,10 +329,7 @@ impl<'a> Filling<'a> {
     fn append(&mut self, mailbox: &str, batch: &[NewMessage]) -> Result<()> {
         self.imap.append(mailbox, batch)?;
         self.report.messages += batch.len();
-        self.report.bytes += batch
-            .iter()
-            .map(|message| message.bytes.len())
-            .sum::<usize>();
+        self.report.bytes += batch.iter().map(|message| message.bytes.len()).sum::<usize>();
         Ok(())
     }
 
@@ -421,10 +389,7 @@ impl<'a> Filling<'a> {
             self.attempt(&words(&[b"UID COPY", uids.as_bytes(), &folder]))?;
         }
         let message = self.messages.sized(12_000);
-        let seen = NewMessage {
-            flags: vec!["\\Seen".to_owned()],
-            ..message.clone()
-        };
+        let seen = NewMessage { flags: vec!["\\Seen".to_owned()], ..message.clone() };
         for folder in [&[][..], &["Shared"], &["Shared", "team"]] {
             self.append(&self.name(folder), &[seen.clone(), message.clone()])?;
         }
@@ -438,10 +403,8 @@ impl<'a> Filling<'a> {
             bytes: b"From: a@b\r\n\r\n".to_vec(),
             ..NewMessage::default()
         };
-        let dateless = NewMessage {
-            bytes: b"Subject: tiny\r\n\r\nx\r\n".to_vec(),
-            ..NewMessage::default()
-        };
+        let dateless =
+            NewMessage { bytes: b"Subject: tiny\r\n\r\nx\r\n".to_vec(), ..NewMessage::default() };
         let large = self.messages.sized(3 << 20);
         self.append("INBOX", &[tiny, dateless, large])
     }
@@ -452,9 +415,7 @@ impl<'a> Filling<'a> {
         for uid in (1..30).step_by(3) {
             let later = format!("later-{}", uid % 4);
             let choices = ["\\Flagged", &later, "\\Answered \\Seen"];
-            let choice = choices
-                .choose(&mut self.messages.random)
-                .unwrap_or(&"\\Seen");
+            let choice = choices.choose(&mut self.messages.random).unwrap_or(&"\\Seen");
             self.attempt(format!("UID STORE {uid} +FLAGS.SILENT ({choice})").as_bytes())?;
         }
         self.attempt(b"UID STORE 2,6,10 +FLAGS.SILENT (gone)")?;
@@ -465,9 +426,7 @@ impl<'a> Filling<'a> {
 
     fn annotations(&mut self) -> Result<()> {
         if !self.imap.can("ANNOTATE-EXPERIMENT") {
-            self.report
-                .warnings
-                .push("no message annotations".to_owned());
+            self.report.warnings.push("no message annotations".to_owned());
             return Ok(());
         }
         self.attempt(b"SELECT INBOX")?;
@@ -507,31 +466,18 @@ impl<'a> Filling<'a> {
     fn metadata(&mut self) -> Result<()> {
         for (folder, key, value) in [
             (&[][..], "/private/comment", "my inbox ünïcode"),
-            (
-                &["Projekte"],
-                "/shared/comment",
-                "shared comment \"quoted\"",
-            ),
+            (&["Projekte"], "/shared/comment", "shared comment \"quoted\""),
             (&["Projekte"], "/private/vendor/lab/x", "v1"),
             (&["日本語"], "/private/comment", "日本"),
             (&["Archive"], "/shared/vendor/lab/y", "multi\r\nline"),
-            (
-                &["Archive", "2018"],
-                "/shared/vendor/cmu/cyrus-imapd/expire",
-                "365",
-            ),
-            (
-                &["SharedSeen"],
-                "/shared/vendor/cmu/cyrus-imapd/sharedseen",
-                "true",
-            ),
+            (&["Archive", "2018"], "/shared/vendor/cmu/cyrus-imapd/expire", "365"),
+            (&["SharedSeen"], "/shared/vendor/cmu/cyrus-imapd/sharedseen", "true"),
         ] {
             self.set_metadata(folder, key, value)?;
         }
-        for (key, value) in [
-            ("/private/comment", "server level private"),
-            ("/private/vendor/lab/z", "srv"),
-        ] {
+        for (key, value) in
+            [("/private/comment", "server level private"), ("/private/vendor/lab/z", "srv")]
+        {
             self.attempt(format!("SETMETADATA \"\" ({key} \"{value}\")").as_bytes())?;
         }
         let trash = quote(self.full_name(&["Trash"]));
@@ -564,9 +510,7 @@ impl<'a> Filling<'a> {
     }
 
     fn rights(&mut self, other: &str) -> Result<()> {
-        let shared = SHARED
-            .iter()
-            .map(|(folder, rights)| (*folder, other, *rights));
+        let shared = SHARED.iter().map(|(folder, rights)| (*folder, other, *rights));
         let more = [
             (&["Projekte"][..], "anyone", "lr"),
             (&["Projekte"], "-mallory", "w"),
@@ -575,12 +519,7 @@ impl<'a> Filling<'a> {
         ];
         for (folder, who, rights) in shared.chain(more) {
             let folder = quote(self.name(folder));
-            self.attempt(&words(&[
-                b"SETACL",
-                &folder,
-                who.as_bytes(),
-                rights.as_bytes(),
-            ]))?;
+            self.attempt(&words(&[b"SETACL", &folder, who.as_bytes(), rights.as_bytes()]))?;
         }
         Ok(())
     }
@@ -606,9 +545,7 @@ impl<'a> Filling<'a> {
                 _ => "# nothing\r\nkeep;\r\n".to_owned(),
             };
             if let Err(error) = sieve.put(name, &text) {
-                self.report
-                    .warnings
-                    .push(format!("script {name}: {error:#}"));
+                self.report.warnings.push(format!("script {name}: {error:#}"));
             }
         }
         if let Some(first) = names.first() {
@@ -618,12 +555,8 @@ impl<'a> Filling<'a> {
     }
 
     fn rename_and_delete(&mut self) -> Result<()> {
-        let [old, new, gone] = [
-            &["toberenamed"][..],
-            &["renamed", "to here"],
-            &["tobedeleted"],
-        ]
-        .map(|folder| quote(self.name(folder)));
+        let [old, new, gone] = [&["toberenamed"][..], &["renamed", "to here"], &["tobedeleted"]]
+            .map(|folder| quote(self.name(folder)));
         self.attempt(&words(&[b"RENAME", &old, &new]))?;
         self.attempt(&words(&[b"DELETE", &gone]))?;
         Ok(())
@@ -688,10 +621,7 @@ fn expendable(host: &Host, user: &str, command: &[u8], warnings: &mut Vec<String
 fn warn(reply: Reply, what: &str, warnings: &mut Vec<String>) -> bool {
     let done = reply.tagged.is_ok();
     if !done {
-        let refused = Refused {
-            command: what.to_owned(),
-            status: reply.tagged,
-        };
+        let refused = Refused { command: what.to_owned(), status: reply.tagged };
         warnings.push(refused.to_string());
     }
     done

@@ -20,9 +20,7 @@ impl Sieve {
     pub fn connect(ip: &str, user: &str, password: &str) -> Result<Sieve> {
         let stream = crate::net::connect(ip, 4190, Duration::from_secs(10))?;
         stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-        let mut sieve = Sieve {
-            session: BufReader::new(stream),
-        };
+        let mut sieve = Sieve { session: BufReader::new(stream) };
         sieve.answer().context("greeting")?;
         let token = STANDARD.encode(format!("\0{user}\0{password}"));
         sieve.command(format!("AUTHENTICATE \"PLAIN\" \"{token}\"").as_bytes())?;
@@ -53,10 +51,7 @@ impl Sieve {
     /// The text of a script.
     pub fn get(&mut self, name: &str) -> Result<String> {
         let lines = self.command(format!("GETSCRIPT {}", quoted(name)).as_bytes())?;
-        Ok(lines
-            .first()
-            .and_then(|line| line.first())
-            .map_or(String::new(), |text| readable(text)))
+        Ok(lines.first().and_then(|line| line.first()).map_or(String::new(), |text| readable(text)))
     }
 
     fn command(&mut self, command: &[u8]) -> Result<Vec<Line>> {
@@ -149,10 +144,7 @@ mod tests {
     #[test]
     fn lines_have_words_strings_and_literals() {
         let mut wire = &b"\"a \\\"b\" ACTIVE\r\n{3}\r\nx\r\n\r\nOK\r\n"[..];
-        assert_eq!(
-            read_line(&mut wire).expect("line"),
-            [b"a \"b".to_vec(), b"ACTIVE".to_vec()]
-        );
+        assert_eq!(read_line(&mut wire).expect("line"), [b"a \"b".to_vec(), b"ACTIVE".to_vec()]);
         assert_eq!(read_line(&mut wire).expect("line"), [b"x\r\n".to_vec()]);
         assert_eq!(read_line(&mut wire).expect("line"), [b"OK".to_vec()]);
     }

@@ -40,18 +40,12 @@ enum Map {
 impl Route {
     /// A route that this process keeps; clones share it.
     pub fn shared(user: &str, host: &str) -> Route {
-        Route {
-            user: user.to_owned(),
-            map: Map::Memory(Arc::new(RwLock::new(host.to_owned()))),
-        }
+        Route { user: user.to_owned(), map: Map::Memory(Arc::new(RwLock::new(host.to_owned()))) }
     }
 
     /// A route in a file of lines `user host`, which is read each time.
     pub fn file(user: &str, path: impl Into<PathBuf>) -> Route {
-        Route {
-            user: user.to_owned(),
-            map: Map::File(path.into()),
-        }
+        Route { user: user.to_owned(), map: Map::File(path.into()) }
     }
 
     /// A route in a file on `host`, where the user lives, and the shell command that makes it
@@ -73,9 +67,9 @@ impl Route {
     /// The host where the user lives now.
     pub fn host(&self) -> Result<Host> {
         match &self.map {
-            Map::Memory(host) => Ok(Host::new(
-                host.read().unwrap_or_else(PoisonError::into_inner).clone(),
-            )),
+            Map::Memory(host) => {
+                Ok(Host::new(host.read().unwrap_or_else(PoisonError::into_inner).clone()))
+            }
             Map::File(path) => {
                 let map = std::fs::read_to_string(path)
                     .with_context(|| format!("reading {}", path.display()))?;
@@ -96,9 +90,8 @@ impl Route {
             }
             Map::File(path) => {
                 let map = std::fs::read_to_string(path).unwrap_or_default();
-                let others = map
-                    .lines()
-                    .filter(|line| line.split_whitespace().next() != Some(&self.user));
+                let others =
+                    map.lines().filter(|line| line.split_whitespace().next() != Some(&self.user));
                 let mut lines: String = others.map(|line| format!("{line}\n")).collect();
                 lines.push_str(&format!("{} {host}\n", self.user));
                 let new = path.with_extension("new");
@@ -181,11 +174,7 @@ impl History {
 
     /// The longest that any client waited for anything.
     pub fn longest(&self) -> Duration {
-        self.latency
-            .values()
-            .map(|latency| latency.longest)
-            .max()
-            .unwrap_or_default()
+        self.latency.values().map(|latency| latency.longest).max().unwrap_or_default()
     }
 
     fn fate(&mut self, id: &str) -> &mut Fate {
@@ -193,10 +182,7 @@ impl History {
     }
 
     fn setback(&mut self, kind: &str, reason: &str) {
-        *self
-            .setbacks
-            .entry(format!("{kind}: {reason}"))
-            .or_default() += 1;
+        *self.setbacks.entry(format!("{kind}: {reason}")).or_default() += 1;
     }
 
     fn done(&mut self, kind: &str, start: Instant) {
@@ -218,18 +204,13 @@ impl<T: Send + 'static> Worker<T> {
     fn start(work: impl FnOnce(&AtomicBool) -> Result<T> + Send + 'static) -> Worker<T> {
         let stop = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&stop);
-        Worker {
-            stop,
-            thread: std::thread::spawn(move || work(&told)),
-        }
+        Worker { stop, thread: std::thread::spawn(move || work(&told)) }
     }
 
     /// Ends the work and returns what it brought; what is still failing is not tried again.
     pub fn stop(self) -> Result<T> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread
-            .join()
-            .map_err(|_| anyhow!("a worker panicked"))?
+        self.thread.join().map_err(|_| anyhow!("a worker panicked"))?
     }
 }
 
@@ -320,10 +301,7 @@ pub fn appender(route: &Route, folder: &str, pause: Duration) -> Worker {
                 break;
             }
             let (id, bytes) = message(&label, number);
-            let messages = [NewMessage {
-                bytes,
-                ..NewMessage::default()
-            }];
+            let messages = [NewMessage { bytes, ..NewMessage::default() }];
             let folder = client.folder.clone();
             let outcome = client.persist("APPEND", stop, |imap| imap.append(&folder, &messages));
             let fate = client.history.fate(&id);
@@ -354,22 +332,14 @@ pub fn flag_changer(route: &Route, folder: &str, count: u32, pause: Duration) ->
                 .filter(|_| random.random_bool(0.5))
                 .map(str::to_owned)
                 .collect();
-            let list = flags
-                .iter()
-                .map(String::as_str)
-                .collect::<Vec<_>>()
-                .join(" ");
+            let list = flags.iter().map(String::as_str).collect::<Vec<_>>().join(" ");
             let outcome = client.persist("STORE", stop, |imap| {
                 imap.command(format!("UID STORE {uid} FLAGS ({list})"))?;
                 // STORE's own answer tells nothing if the flags were these before.
                 let reply = imap.command(format!("UID FETCH {uid} (UID FLAGS)"))?;
-                let told = reply
-                    .numbered("FETCH")
-                    .find_map(|(_, data)| data.first()?.get("FLAGS"));
+                let told = reply.numbered("FETCH").find_map(|(_, data)| data.first()?.get("FLAGS"));
                 let told = told.map_or(&[][..], |told| told.list()).iter();
-                let told = told
-                    .map(ToString::to_string)
-                    .filter(|flag| flag != "\\Recent");
+                let told = told.map(ToString::to_string).filter(|flag| flag != "\\Recent");
                 Ok(told.collect::<BTreeSet<String>>() == flags)
             });
             match outcome.value {
@@ -493,17 +463,12 @@ impl Client {
             // A connection that is found closed has nothing ambiguous about it.
             let session = self.session.take().filter(Imap::is_alive);
             match session.map_or_else(|| self.open(), Ok) {
-                Err(error) => self
-                    .history
-                    .setback(kind, &format!("opening: {}", short(&error))),
+                Err(error) => self.history.setback(kind, &format!("opening: {}", short(&error))),
                 Ok(mut imap) => match operation(&mut imap) {
                     Ok(value) => {
                         self.session = Some(imap);
                         self.history.done(kind, start);
-                        return Persisted {
-                            value: Some(value),
-                            ambiguous,
-                        };
+                        return Persisted { value: Some(value), ambiguous };
                     }
                     Err(error) => {
                         ambiguous += u32::from(!error.is::<Refused>());
@@ -512,10 +477,7 @@ impl Client {
                 },
             }
             if stop.load(Ordering::Relaxed) {
-                return Persisted {
-                    value: None,
-                    ambiguous,
-                };
+                return Persisted { value: None, ambiguous };
             }
             std::thread::sleep(RETRY);
         }
@@ -526,24 +488,11 @@ impl Client {
         let label = label(verb);
         let (ids, messages): (Vec<_>, Vec<_>) = (0..count)
             .map(|number| message(&label, number))
-            .map(|(id, bytes)| {
-                (
-                    id,
-                    NewMessage {
-                        bytes,
-                        ..NewMessage::default()
-                    },
-                )
-            })
+            .map(|(id, bytes)| (id, NewMessage { bytes, ..NewMessage::default() }))
             .unzip();
         let mut imap = self.open()?;
         let uids = imap.append(&self.folder, &messages)?;
-        ensure!(
-            uids.len() == ids.len(),
-            "{} UIDs for {} messages",
-            uids.len(),
-            ids.len()
-        );
+        ensure!(uids.len() == ids.len(), "{} UIDs for {} messages", uids.len(), ids.len());
         self.session = Some(imap);
         for id in &ids {
             self.history.fate(id).accepted = 1;
@@ -668,12 +617,7 @@ pub fn watcher(host: &Host, user: &str, pause: Duration) -> Worker<Vec<Step>> {
                     step.last = now;
                     step.times += 1;
                 }
-                _ => steps.push(Step {
-                    found,
-                    first: now,
-                    last: now,
-                    times: 1,
-                }),
+                _ => steps.push(Step { found, first: now, last: now, times: 1 }),
             }
             std::thread::sleep(pause);
         }
@@ -727,24 +671,13 @@ impl std::fmt::Display for Violation {
             Violation::Missing(id) => write!(f, "{id} was acknowledged and is missing"),
             Violation::Doubled(id, copies) => write!(f, "{id} is there {copies} times"),
             Violation::Undead(id) => write!(f, "{id} was expunged and is there"),
-            Violation::WrongFlags {
-                id,
-                expected,
-                found,
-            } => {
-                write!(
-                    f,
-                    "{id} should have the flags {expected:?} and has {found:?}"
-                )
+            Violation::WrongFlags { id, expected, found } => {
+                write!(f, "{id} should have the flags {expected:?} and has {found:?}")
             }
             Violation::Bounced(answer) => write!(f, "delivery bounced: {answer}"),
             Violation::Lie(lie) => f.write_str(lie),
             Violation::InBetween(step) => {
-                write!(
-                    f,
-                    "seen {} times from {:?} on: {:?}",
-                    step.times, step.first, step.found
-                )
+                write!(f, "seen {} times from {:?} on: {:?}", step.times, step.first, step.found)
             }
         }
     }
@@ -754,10 +687,7 @@ impl std::fmt::Display for Violation {
 pub fn check(history: &History, end: &Fingerprint) -> Vec<Violation> {
     let mut found: BTreeMap<&str, Vec<&BTreeSet<String>>> = BTreeMap::new();
     for (_, _, message) in end.messages() {
-        found
-            .entry(&message.message_id)
-            .or_default()
-            .push(&message.flags);
+        found.entry(&message.message_id).or_default().push(&message.flags);
     }
     let mut violations = Vec::new();
     for (id, fate) in &history.messages {
@@ -802,11 +732,7 @@ mod tests {
         let inbox = print.own.mailboxes.entry("INBOX".into()).or_default();
         for (uid, (id, names)) in (1..).zip(messages) {
             let message_id = (*id).to_owned();
-            let message = Message {
-                message_id,
-                flags: flags(names),
-                ..Message::default()
-            };
+            let message = Message { message_id, flags: flags(names), ..Message::default() };
             inbox.messages.insert(uid, message);
         }
         print
@@ -814,17 +740,11 @@ mod tests {
 
     fn history(id: &str, fate: Fate) -> History {
         let messages = BTreeMap::from([(id.to_owned(), fate)]);
-        History {
-            messages,
-            ..History::default()
-        }
+        History { messages, ..History::default() }
     }
 
     fn accepted() -> Fate {
-        Fate {
-            accepted: 1,
-            ..Fate::default()
-        }
+        Fate { accepted: 1, ..Fate::default() }
     }
 
     #[test]
@@ -838,47 +758,20 @@ mod tests {
 
     #[test]
     fn an_ambiguous_message_may_be_there() {
-        let only = history(
-            "a",
-            Fate {
-                maybe: 1,
-                ..Fate::default()
-            },
-        );
+        let only = history("a", Fate { maybe: 1, ..Fate::default() });
         assert_eq!(check(&only, &end(&[])), []);
         assert_eq!(check(&only, &end(&[("a", &[])])), []);
-        let retried = history(
-            "a",
-            Fate {
-                maybe: 1,
-                ..accepted()
-            },
-        );
+        let retried = history("a", Fate { maybe: 1, ..accepted() });
         assert_eq!(check(&retried, &end(&[("a", &[]), ("a", &[])])), []);
         assert_eq!(check(&retried, &end(&[])), [Violation::Missing("a".into())]);
     }
 
     #[test]
     fn an_expunged_message_is_gone() {
-        let gone = history(
-            "a",
-            Fate {
-                expunged: Expunged::Yes,
-                ..accepted()
-            },
-        );
+        let gone = history("a", Fate { expunged: Expunged::Yes, ..accepted() });
         assert_eq!(check(&gone, &end(&[])), []);
-        assert_eq!(
-            check(&gone, &end(&[("a", &[])])),
-            [Violation::Undead("a".into())]
-        );
-        let maybe = history(
-            "a",
-            Fate {
-                expunged: Expunged::Maybe,
-                ..accepted()
-            },
-        );
+        assert_eq!(check(&gone, &end(&[("a", &[])])), [Violation::Undead("a".into())]);
+        let maybe = history("a", Fate { expunged: Expunged::Maybe, ..accepted() });
         assert_eq!(check(&maybe, &end(&[])), []);
         assert_eq!(check(&maybe, &end(&[("a", &[])])), []);
     }
@@ -886,13 +779,7 @@ mod tests {
     #[test]
     fn flags_are_those_of_the_last_change() {
         let allowed = vec![flags(&["w0"]), flags(&["w1"])];
-        let history = history(
-            "a",
-            Fate {
-                flags: allowed,
-                ..accepted()
-            },
-        );
+        let history = history("a", Fate { flags: allowed, ..accepted() });
         assert_eq!(check(&history, &end(&[("a", &["w0"])])), []);
         assert_eq!(check(&history, &end(&[("a", &["w1"])])), []);
         let wrong = check(&history, &end(&[("a", &[])]));
@@ -922,10 +809,7 @@ mod tests {
         };
         let none = Observation::Mailboxes(BTreeMap::new());
         let whole = mailboxes(5);
-        assert_eq!(
-            none_then_whole(&watch(&[none.clone(), whole.clone()]), &whole),
-            []
-        );
+        assert_eq!(none_then_whole(&watch(&[none.clone(), whole.clone()]), &whole), []);
         let partial = watch(&[none.clone(), mailboxes(3), whole.clone()]);
         assert_eq!(none_then_whole(&partial, &whole).len(), 1);
         let vanished = watch(&[whole.clone(), Observation::Refused]);
