@@ -95,6 +95,7 @@ pub(super) fn run(common: &Common, args: PushArgs) -> ExitCode {
         route_command: args.route_command.clone(),
         route_timeout: args.route_timeout,
         rate_limit: args.bwlimit,
+        command: typed_command(),
     };
     let console = Console::new(style);
     let runtime =
@@ -182,6 +183,13 @@ async fn remote_target(
     let peer: Result<Peer, PeerError> =
         Peer::greet(&server, v1::Role::Target, process.into()).await;
     Ok(peer?)
+}
+
+/// The command as it was typed, so that a shell takes it again.
+fn typed_command() -> String {
+    let words: Vec<String> =
+        std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    crate::transport::join_quoted(&words)
 }
 
 /// SIGINT and SIGTERM ask for a stop at the next safe point.

@@ -55,7 +55,10 @@ impl Host {
         if !top.is_user() {
             return locks.shared().map_err(|e| unknown(e.to_string()));
         }
-        let naming = UserLockNaming::of_version(self.release().unwrap_or((3, 6)));
+        let release = self.release().ok_or_else(|| {
+            unknown("the version of Cyrus, and so the name of its lock, cannot be told".into())
+        })?;
+        let naming = UserLockNaming::of_version(release);
         locks
             .user(top, naming)
             .map_err(|e| unknown(e.to_string()))?

@@ -176,6 +176,10 @@ impl Journal {
             let _ = file.take(1000).read_to_string(&mut holder);
             return Err(JournalError::Held { holder: crate::wire::printable(&holder) });
         }
+        // Inherited by every program that is started: a move is held until the
+        // last of them is dead, even if the agent is killed before.
+        rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty())
+            .map_err(|e| io("keep")(e.into()))?;
         file.set_len(0).and_then(|()| file.rewind()).map_err(io("write"))?;
         file.write_all(holder.as_bytes()).map_err(io("write"))?;
         Ok(Hold { _file: file })
@@ -209,9 +213,11 @@ impl Journal {
         write().map_err(|source| self.error(source))
     }
 
-    /// The newest move of the user whose top mailbox is `name` that is not over.
-    pub fn unfinished(&self, name: &[u8]) -> Result<Option<Entry>, JournalError> {
-        Ok(self.moves()?.into_iter().rfind(|e| e.name == name && !state::is_over(&e.state)))
+    /// The newest move in which this server has this part, of the user whose top
+    /// mailbox is `name`, that is not over.
+    pub fn unfinished(&self, name: &[u8], role: v1::Role) -> Result<Option<Entry>, JournalError> {
+        let open = |e: &Entry| e.name == name && e.role == role && !state::is_over(&e.state);
+        Ok(self.moves()?.into_iter().rfind(open))
     }
 
     /// One move.
@@ -330,10 +336,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         Journal::open(dir.path()).unwrap().write(&entry(state::COPYING)).unwrap();
         let journal = Journal::open(dir.path()).unwrap();
-        assert_eq!(journal.unfinished(b"user.x").unwrap(), Some(entry(state::COPYING)));
-        assert_eq!(journal.unfinished(b"user.y").unwrap(), None);
+        assert_eq!(
+            journal.unfinished(b"user.x", v1::Role::Source).unwrap(),
+            Some(entry(state::COPYING))
+        );
+        assert_eq!(journal.unfinished(b"user.y", v1::Role::Source).unwrap(), None);
         journal.write(&entry(state::DONE)).unwrap();
-        assert_eq!(journal.unfinished(b"user.x").unwrap(), None);
+        assert_eq!(journal.unfinished(b"user.x", v1::Role::Source).unwrap(), None);
         assert_eq!(journal.find(&entry("").id).unwrap(), Some(entry(state::DONE)));
     }
 
@@ -344,7 +353,10 @@ mod tests {
         journal.write(&entry(state::PREPARED)).unwrap();
         journal.database.execute("UPDATE move SET state = 'planned'", []).unwrap();
         assert!(matches!(journal.moves(), Err(JournalError::Damaged { .. })));
-        assert!(matches!(journal.unfinished(b"user.x"), Err(JournalError::Damaged { .. })));
+        assert!(matches!(
+            journal.unfinished(b"user.x", v1::Role::Source),
+            Err(JournalError::Damaged { .. })
+        ));
     }
 
     #[test]

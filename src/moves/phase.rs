@@ -104,6 +104,7 @@ impl Phase {
 
             (Routing, Succeeded) => Retiring,
             (Routing, Event::Failed | LimitReached) => Unpublishing,
+            (Routing, OutcomeUnknown) => Routed,
             (Unpublishing, Succeeded) => Failed,
             (Unpublishing, Event::Failed) => CommitUnknown,
 
@@ -188,7 +189,7 @@ mod tests {
                     assert!(
                         matches!(
                             (phase, event),
-                            (Phase::Routing, Event::Succeeded)
+                            (Phase::Routing, Event::Succeeded | Event::OutcomeUnknown)
                                 | (Phase::Planning, Event::RouteBegun)
                                 | (Phase::Refreezing, Event::Succeeded)
                         ),

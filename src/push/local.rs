@@ -20,6 +20,8 @@ pub fn spawn(program: OsString, arguments: &[OsString]) -> std::io::Result<(Chil
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true)
+        // A Ctrl-C of the terminal is for the coordinator, which knows when to stop.
+        .process_group(0)
         .spawn()?;
     let broken = || std::io::Error::from(std::io::ErrorKind::BrokenPipe);
     let mut input = child.stdin.take().ok_or_else(broken)?;

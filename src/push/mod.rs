@@ -49,6 +49,8 @@ pub struct Options {
     pub route_timeout: Duration,
     /// Bytes per second; 0: as fast as it goes.
     pub rate_limit: u64,
+    /// The command that the admin typed, to be typed again.
+    pub command: String,
 }
 
 /// Set when the admin wants to stop; looked at wherever stopping is safe.
@@ -100,6 +102,12 @@ impl Trouble {
             _ => Event::Failed,
         }
     }
+
+    /// Whether a step was given up in its middle: what such a connection says
+    /// next belongs to something else.
+    fn breaks_connections(&self) -> bool {
+        matches!(self, Self::Silence(_) | Self::Interrupted)
+    }
 }
 
 /// Where tests kill the coordinator.
@@ -138,7 +146,10 @@ pub async fn push(
     while !phase.is_final() {
         monitor.event(monitor::Event::Phase { phase: PhaseName(phase) });
         let result = push.perform(phase).await;
+        let begun = push.route_begun;
         let event = match &result {
+            // A route that an earlier push has changed is not taken back.
+            Err(_) if phase == Phase::Routing && begun => Event::OutcomeUnknown,
             Ok(()) if phase == Phase::Planning && push.route_begun => Event::RouteBegun,
             Ok(()) => Event::Succeeded,
             Err(trouble) => trouble.event(phase),
@@ -153,6 +164,10 @@ pub async fn push(
             died_after(phase);
         }
         if event == Event::LimitReached && matches!(phase, Phase::Freezing | Phase::Settling) {
+            // Not while the next rounds are copied.
+            if phase == Phase::Settling {
+                let _ = push.thaw().await;
+            }
             push.attempts += 1;
             if push.attempts >= options.freeze_attempts {
                 phase = Phase::Failed;
@@ -169,9 +184,10 @@ pub async fn push(
     push.report
 }
 
-/// Whether a source's journal tells that the route leads to the target.
+/// Whether a source's journal tells that the route may lead to the target: from
+/// then on a move only goes forward.
 fn route_is_changed(state: &str) -> bool {
-    [state::ROUTED, state::RETIRING, state::RETIRED].contains(&state)
+    [state::ROUTING, state::ROUTED, state::RETIRING, state::RETIRED].contains(&state)
 }
 
 /// A report of a push that ended before both agents answered. `source` is asked,
@@ -232,12 +248,14 @@ struct Push<'a> {
     frozen_at: Option<Instant>,
     attempts: u32,
     ready: bool,
-    /// Whether a route command has been run, by this push or by an earlier one.
-    route_changed: bool,
-    /// Whether an earlier push has come beyond the change of the route, and
-    /// whether it has begun to retire the source.
+    /// Whether a connection may be in the middle of something.
+    broken: bool,
+    /// Messages that cannot be copied, as the agents named them.
+    bad_messages: Vec<v1::Problem>,
+    /// Whether an earlier push has begun to change the route.
     route_begun: bool,
-    retire_begun: bool,
+    /// How far an earlier push had come, if its route was begun.
+    source_state: String,
     /// What the user was when an earlier push had him published.
     snapshot: bytes::Bytes,
 }
@@ -268,9 +286,10 @@ impl<'a> Push<'a> {
             frozen_at: None,
             attempts: 0,
             ready: false,
-            route_changed: false,
+            broken: false,
+            bad_messages: Vec::new(),
             route_begun: false,
-            retire_begun: false,
+            source_state: String::new(),
             snapshot: bytes::Bytes::new(),
         }
     }
@@ -278,7 +297,10 @@ impl<'a> Push<'a> {
     async fn perform(&mut self, phase: Phase) -> Result<(), Trouble> {
         // The source keeps the freeze limit by itself. A peer that stops
         // answering must not keep the admin waiting much longer than that.
-        let patience = phase.is_frozen().then(|| self.left() + GRACE);
+        let patience = match phase {
+            Phase::Routing | Phase::Unpublishing => Some(self.options.route_timeout * 2 + GRACE),
+            phase => phase.is_frozen().then(|| self.left() + GRACE),
+        };
         let step = async {
             match phase {
                 Phase::Planning => self.plan().await,
@@ -328,6 +350,13 @@ impl<'a> Push<'a> {
         let totals = plan.totals.unwrap_or_default();
         let source_state = plan.state;
         self.route_begun = route_is_changed(&source_state);
+        if self.route_begun && plan.route_command && self.options.route_command.is_none() {
+            return Err(Trouble::Refused(
+                "this move changes its route by a command, which is missing now: give the same \
+                 --route-command"
+                    .into(),
+            ));
+        }
         self.snapshot = plan.snapshot;
         self.identity = plan.identity.unwrap_or_default();
         self.report.mailbox = crate::wire::printable(&self.identity.display);
@@ -354,7 +383,7 @@ impl<'a> Push<'a> {
             return Err(self.target.unexpected("plan").into());
         };
         self.problems(Server::Target, &plan.problems);
-        if self.take_up(&source_state, &plan.state).await? {
+        if self.take_up(source_state, &plan.state).await? {
             return Ok(());
         }
         match self.source.call(Op::ProveFreeze(v1::ProveFreeze {})).await? {
@@ -371,27 +400,34 @@ impl<'a> Push<'a> {
     }
 
     /// Takes up a move that stopped after it was to be published; whether its
-    /// route leads to the target already. Otherwise what the target has
-    /// published is taken back, and the move begins again with it as its stage.
-    async fn take_up(&mut self, source: &str, target: &str) -> Result<bool, Trouble> {
+    /// route may lead to the target already. If it certainly does not, what the
+    /// target has published is taken back, and is the stage of a new beginning.
+    async fn take_up(&mut self, source: String, target: &str) -> Result<bool, Trouble> {
+        let published = [state::PUBLISHED, state::ROUTING, state::ROUTED, state::DONE];
         if self.route_begun {
+            if !published.contains(&target) {
+                return Err(Trouble::Refused(format!(
+                    "this move was {source} on the source, but the target's journal says \
+                     {target:?}: it must not be finished before that is understood"
+                )));
+            }
             self.note(format!("going on with a move that stopped when it was {source}"));
-            self.retire_begun = source != state::ROUTED;
+            self.source_state = source;
             return Ok(true);
         }
-        if [state::PUBLISHED, state::ROUTING, state::ROUTED].contains(&target) {
+        if published.contains(&target) {
             self.note(format!("taking back a publication that stopped when it was {target}"));
-            self.route_changed = target != state::PUBLISHED;
-            self.unpublish().await?;
+            self.withdraw(false).await?;
+            self.withdraw(true).await?;
         }
         Ok(false)
     }
 
-    /// Freezes again, after the route was changed, and looks whether anything
-    /// has changed since the user was frozen for the move.
+    /// Freezes again, after the route may have been changed, and looks whether
+    /// anything has changed since the user was frozen for the move.
     async fn refreeze(&mut self) -> Result<(), Trouble> {
         self.freeze().await?;
-        if self.retire_begun {
+        if [state::RETIRING, state::RETIRED].contains(&self.source_state.as_str()) {
             return Ok(());
         }
         self.source.begin(Op::Scan(v1::Scan { everything: true })).await?;
@@ -404,7 +440,12 @@ impl<'a> Push<'a> {
                 }
             }
         };
-        if done.snapshot == self.snapshot { Ok(()) } else { Err(Trouble::Stragglers) }
+        if done.snapshot == self.snapshot {
+            return Ok(());
+        }
+        // The route may or may not lead to the target; make that certain.
+        self.run_route_command(&self.change()).await?;
+        Err(Trouble::Stragglers)
     }
 
     async fn copy(&mut self) -> Result<(), Trouble> {
@@ -490,32 +531,37 @@ impl<'a> Push<'a> {
     }
 
     async fn route(&mut self) -> Result<(), Trouble> {
-        if self.left() < PUBLISH_RESERVE / 2 {
-            return Err(Trouble::Limit(self.options.max_freeze));
-        }
-        if !self.route_begun {
+        if self.source_state.is_empty() {
             self.record_both(state::ROUTING).await?;
         }
-        if let Some(command) = &self.options.route_command {
-            let limit = self.options.route_timeout.min(self.left());
-            self.route_changed = true;
-            self.change().run(command, limit).await?;
-        }
+        self.run_route_command(&self.change()).await?;
         fault::point(Point::RouteChanged);
-        if self.retire_begun {
+        if [state::RETIRING, state::RETIRED].contains(&self.source_state.as_str()) {
             return Ok(());
         }
         self.record_both(state::ROUTED).await
     }
 
-    async fn unpublish(&mut self) -> Result<(), Trouble> {
-        if let (true, Some(command)) = (self.route_changed, &self.options.route_command) {
-            let restored = self.change().restored().run(command, self.options.route_timeout).await;
-            if let Err(error) = restored {
-                self.note(format!("restoring the route failed too: {error}"));
-            }
+    async fn run_route_command(&self, change: &route::Change) -> Result<(), Trouble> {
+        match &self.options.route_command {
+            Some(command) => Ok(change.run(command, self.options.route_timeout).await?),
+            None => Ok(()),
         }
-        match self.target.call(Op::Unpublish(v1::Unpublish {})).await? {
+    }
+
+    /// Takes the user off the target, in two steps: first the target makes sure
+    /// that nothing has changed there, and keeps everybody waiting; then the
+    /// route is restored; then everything is taken back.
+    async fn unpublish(&mut self) -> Result<(), Trouble> {
+        self.withdraw(false).await?;
+        self.run_route_command(&self.change().restored()).await?;
+        // The route is certain again: a crash from here on goes back.
+        self.record(Server::Source, state::COPYING).await?;
+        self.withdraw(true).await
+    }
+
+    async fn withdraw(&mut self, finally: bool) -> Result<(), Trouble> {
+        match self.target.call(Op::Unpublish(v1::Unpublish { hold: !finally })).await? {
             Answer::Unpublished(_) => Ok(()),
             _ => Err(self.target.unexpected("withdrawal").into()),
         }
@@ -559,17 +605,23 @@ impl<'a> Push<'a> {
                 self.report.failure = None;
                 self.report.differences = DIFFERENCES.map(str::to_owned).into();
             }
+            Phase::CommitUnknown | Phase::Routed if self.broken => {
+                self.report.outcome = Outcome::Resumable;
+            }
             Phase::CommitUnknown | Phase::Routed => {
                 // A connection that hangs must not keep the report from the admin.
                 let _ = tokio::time::timeout(GRACE, self.thaw()).await;
                 self.report.outcome = Outcome::Resumable;
             }
             _ if self.report.outcome == Outcome::Planned => {}
+            // A connection in the middle of something ends with this process,
+            // and with it the freeze.
+            _ if self.broken => {}
             _ => {
                 if self.frozen_at.is_some() {
                     let _ = tokio::time::timeout(GRACE, self.thaw()).await;
                 }
-                if !dry && self.report.outcome == Outcome::Refused {
+                if !dry && self.report.outcome == Outcome::Refused && self.report.rounds == 0 {
                     for server in [Server::Target, Server::Source] {
                         let _ = tokio::time::timeout(GRACE, self.finish(server, false)).await;
                     }
@@ -629,6 +681,9 @@ impl<'a> Push<'a> {
             }))
             .await?;
         let done = loop {
+            if self.frozen_at.is_none() {
+                self.stop_if_asked()?;
+            }
             let frame = self.source.next().await?;
             match frame.kind {
                 Kind::Data if !frame.payload.is_empty() => {
@@ -665,8 +720,9 @@ impl<'a> Push<'a> {
     }
 
     async fn record(&mut self, server: Server, state: &str) -> Result<(), Trouble> {
+        let route_command = self.options.route_command.is_some();
+        let op = Op::Record(v1::Record { state: state.into(), route_command });
         let peer = self.peer(server);
-        let op = Op::Record(v1::Record { state: state.into(), detail: String::new() });
         match peer.call(op).await? {
             Answer::Recorded(_) => Ok(()),
             _ => Err(peer.unexpected("receipt of the journal").into()),
@@ -720,18 +776,7 @@ impl<'a> Push<'a> {
     }
 
     fn skipped(&self) -> Vec<v1::Problem> {
-        self.report
-            .problems
-            .iter()
-            .filter(|p| p.severity == Severity::BadMessage)
-            .map(|p| v1::Problem {
-                severity: v1::problem::Severity::BadMessage.into(),
-                code: p.code.clone(),
-                mailbox: p.mailbox.clone(),
-                uid: p.uid,
-                ..v1::Problem::default()
-            })
-            .collect()
+        self.bad_messages.clone()
     }
 
     // ---- what is told ---------------------------------------------------------
@@ -748,8 +793,12 @@ impl<'a> Push<'a> {
             Server::Target => self.report.target.clone(),
         };
         for problem in problems {
-            let problem = Problem::from_wire(&name, problem);
+            let wire = problem;
+            let problem = Problem::from_wire(&name, wire);
             if !self.report.problems.contains(&problem) {
+                if problem.severity == Severity::BadMessage {
+                    self.bad_messages.push(wire.clone());
+                }
                 self.monitor.event(monitor::Event::Problem(problem.clone()));
                 self.report.problems.push(problem);
             }
@@ -798,6 +847,7 @@ impl<'a> Push<'a> {
     }
 
     fn remember(&mut self, phase: Phase, trouble: &Trouble) {
+        self.broken |= trouble.breaks_connections();
         let guidance = match trouble {
             Trouble::Peer(e) => e.guidance(),
             _ => None,
@@ -838,10 +888,9 @@ impl<'a> Push<'a> {
     }
 
     fn next_steps(&self) -> Vec<String> {
-        let again = format!("mbcopy push {} {}", self.options.mailbox, self.options.destination);
         match self.report.outcome {
             Outcome::Done | Outcome::DoneWithSkipped => Vec::new(),
-            _ => vec![again],
+            _ => vec![self.options.command.clone()],
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Telling the world where the user now is: the admin's own command.
 
 use serde::Serialize;
+use std::io::{Read, Seek};
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
@@ -75,6 +76,8 @@ impl Change {
     pub async fn run(&self, command: &str, limit: Duration) -> Result<(), RouteError> {
         let start = |source| RouteError::Start { command: command.into(), source };
         let json = serde_json::to_vec(self).map_err(|e| start(e.into()))?;
+        // A file, not a pipe: a daemon that the command starts may keep it open.
+        let output = tempfile::tempfile().map_err(start)?;
         let mut child = Command::new("/bin/sh")
             .args(["-c", command])
             .env("MBCOPY_MOVE_ID", &self.move_id)
@@ -86,8 +89,8 @@ impl Change {
             .env("MBCOPY_NEW_SERVER", &self.new.server)
             .env("MBCOPY_NEW_HOST", &self.new.host)
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+            .stdout(output.try_clone().map_err(start)?)
+            .stderr(output.try_clone().map_err(start)?)
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
@@ -97,7 +100,7 @@ impl Change {
             // A command that reads only its environment may close its input.
             let _ = input.write_all(&json).await;
         }
-        match tokio::time::timeout(limit, child.wait_with_output()).await {
+        match tokio::time::timeout(limit, child.wait()).await {
             Err(_) => {
                 if let Some(group) = group {
                     let _ =
@@ -106,19 +109,22 @@ impl Change {
                 Err(RouteError::Timeout { command: command.into(), limit })
             }
             Ok(Err(source)) => Err(start(source)),
-            Ok(Ok(output)) if output.status.success() => Ok(()),
-            Ok(Ok(output)) => Err(RouteError::Status {
-                command: command.into(),
-                status: output.status,
-                output: said(&output),
-            }),
+            Ok(Ok(status)) if status.success() => Ok(()),
+            Ok(Ok(status)) => {
+                Err(RouteError::Status { command: command.into(), status, output: said(output) })
+            }
         }
     }
 }
 
-fn said(output: &std::process::Output) -> String {
-    let text = [&output.stderr[..], &output.stdout[..]].concat();
-    crate::wire::printable(String::from_utf8_lossy(&text).trim())
+/// The beginning of what a command printed.
+fn said(mut output: std::fs::File) -> String {
+    let mut bytes = Vec::new();
+    let read = output.rewind().and_then(|()| output.take(16 << 10).read_to_end(&mut bytes));
+    match read {
+        Ok(_) => crate::wire::printable(String::from_utf8_lossy(&bytes).trim()),
+        Err(error) => error.to_string(),
+    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use crate::cyrus::name::MailboxName;
 use crate::host::Host;
 use crate::host::userlock::{LockError, UserLock};
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::Child;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -34,6 +35,8 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     locks: Option<Locks>,
+    /// When the locks are let go of.
+    end: Instant,
     /// A step that must not be thawed half way is under way.
     pinned: bool,
     by_limit: bool,
@@ -44,7 +47,7 @@ struct State {
 struct Locks {
     _user: UserLock,
     /// The user's own databases, which his lock does not protect.
-    _files: Vec<File>,
+    files: Vec<File>,
 }
 
 /// What a freeze was.
@@ -59,25 +62,15 @@ pub struct Ended {
 impl Freeze {
     /// Freezes by the locks at `paths`: nobody reads or writes the mailboxes
     /// until the returned value is dropped, thawed, or `limit` is over.
-    ///
-    /// `databases` are files of the user's that are locked against writers, too.
-    pub fn take(
-        paths: &[PathBuf],
-        databases: Vec<File>,
-        wait: Duration,
-        limit: Duration,
-    ) -> Result<Self, LockError> {
+    pub fn take(paths: &[PathBuf], wait: Duration, limit: Duration) -> Result<Self, LockError> {
         let user = UserLock::take(paths, wait)?;
         let since = Instant::now();
-        let locks = Some(Locks { _user: user, _files: databases });
-        let shared = Arc::new(Shared {
-            state: Mutex::new(State { locks, pinned: false, by_limit: false }),
-            changed: Condvar::new(),
-        });
+        let locks = Some(Locks { _user: user, files: Vec::new() });
+        let state = State { locks, end: since + limit, pinned: false, by_limit: false };
+        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let watched = Arc::clone(&shared);
-        let watch = std::thread::Builder::new()
-            .name("freeze-limit".into())
-            .spawn(move || watched.thaw_at(since + limit));
+        let watch =
+            std::thread::Builder::new().name("freeze-limit".into()).spawn(move || watched.watch());
         match watch {
             Ok(_) => Ok(Self { shared, limit, since }),
             // Without a watch there is no freeze: dropping lets go.
@@ -90,17 +83,33 @@ impl Freeze {
         self.shared.state().locks.is_some()
     }
 
-    /// Keeps the limit from ending it, for a step that must not stop half way;
-    /// `false` when the limit has ended it already.
-    pub fn pin(&self) -> bool {
-        let mut state = self.shared.state();
-        state.pinned = state.locks.is_some();
-        state.pinned
+    /// Keeps further files locked as long as it lasts.
+    pub fn also(&self, files: Vec<File>) {
+        if let Some(locks) = &mut self.shared.state().locks {
+            locks.files.extend(files);
+        }
     }
 
-    /// The limit.
-    pub fn limit(&self) -> Duration {
-        self.limit
+    /// Makes sure that it lasts for some time from now on; `false` when the
+    /// limit has ended it already.
+    pub fn extend(&self, time: Duration) -> bool {
+        let mut state = self.shared.state();
+        state.end = state.end.max(Instant::now() + time);
+        state.locks.is_some()
+    }
+
+    /// Keeps the limit from ending it while `step` is done, which must not stop
+    /// half way; `None` when the limit has ended it already.
+    pub fn pinned<T>(&self, step: impl FnOnce() -> T) -> Option<T> {
+        let pin = |on: bool| {
+            let mut state = self.shared.state();
+            state.pinned = on && state.locks.is_some();
+            state.pinned
+        };
+        let done = pin(true).then(step);
+        pin(false);
+        self.shared.changed.notify_all();
+        done
     }
 
     /// Lets go.
@@ -126,20 +135,22 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until `end` or until the freeze is over, and lets go then.
-    fn thaw_at(&self, end: Instant) {
+    /// Waits until the limit or until the freeze is over, and lets go then.
+    fn watch(&self) {
         let mut state = self.state();
         while state.locks.is_some() {
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                if !state.pinned {
+            let left = match state.end.saturating_duration_since(Instant::now()) {
+                Duration::ZERO if !state.pinned => {
                     state.locks = None;
                     state.by_limit = true;
+                    return;
                 }
-                return;
-            }
-            state =
-                self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+                // Looked at again when the step that pins it has ended.
+                Duration::ZERO => Duration::from_millis(50),
+                left => left,
+            };
+            let waited = self.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }
@@ -185,7 +196,7 @@ pub fn prove(host: &Host, top: &MailboxName, paths: &[PathBuf]) -> Result<Proof,
     let name = String::from_utf8_lossy(top.as_bytes()).into_owned();
     let child = host.tools.start(&host.conf, "mbexamine", &["-u", "1", name.as_str()]);
     let mut child = child.map_err(|e| undecided(e.to_string()))?;
-    let waits = wait_for_waiter(&mut child, began);
+    let waits = wait_for_waiter(&mut child, paths, began);
     let frozen = began.elapsed();
     drop(lock);
     let _ = child.kill();
@@ -196,15 +207,22 @@ pub fn prove(host: &Host, top: &MailboxName, paths: &[PathBuf]) -> Result<Proof,
     }
 }
 
-/// Whether the child waits for a lock before it ends.
-fn wait_for_waiter(child: &mut Child, began: Instant) -> Result<bool, String> {
+/// Whether the child waits for one of our locks before it ends.
+fn wait_for_waiter(child: &mut Child, paths: &[PathBuf], began: Instant) -> Result<bool, String> {
     let pid = child.id().to_string();
+    let inodes: Vec<String> = paths
+        .iter()
+        .filter_map(|path| std::fs::metadata(path).ok())
+        .map(|stat| format!(":{}", stat.ino()))
+        .collect();
     loop {
         // In /proc/locks the lines of those who wait have an arrow.
         let locks = std::fs::read_to_string("/proc/locks").map_err(|e| e.to_string())?;
         let waits = |line: &str| {
             let mut words = line.split_whitespace();
-            words.nth(1) == Some("->") && words.any(|word| word == pid)
+            words.nth(1) == Some("->")
+                && words.any(|word| word == pid)
+                && words.any(|word| inodes.iter().any(|inode| word.ends_with(inode)))
         };
         if locks.lines().any(waits) {
             return Ok(true);

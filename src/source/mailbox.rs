@@ -9,6 +9,7 @@ use crate::inventory::Digest;
 use crate::wire::manifest::{Entry, MAX_ENTRIES};
 use crate::wire::v1::{self, FileKind, problem::Severity};
 use bytes::{Bytes, BytesMut};
+use prost::Message;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
@@ -43,8 +44,8 @@ pub struct Known {
     pub bad: BTreeSet<u32>,
     /// What the mailbox adds to the totals.
     pub totals: v1::Totals,
-    /// Its files besides messages.
-    pub files: Vec<v1::FileState>,
+    /// What a client can observe of it, as a digest.
+    pub observable: Vec<u8>,
 }
 
 impl Known {
@@ -179,8 +180,16 @@ fn read(
         last.last_uid = header.last_uid;
         last.highestmodseq = header.highestmodseq;
         last.records_blake3 = Bytes::copy_from_slice(&digest.finish());
-        known.files.clone_from(&files);
         last.files = files;
+        // The index and the cache change also when nobody changes anything.
+        let stable = [FileKind::Header, FileKind::Annotations];
+        let observable = v1::MailboxScan {
+            files: last.files.iter().filter(|f| stable.contains(&f.kind())).cloned().collect(),
+            manifest: Bytes::new(),
+            first: false,
+            ..last.clone()
+        };
+        known.observable = observable.encode_to_vec();
     }
     Ok(())
 }

@@ -22,11 +22,19 @@ use bytes::Bytes;
 use freeze::{Freeze, ProofError};
 use inventory::{Listing, Ordinals, SourceMailbox, UserFiles};
 use mailbox::Known;
-use retire::Retirement;
+use retire::{Retirement, Standing};
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
+
+/// How long a user's own database is waited for, while he is frozen.
+const DATABASE_WAIT: Duration = Duration::from_secs(1);
+
+/// How long the freeze lasts at least, once the route is to be changed: longer
+/// than a route command should take, and not for ever.
+const ROUTE_TIME: Duration = Duration::from_secs(30);
 
 /// The source's side of one move.
 pub struct Source {
@@ -85,11 +93,11 @@ impl Handler for Source {
             Op::Thaw(_) => Ok(Answer::Thawed(session.thaw())),
             Op::Retire(retire) => session.retire(host, &retire.server).map(Answer::Retired),
             Op::Record(record) => {
-                session.record(&record.state)?;
+                session.note(&record)?;
                 Ok(Answer::Recorded(v1::Recorded {}))
             }
             Op::Finish(finish) => {
-                session.record(if finish.done { state::DONE } else { state::ABORTED })?;
+                session.finish(finish.done)?;
                 Ok(Answer::Finished(v1::Finished::default()))
             }
             _ => Err(agent::unknown_request()),
@@ -135,7 +143,8 @@ impl Source {
             let holder = format!("process {}, a push to {}", std::process::id(), entry.peer);
             let held = opened.hold(&entry.name, &holder).map_err(|e| journal_failure(&e))?;
             // An interrupted push to the same place is taken up again.
-            let before = opened.unfinished(&entry.name).map_err(|e| journal_failure(&e))?;
+            let before =
+                opened.unfinished(&entry.name, entry.role).map_err(|e| journal_failure(&e))?;
             match before {
                 Some(before) if before.peer == entry.peer => {
                     id = before.id.clone();
@@ -155,6 +164,9 @@ impl Source {
                 _ => {}
             }
             (journal, hold) = (Some(opened), Some(held));
+        }
+        if entry.state == state::RETIRING {
+            entry.state = settle_retirement(host, &id, &top)?.into();
         }
         let mut ordinals = Ordinals::new();
         // The records of a user who is being retired name the other server.
@@ -211,7 +223,8 @@ impl Session {
             problems,
             move_id: self.id.to_string(),
             state: self.entry.state.clone(),
-            snapshot: Bytes::copy_from_slice(self.entry.detail.as_bytes()),
+            snapshot: Bytes::copy_from_slice(self.detail().snapshot.as_bytes()),
+            route_command: self.detail().route_command,
         };
         // The first real scan must tell everything again.
         for known in self.known.values_mut() {
@@ -330,9 +343,7 @@ impl Session {
             hasher.update(&mailbox.entry.raw);
             hasher.update(mailbox.id.as_str().as_bytes());
             if let Some(known) = self.known.get(&mailbox.ordinal) {
-                known.files.iter().for_each(|file| {
-                    hasher.update(&file.encode_to_vec());
-                });
+                hasher.update(&known.observable);
             }
         }
         let rest = v1::ScanDone {
@@ -390,11 +401,12 @@ impl Session {
         let began = std::time::Instant::now();
         let wait = Duration::from_millis(u64::from(freeze.wait_ms));
         let limit = Duration::from_millis(u64::from(freeze.limit_ms));
-        let databases = self.lock_databases().map_err(|e| lock_failure(&e))?;
         let paths = self.freeze_paths(host).map_err(|e| lock_failure(&e))?;
-        let taken = Freeze::take(&paths, databases, wait, limit);
+        let freeze = Freeze::take(&paths, wait, limit).map_err(|e| lock_failure(&e))?;
         let waited_ms = began.elapsed().as_millis() as u32;
-        self.freeze = Some(taken.map_err(|e| lock_failure(&e))?);
+        // After the user's lock: whoever waits for it may hold one of these.
+        freeze.also(self.lock_databases().map_err(|e| lock_failure(&e))?);
+        self.freeze = Some(freeze);
         let locks = paths.iter().map(|p| p.display().to_string()).collect();
         Ok(v1::Frozen { waited_ms, locks })
     }
@@ -418,8 +430,14 @@ impl Session {
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
                 Err(e) => return Err(io(e)),
             };
-            let waited = Duration::from_secs(2);
+            let waited = DATABASE_WAIT;
             if !ofd::lock(&file, ofd::Mode::Shared, waited).map_err(io)? {
+                return Err(LockError::Busy { path: path.clone(), waited });
+            }
+            // A flat database is replaced by a new file at each change.
+            let opened = file.metadata().map_err(io)?;
+            let named = std::fs::metadata(path).map_err(io)?;
+            if opened.ino() != named.ino() {
                 return Err(LockError::Busy { path: path.clone(), waited });
             }
             locked.push(file);
@@ -445,10 +463,14 @@ impl Session {
                 "run the same push again",
             )
         };
-        let freeze = self.freeze.as_ref().ok_or_else(limit)?;
-        if !freeze.pin() {
-            return Err(limit());
-        }
+        let freeze = self.freeze.take().ok_or_else(limit)?;
+        let done = freeze.pinned(|| self.put_away(host, server));
+        self.freeze = Some(freeze);
+        done.unwrap_or_else(|| Err(limit()))
+    }
+
+    /// Retires, or goes on with a retirement that was interrupted.
+    fn put_away(&mut self, host: &Host, server: &str) -> Result<v1::Retired, v1::Failure> {
         let failed = |text: String| {
             v1::Failure::new(
                 Kind::Internal,
@@ -481,25 +503,92 @@ impl Session {
         match &self.freeze {
             None => Ok(false),
             Some(freeze) if freeze.holds() => Ok(true),
-            Some(freeze) => Err(v1::Failure::new(
-                Kind::Limit,
-                format!("the freeze limit of {:?} was reached", freeze.limit()),
-                "the source serves the user and is unchanged",
-                "push again with a higher --max-freeze",
-            )),
+            Some(_) => Err(self.thawed_by_limit()),
         }
+    }
+
+    /// What the coordinator wants remembered.
+    fn note(&mut self, record: &v1::Record) -> Result<(), v1::Failure> {
+        match record.state.as_str() {
+            state::PUBLISHING => {
+                let detail =
+                    Detail { snapshot: self.snapshot.clone(), route_command: record.route_command };
+                self.entry.detail = serde_json::to_string(&detail).unwrap_or_default();
+            }
+            // From here on the move only goes forward: the freeze must last.
+            state::ROUTING => {
+                let holds = self.freeze.as_ref().is_some_and(|f| f.extend(ROUTE_TIME));
+                if !holds {
+                    return Err(self.thawed_by_limit());
+                }
+            }
+            _ => {}
+        }
+        self.record(&record.state)
+    }
+
+    fn detail(&self) -> Detail {
+        serde_json::from_str(&self.entry.detail).unwrap_or_default()
+    }
+
+    /// Ends the move; one that may have been published cannot be given up here.
+    fn finish(&mut self, done: bool) -> Result<(), v1::Failure> {
+        if !done && !harmless(&self.entry.state) {
+            return Err(agent::protocol(format!("giving up a move that is {}", self.entry.state)));
+        }
+        self.record(if done { state::DONE } else { state::ABORTED })
+    }
+
+    fn thawed_by_limit(&self) -> v1::Failure {
+        v1::Failure::new(
+            Kind::Limit,
+            "the freeze limit was reached",
+            "the source serves the user and is unchanged",
+            "push again with a higher --max-freeze",
+        )
     }
 
     fn record(&mut self, state: &str) -> Result<(), v1::Failure> {
         let Some(journal) = &self.journal else {
             return Err(agent::protocol("a change in a move that is only planned"));
         };
-        if state == state::PUBLISHING {
-            self.entry.detail.clone_from(&self.snapshot);
-        }
         self.entry.state = state.into();
         self.entry.updated = now_ms();
         journal.write(&self.entry).map_err(|e| journal_failure(&e))
+    }
+}
+
+/// What the journal of a source remembers besides the state.
+#[derive(Debug, Default, serde::Serialize, serde::Deserialize)]
+struct Detail {
+    /// What the user was when the target was to publish him.
+    snapshot: String,
+    /// Whether the route is changed by a command.
+    route_command: bool,
+}
+
+/// What an interrupted retirement has come to, as a state: the records tell.
+fn settle_retirement(
+    host: &Host,
+    id: &MoveId,
+    top: &MailboxName,
+) -> Result<&'static str, v1::Failure> {
+    let failed = |text: String| {
+        v1::Failure::new(
+            Kind::UnknownOutcome,
+            text,
+            "the target serves the user; the source's copy is not put away completely",
+            "look at the source's records of the user (ctl_mboxlist -d)",
+        )
+    };
+    let standing = Retirement::load(host, id).and_then(|r| r.standing(host, top));
+    match standing.map_err(|e| failed(e.to_string()))? {
+        Standing::Committed => Ok(state::RETIRING),
+        Standing::Untouched => Ok(state::ROUTED),
+        Standing::Mixed => Err(failed(format!(
+            "the records of {} have been changed since they were to be retired",
+            host.external(top)
+        ))),
     }
 }
 

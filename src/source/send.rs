@@ -194,7 +194,12 @@ impl Reader<'_> {
         let result = if size <= FRAME as u64 {
             self.small(job, &mut file, size, stat.mtime())
         } else {
-            self.large(job, &mut file, size, stat.mtime())
+            let sent = self.large(job, &mut file, size, stat.mtime());
+            if sent.is_err() {
+                self.chunk(job, size, 0, 0, true, true, [0; 32], &[]);
+                self.flush();
+            }
+            sent
         };
         match result {
             Ok(outcome) => outcome,

@@ -10,6 +10,7 @@ mod shadow;
 mod stage;
 
 use crate::agent::{self, Handler, Link};
+use crate::cyrus::mboxlist::MailboxList;
 use crate::cyrus::name::{MailboxName, PartitionName, UniqueId};
 use crate::cyrus::path::{DirStyle, Layout};
 use crate::fault::{self, Point};
@@ -51,6 +52,10 @@ struct Session {
     asked: Option<Arc<dyn Expected>>,
     shadow: Option<Shadow>,
     publication: Option<Publication>,
+    /// Held between the two steps of taking a publication back.
+    withdrawing: Option<UserLock>,
+    /// Whether this session has begun to stage.
+    staged: bool,
 }
 
 impl Target {
@@ -83,7 +88,7 @@ impl Handler for Target {
             Op::Rehearse(rehearse) => session.rehearse(host, &rehearse).map(Answer::Rehearsed),
             Op::Settle(settle) => session.settle(host, &settle).map(Answer::Prepared),
             Op::Publish(_) => session.publish(host).map(Answer::Published),
-            Op::Unpublish(_) => session.unpublish(host).map(Answer::Unpublished),
+            Op::Unpublish(step) => session.unpublish(host, step.hold).map(Answer::Unpublished),
             Op::Record(record) => {
                 session.record(&record.state)?;
                 Ok(Answer::Recorded(v1::Recorded {}))
@@ -184,6 +189,8 @@ impl Target {
             asked: None,
             shadow: None,
             publication,
+            withdrawing: None,
+            staged: false,
         });
         Ok(answer)
     }
@@ -200,7 +207,8 @@ impl Target {
         let holder = format!("process {}, a move from {}", std::process::id(), fresh.peer);
         let hold = journal.hold(&fresh.name, &holder).map_err(|e| journal_failure(&e))?;
         let known = journal.find(&fresh.id).map_err(|e| journal_failure(&e))?;
-        let unfinished = journal.unfinished(&fresh.name).map_err(|e| journal_failure(&e))?;
+        let unfinished =
+            journal.unfinished(&fresh.name, fresh.role).map_err(|e| journal_failure(&e))?;
         if let Some(other) = unfinished.filter(|other| other.id != fresh.id) {
             let harmless = [state::PLANNED, state::COPYING, state::PREPARED];
             if !harmless.contains(&other.state.as_str()) {
@@ -270,6 +278,13 @@ fn is_published(state: &str) -> bool {
 impl Session {
     fn offer(&mut self, host: &Host, link: &mut Link) -> Result<v1::Wants, v1::Failure> {
         self.writable()?;
+        if !self.staged {
+            // The user's own files of an earlier session may be gone by now.
+            for directory in [self.stage.conf.join("user"), self.stage.sieve.clone()] {
+                let _ = std::fs::remove_dir_all(directory);
+            }
+            self.staged = true;
+        }
         self.stage
             .make(&host.config)
             .map_err(|e| internal(e.to_string(), "the source serves the user"))?;
@@ -371,7 +386,8 @@ impl Session {
         let shadow = self.build_shadow(host)?;
         if rehearse.skipped.is_empty() {
             let changing = self.inventory.mailboxes.values().filter(|m| !m.is_consistent());
-            let changing: Vec<_> = changing.map(|m| host.external(&m.name)).collect();
+            let changing: Vec<_> =
+                changing.map(|m| format!("{} ", host.external(&m.name))).collect();
             shadow
                 .examine(host, &self.stage, &self.tool_names, &changing)
                 .map_err(|e| internal(e.to_string(), "the source serves the user"))?;
@@ -422,7 +438,7 @@ impl Session {
             .ok_or_else(|| agent::protocol("publishing what was not prepared"))?;
         let lock = lock(host, &self.top)?;
         let began = Instant::now();
-        self.refuse_newcomer(host)?;
+        self.refuse_newcomer(host, &publication)?;
         self.record(state::PUBLISHING)?;
         fault::point(Point::PublishBegun);
         if let Err(error) = publication.execute(host) {
@@ -454,14 +470,17 @@ impl Session {
         })
     }
 
-    fn take_back(&self, host: &Host) -> Result<(), String> {
-        let publication = self.publication.as_ref().ok_or("there is no plan of it")?;
+    fn take_back(&mut self, host: &Host) -> Result<(), String> {
+        let publication = self.publication.clone().ok_or("there is no plan of it")?;
         publication.undo(host).map_err(|e| e.to_string())?;
         self.record(state::PREPARED).map_err(|f| f.text)
     }
 
-    fn unpublish(&mut self, host: &Host) -> Result<v1::Unpublished, v1::Failure> {
-        let lock = lock(host, &self.top)?;
+    fn unpublish(&mut self, host: &Host, hold: bool) -> Result<v1::Unpublished, v1::Failure> {
+        let lock = match self.withdrawing.take() {
+            Some(lock) => lock,
+            None => lock(host, &self.top)?,
+        };
         let unknown = |text: String| {
             v1::Failure::new(
                 Kind::UnknownOutcome,
@@ -472,13 +491,17 @@ impl Session {
         };
         let publication = self
             .publication
-            .as_ref()
+            .clone()
             .ok_or_else(|| agent::protocol("taking back what was not published"))?;
-        if let Some(changed) = publication.changed_since() {
+        let changed = publication.changed_since(host, &self.top);
+        if let Some(changed) = changed.map_err(|e| unknown(e.to_string()))? {
             return Err(unknown(format!(
-                "{} has changed on this server since it was published",
-                changed.display()
+                "{changed} has changed on this server since it was published"
             )));
+        }
+        if hold {
+            self.withdrawing = Some(lock);
+            return Ok(v1::Unpublished {});
         }
         self.record(state::UNPUBLISHING)?;
         publication.undo(host).map_err(|e| unknown(e.to_string()))?;
@@ -488,50 +511,82 @@ impl Session {
     }
 
     /// Somebody may have made the user since preflight: an autocreate, an admin.
-    fn refuse_newcomer(&self, host: &Host) -> Result<(), v1::Failure> {
-        let database =
-            host.mailboxes().map_err(|e| internal(e.to_string(), "the source serves the user"))?;
-        let key = [b"N", self.top.to_db_key().as_slice()].concat();
-        let there = database
-            .get(&key)
-            .map_err(|e| internal(e.to_string(), "the source serves the user"))?
-            .and_then(|value| crate::cyrus::dlist::Dlist::parse(&value).ok())
-            .filter(|record| {
-                let kind = record.get(b"T").and_then(|t| t.as_bytes());
-                !kind.is_some_and(|t| t.contains(&b'd'))
-            });
-        match there {
+    /// And no record of anybody else may be overwritten, whatever the source says.
+    fn refuse_newcomer(&self, host: &Host, publication: &Publication) -> Result<(), v1::Failure> {
+        let failed = |e: String| internal(e, "the source serves the user");
+        let database = host.mailboxes().map_err(|e| failed(e.to_string()))?;
+        let list = MailboxList::from_database(&database).map_err(|e| failed(e.to_string()))?;
+        let owned = list
+            .owned(&self.top, &host.config.deletedprefix())
+            .map_err(|e| failed(e.to_string()))?;
+        let newcomer = owned
+            .iter()
+            .find(|e| !e.is_deleted() && (e.name == self.top || e.name.is_below(&self.top)))
+            .map(|e| host.external(&e.name));
+        let taken = || -> Result<Option<String>, v1::Failure> {
+            for (key, _) in &publication.records {
+                let Some(id) = key.strip_prefix(b"I").and_then(|id| UniqueId::new(id).ok()) else {
+                    continue;
+                };
+                let named = list.name_of_id(&id).map_err(|e| failed(e.to_string()))?;
+                let ours = |name: &MailboxName| {
+                    publication.records.iter().any(|(k, _)| *k == name_key(name))
+                };
+                if let Some(name) = named.filter(|name| !ours(name)) {
+                    return Ok(Some(host.external(&name)));
+                }
+            }
+            Ok(None)
+        };
+        match newcomer.map_or_else(taken, |name| Ok(Some(name)))? {
             None => Ok(()),
-            Some(_) => Err(v1::Failure::new(
+            Some(name) => Err(v1::Failure::new(
                 Kind::Refused,
-                format!(
-                    "{} came into being on this server while he was copied",
-                    host.external(&self.top)
-                ),
+                format!("{name} came into being on this server while the user was copied"),
                 "the source serves the user and is unchanged",
                 "switch autocreate off on this server, delete the new mailbox, and push again",
             )),
         }
     }
 
+    /// Ends the move and removes its stage: never while the stage may be the
+    /// only copy here, or while what was published has not been taken back.
     fn finish(&mut self, host: &Host, done: bool) -> Result<v1::Finished, v1::Failure> {
-        let mut notes = Vec::new();
-        if done {
-            notes.extend(settle::after_publishing(host, &self.tool_names));
-            self.record(state::DONE)?;
-        } else {
-            self.record(state::ABORTED)?;
+        let here = self.has_user(host)?;
+        if done != here && (done || began_to_publish(&self.entry.state)) {
+            return Err(v1::Failure::new(
+                Kind::Refused,
+                format!(
+                    "ending the move as {} while {} {} on this server",
+                    if done { state::DONE } else { state::ABORTED },
+                    host.external(&self.top),
+                    if here { "is" } else { "is not" }
+                ),
+                "the stage is kept",
+                "run the same push again",
+            ));
         }
+        self.record(if done { state::DONE } else { state::ABORTED })?;
         remove_stage(&self.stage);
-        Ok(v1::Finished { notes })
+        Ok(v1::Finished::default())
     }
 
-    fn record(&self, state: &str) -> Result<(), v1::Failure> {
+    /// Whether this server's Cyrus has the user.
+    fn has_user(&self, host: &Host) -> Result<bool, v1::Failure> {
+        let failed = |e: String| internal(e, "the stage is kept");
+        let database = host.mailboxes().map_err(|e| failed(e.to_string()))?;
+        let list = MailboxList::from_database(&database).map_err(|e| failed(e.to_string()))?;
+        let top = list.get(&self.top).map_err(|e| failed(e.to_string()))?;
+        Ok(top.is_some_and(|entry| !entry.is_deleted()))
+    }
+
+    fn record(&mut self, state: &str) -> Result<(), v1::Failure> {
         let Some(journal) = &self.journal else {
             return Err(agent::protocol("a change in a move that is only planned"));
         };
-        let entry = Entry { state: state.into(), updated: now_ms(), ..self.entry.clone() };
-        journal.write(&entry).map_err(|e| journal_failure(&e))
+        self.entry.state = state.into();
+        self.entry.updated = now_ms();
+        journal.write(&self.entry).map_err(|e| journal_failure(&e))
     }
 
     fn writable(&self) -> Result<(), v1::Failure> {
@@ -540,6 +595,11 @@ impl Session {
             None => Err(agent::protocol("a change in a move that is only planned")),
         }
     }
+}
+
+/// The key of a mailbox's record, in the form of 3.6 and later.
+fn name_key(name: &MailboxName) -> Vec<u8> {
+    [b"N", name.to_db_key().as_slice()].concat()
 }
 
 /// Takes this server's own lock on the user.

@@ -14,6 +14,9 @@
 //! removes the records in one transaction first, and then goes backwards.
 
 use crate::cyrus::config::DbKind;
+use crate::cyrus::dlist::Dlist;
+use crate::cyrus::mboxlist::MailboxList;
+use crate::cyrus::name::MailboxName;
 use crate::fault::{self, Point};
 use crate::host::Host;
 use crate::host::tools::DbOp;
@@ -44,6 +47,15 @@ pub struct Publication {
     /// The published indexes and their BLAKE3: who finds another has found a
     /// mailbox that was changed since.
     pub indexes: Vec<(PathBytes, [u8; 32])>,
+}
+
+/// What the live mailboxes.db has of a publication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// All of it.
+    Committed,
+    /// Nothing of it.
+    Absent,
 }
 
 /// Why publishing or taking it back stopped.
@@ -125,42 +137,66 @@ impl Publication {
     /// Whether the live mailboxes.db holds all of the user's records as they
     /// were published.
     pub fn is_committed(&self, host: &Host) -> Result<bool, PublishError> {
-        let database = host
-            .mailboxes()
-            .map_err(|e| PublishError::Unknown { database: e.path, reason: e.reason })?;
-        let holds = |(key, value): &KeyValue| {
-            database.get(key).map(|found| found.as_deref() == Some(value.as_slice()))
-        };
-        for record in &self.records {
-            match holds(record) {
-                Ok(true) => {}
-                Ok(false) => return Ok(false),
-                Err(e) => {
-                    let database = PathBuf::from("mailboxes.db");
-                    return Err(PublishError::Unknown { database, reason: e.to_string() });
-                }
-            }
-        }
-        Ok(true)
+        Ok(self.standing(host)? == Standing::Committed)
     }
 
-    /// The first published mailbox that has changed since.
-    pub fn changed_since(&self) -> Option<&Path> {
+    /// How many of the user's records the live mailboxes.db holds as they were
+    /// published: all, none, or something between, which only others can make.
+    fn standing(&self, host: &Host) -> Result<Standing, PublishError> {
+        let unknown =
+            |database: PathBuf, reason: String| PublishError::Unknown { database, reason };
+        let database = host.mailboxes().map_err(|e| unknown(e.path, e.reason))?;
+        let (mut held, mut absent) = (0, 0);
+        for (key, value) in &self.records {
+            let found = database
+                .get(key)
+                .map_err(|e| unknown(PathBuf::from("mailboxes.db"), e.to_string()))?;
+            held += usize::from(found.as_deref() == Some(value.as_slice()));
+            // A tombstone was there before, and is as good as nothing.
+            absent += usize::from(found.is_none_or(|found| is_tombstone(&found)));
+        }
+        match self.records.len() {
+            all if held == all => Ok(Standing::Committed),
+            all if absent == all => Ok(Standing::Absent),
+            _ => Err(PublishError::Changed),
+        }
+    }
+
+    /// What has changed since it was published, if anything has: a mailbox that
+    /// was used, or one that is new.
+    pub fn changed_since(
+        &self,
+        host: &Host,
+        top: &MailboxName,
+    ) -> Result<Option<String>, PublishError> {
         let same = |path: &Path, hash: &[u8; 32]| {
             std::fs::read(path).is_ok_and(|bytes| blake3::hash(&bytes).as_bytes() == hash)
         };
         let changed = self.indexes.iter().find(|(path, hash)| !same(path.path(), hash));
-        changed.map(|(path, _)| path.path())
+        if let Some((path, _)) = changed {
+            return Ok(Some(path.path().display().to_string()));
+        }
+        let unknown = |reason: String| {
+            let database = PathBuf::from("mailboxes.db");
+            PublishError::Unknown { database, reason }
+        };
+        let database = host.mailboxes().map_err(|e| unknown(e.reason))?;
+        let list = MailboxList::from_database(&database).map_err(|e| unknown(e.to_string()))?;
+        let owned =
+            list.owned(top, &host.config.deletedprefix()).map_err(|e| unknown(e.to_string()))?;
+        let ours = |key: &[u8]| self.records.iter().any(|(k, _)| k == key);
+        let new = owned.iter().find(|e| !e.is_deleted() && !ours(&e.key));
+        Ok(new.map(|entry| host.external(&entry.name)))
     }
 
     /// Takes everything back. The caller holds the user's lock and has seen
     /// that nothing has changed since.
     pub fn undo(&self, host: &Host) -> Result<(), PublishError> {
-        if self.is_committed(host)? {
+        if self.standing(host)? == Standing::Committed {
             let removed = self.records.iter().map(delete);
             let restored = self.stale_records.iter().map(set);
             change(host, DbKind::Mailboxes, removed.chain(restored).collect())?;
-            if self.is_committed(host)? {
+            if self.standing(host)? != Standing::Absent {
                 return Err(PublishError::Changed);
             }
         }
@@ -187,6 +223,12 @@ fn change(host: &Host, kind: DbKind, ops: Vec<DbOp<'_>>) -> Result<(), PublishEr
     }
     host.change(kind, &ops)
         .map_err(|e| PublishError::Database { database: e.path, reason: e.reason })
+}
+
+fn is_tombstone(record: &[u8]) -> bool {
+    let parsed = Dlist::parse(record).ok();
+    let kind = parsed.as_ref().and_then(|r| r.get(b"T")).and_then(Dlist::as_bytes);
+    kind.is_some_and(|kind| kind.contains(&b'd'))
 }
 
 fn set((key, value): &KeyValue) -> DbOp<'_> {

@@ -132,7 +132,10 @@ impl Writers {
     pub fn give(&mut self, frame: Bytes) -> Result<(), ReceiveError> {
         let mut rest = frame.clone();
         let first = Chunk::decode(&mut rest)?;
-        let whole = first.gone || (first.offset == 0 && first.last);
+        // The end of a large file that went wrong comes alone, and must reach
+        // the writer that has its pieces.
+        let alone = rest.is_empty();
+        let whole = !(first.gone && alone) && first.offset == 0 && first.last;
         let writer = if whole {
             self.turn += 1;
             self.turn
@@ -182,6 +185,10 @@ impl Writer {
                 let chunk = Chunk::decode(&mut frame)?;
                 self.take(&chunk)?;
             }
+        }
+        // What has not ended has no place under the name of a message.
+        for partial in std::mem::take(&mut self.open).into_values() {
+            partial.item.directory.remove(&partial.item.temporary());
         }
         Ok(std::mem::take(&mut self.received))
     }

@@ -32,9 +32,17 @@ pub fn compare(stage: &Stage, inventory: &mut Inventory, skipped: &[v1::Problem]
             "run the same push again",
         ));
     }
-    let may_lack: BTreeSet<u32> = skipped.iter().map(|p| p.uid).collect();
-    for mailbox in inventory.mailboxes.values_mut().filter(|m| m.dirty && !m.name_only) {
-        match compare_mailbox(stage, mailbox, &may_lack) {
+    // A file without a record is skipped, too, and lacks nowhere.
+    let may_lack: BTreeSet<(u32, u32)> = skipped
+        .iter()
+        .filter(|p| p.code != "orphan-file")
+        .map(|p| (p.mailbox_ordinal, p.uid))
+        .collect();
+    for (ordinal, mailbox) in
+        inventory.mailboxes.iter_mut().filter(|(_, m)| m.dirty && !m.name_only)
+    {
+        let may_lack = |uid: u32| may_lack.contains(&(*ordinal, uid));
+        match compare_mailbox(stage, mailbox, may_lack) {
             Ok(records) => {
                 mailbox.dirty = false;
                 prepared.mailboxes_compared += 1;
@@ -58,7 +66,7 @@ pub fn compare(stage: &Stage, inventory: &mut Inventory, skipped: &[v1::Problem]
 fn compare_mailbox(
     stage: &Stage,
     mailbox: &StagedMailbox,
-    may_lack: &BTreeSet<u32>,
+    may_lack: impl Fn(u32) -> bool,
 ) -> Result<u64, String> {
     if !mailbox.files_complete() {
         return Err("one of its cyrus.* files is another".into());
@@ -83,7 +91,7 @@ fn compare_mailbox(
         let record = record.map_err(|e| format!("cyrus.index: {e}"))?;
         // A message that is expunged and whose file has gone is no loss.
         let needed = !record.is_expunged() && !record.is_unlinked();
-        if needed && !mailbox.has(record.uid) && !may_lack.contains(&record.uid) {
+        if needed && !mailbox.has(record.uid) && !may_lack(record.uid) {
             return Err(format!("the message {} is missing", record.uid));
         }
     }
@@ -188,10 +196,23 @@ pub fn publication(
         quota_files,
         quota_records,
         annotations: annotations(inventory)?,
-        records: shadow.records.clone(),
+        records: publishable(host, &shadow.records)?,
         stale_records: Vec::new(),
         indexes,
     })
+}
+
+/// The records to publish. Reverse ACLs (keys with A) go only where the live
+/// database keeps them, and never the version key, which is everybody's.
+fn publishable(host: &Host, records: &[KeyValue]) -> Result<Vec<KeyValue>, String> {
+    const VERSION: &[u8] = b"AS\x1e";
+    let live = host.mailboxes().map_err(|e| e.to_string())?;
+    let reverse = live.get(VERSION).map_err(|e| e.to_string())?.is_some();
+    let wanted = |key: &[u8]| match key.first() {
+        Some(b'N' | b'I') => true,
+        _ => reverse && key != VERSION,
+    };
+    Ok(records.iter().filter(|(key, _)| wanted(key)).cloned().collect())
 }
 
 /// Points `defaultbc` at the active script (imap/sieve_db.c, timsieved/actions.c).
@@ -271,25 +292,4 @@ pub fn annotations(inventory: &Inventory) -> Result<Vec<KeyValue>, String> {
         records.push((bytes, record.value.to_vec()));
     }
     Ok(records)
-}
-
-/// Has this server's Cyrus look at the published mailboxes; what it says.
-pub fn after_publishing(host: &Host, top: &Top) -> Vec<String> {
-    let arguments: Vec<&str> = match &top.userid {
-        Some(userid) => vec!["-n", "-q", "-u", userid],
-        None => vec!["-n", "-q", "-r", &top.external],
-    };
-    let limit = Duration::from_secs(3600);
-    match host.tools.run(&host.conf, "reconstruct", &arguments, Vec::new(), limit) {
-        Err(error) => vec![format!("the published mailboxes were not examined: {error}")],
-        Ok(output) => {
-            let said = [output.stdout, output.stderr].concat();
-            String::from_utf8_lossy(&said)
-                .lines()
-                .filter(|line| !line.trim().is_empty())
-                .take(20)
-                .map(|line| format!("reconstruct -n on the target: {line}"))
-                .collect()
-        }
-    }
 }
