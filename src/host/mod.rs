@@ -15,6 +15,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 use tools::{DbOp, Tools};
 
@@ -31,6 +32,7 @@ pub struct Host {
     /// Cyrus's programs.
     pub tools: Tools,
     allow: Vec<String>,
+    version: OnceLock<Option<String>>,
 }
 
 /// A database that cannot be read or changed.
@@ -82,7 +84,7 @@ impl Host {
         cyrus_bin: Option<PathBuf>,
         allow: Vec<String>,
     ) -> Self {
-        Self { conf, config, tools: Tools::new(cyrus_bin), allow }
+        Self { conf, config, tools: Tools::new(cyrus_bin), allow, version: OnceLock::new() }
     }
 
     /// How mailbox names look here.
@@ -104,6 +106,23 @@ impl Host {
         self.allow.iter().any(|pattern| matches(pattern.as_bytes(), name))
     }
 
+    /// Directories that lie on another filesystem than the root they belong to:
+    /// into and out of them nothing can be renamed.
+    pub fn crossings(&self) -> Vec<PathBuf> {
+        let partitions = self.config.partitions().unwrap_or_default().into_values();
+        let mut pairs: Vec<(PathBuf, &str)> = partitions.map(|root| (root, "uuid")).collect();
+        if let Ok(root) = self.config.configdirectory() {
+            pairs.extend(["user", "user/uuid", "quota", "mbcopy"].map(|d| (root.clone(), d)));
+        }
+        pairs.push((self.config.sievedir(), "uuid"));
+        let device = |path: &Path| std::fs::metadata(path).map(|m| m.dev()).ok();
+        let crosses = |(root, below): &(PathBuf, &str)| {
+            let (above, below) = (device(root), device(&root.join(below)));
+            above.is_some() && below.is_some() && above != below
+        };
+        pairs.into_iter().filter(crosses).map(|(root, below)| root.join(below)).collect()
+    }
+
     /// What this server says of itself.
     pub fn welcome(&self) -> v1::Welcome {
         let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
@@ -117,14 +136,18 @@ impl Host {
         }
     }
 
-    /// The version of Cyrus's installed programs, as `3.6.1`.
+    /// The version of Cyrus's installed programs, as `3.6.1`; asked for once.
     pub fn cyrus_version(&self) -> Option<String> {
+        self.version.get_or_init(|| self.ask_version()).clone()
+    }
+
+    fn ask_version(&self) -> Option<String> {
         let limit = Duration::from_secs(10);
         let output =
             self.tools.run(&self.conf, "cyr_info", &["version"], Vec::new(), limit).ok()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let version =
-            text.split_whitespace().find(|w| w.starts_with(|c: char| c.is_ascii_digit()))?;
+        let is_version = |w: &&str| w.starts_with(|c: char| c.is_ascii_digit());
+        let version = text.split_whitespace().find(is_version)?;
         Some(version.split(['-', '+']).next().unwrap_or(version).to_owned())
     }
 

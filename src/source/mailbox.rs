@@ -125,14 +125,28 @@ fn read(
     let path = |kind: FileKind| {
         paths.iter().find(|(k, _)| *k == kind).map(|(_, p)| p.as_path()).unwrap_or(&directory)
     };
-    // The lock keeps appends and expunges away: what the index says and what
-    // the directory holds belong together as long as it is held.
     let index_path = path(FileKind::Index);
-    let (bytes, lock) = read_index(index_path, frozen).map_err(|e| at(index_path, &e))?;
+    let read = |checked: &mut Known, keep_locked: bool| -> Result<_, String> {
+        let (bytes, lock) = read_index(index_path, frozen).map_err(|e| at(index_path, &e))?;
+        let lock = lock.filter(|_| keep_locked);
+        let index = IndexView::parse(&bytes).map_err(|e| format!("cyrus.index: {e}"))?;
+        let records = index.records().collect::<Result<Vec<_>, _>>();
+        let records = records.map_err(|e| at(index_path, &e))?;
+        let problems = check_files((host, mailbox), &directory, &records, checked)?;
+        drop(lock);
+        Ok((bytes, records, problems))
+    };
+    // Looking at many files takes long on a cold disk, and must not keep mail
+    // waiting. Only if something is odd is it looked at again under the lock,
+    // where the index and the directory belong together for certain.
+    let before = known.clone();
+    let (mut bytes, mut records, mut problems) = read(known, false)?;
+    if !problems.is_empty() && !frozen {
+        *known = before;
+        (bytes, records, problems) = read(known, true)?;
+    }
+    found.problems.extend(problems);
     let index = IndexView::parse(&bytes).map_err(|e| format!("cyrus.index: {e}"))?;
-    let records = index.records().collect::<Result<Vec<_>, _>>().map_err(|e| at(index_path, &e))?;
-    check_files((host, mailbox), &directory, &records, known, &mut found.problems)?;
-    drop(lock);
 
     let mut digest = Digest::default();
     records.iter().for_each(|r| digest.add(r));
@@ -202,13 +216,16 @@ fn check_files(
     directory: &Path,
     records: &[Record],
     known: &mut Known,
-    problems: &mut Vec<v1::Problem>,
-) -> Result<(), String> {
+) -> Result<Vec<v1::Problem>, String> {
+    let mut problems = Vec::new();
     let first_time = known.checked == 0;
     let mut bad = |severity, code, uid, text: String, advice| {
         let path = directory.join(format!("{uid}."));
         problems.push(problem(severity, code, mailbox, uid, &path, text, advice));
     };
+    if records.iter().any(|r| r.is_archived() && !r.is_unlinked()) {
+        return Err("it has messages on an archive partition, which are not moved yet".into());
+    }
     let dir = File::open(directory).map_err(|e| at(directory, &e))?;
     for record in records.iter().filter(|r| !r.is_unlinked() && r.uid > known.checked) {
         let name = format!("{}.", record.uid);
@@ -258,7 +275,7 @@ fn check_files(
         }
     }
     known.checked = records.last().map_or(known.checked, |r| r.uid.max(known.checked)).max(1);
-    Ok(())
+    Ok(problems)
 }
 
 fn manifest(records: &[&Record]) -> Bytes {

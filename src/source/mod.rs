@@ -200,7 +200,8 @@ impl Source {
 impl Session {
     /// Looks at everything once, for the plan.
     fn look(&mut self, host: &Host) -> v1::SourcePlan {
-        let mut problems = Vec::new();
+        let mut problems: Vec<_> =
+            host.crossings().iter().map(|path| crate::target::crossing(path)).collect();
         let mut minors = BTreeMap::new();
         for mailbox in &self.listing.mailboxes {
             let known = self.known.entry(mailbox.ordinal).or_default();

@@ -9,6 +9,8 @@ mod settle;
 mod shadow;
 mod stage;
 
+pub use plan::crossing;
+
 use crate::agent::{self, Handler, Link};
 use crate::cyrus::mboxlist::MailboxList;
 use crate::cyrus::name::{MailboxName, PartitionName, UniqueId};
@@ -24,9 +26,11 @@ use publish::Publication;
 use receive::{Expected, Writers};
 use shadow::{Shadow, Top};
 use stage::Stage;
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long the lock of the user is waited for; nobody should hold it, since
@@ -54,6 +58,8 @@ struct Session {
     publication: Option<Publication>,
     /// Held between the two steps of taking a publication back.
     withdrawing: Option<UserLock>,
+    /// A sync that goes on in the background.
+    syncing: Option<JoinHandle<Result<(), String>>>,
     /// Whether this session has begun to stage.
     staged: bool,
 }
@@ -190,6 +196,7 @@ impl Target {
             shadow: None,
             publication,
             withdrawing: None,
+            syncing: None,
             staged: false,
         });
         Ok(answer)
@@ -353,7 +360,7 @@ impl Session {
         };
         self.inventory.arrived(&received.arrived);
         if durable {
-            self.sync()?;
+            self.begin_sync();
         }
         Ok(v1::Stored {
             items: received.arrived.len() as u64,
@@ -362,20 +369,26 @@ impl Session {
         })
     }
 
+    /// Begins to put the stage onto stable storage, while Cyrus looks at it.
+    fn begin_sync(&mut self) {
+        let roots = self.synced_roots();
+        self.syncing = Some(std::thread::spawn(move || sync_all(&roots)));
+    }
+
     /// Puts the whole stage onto stable storage. A failure is final for what
-    /// was written: the stage is left alone and never trusted again.
-    fn sync(&self) -> Result<(), v1::Failure> {
-        for root in self.stage.roots().into_iter().filter(|r| r.is_dir()) {
-            stage::StagedDirectory::make(&root, std::path::Path::new(""))
-                .and_then(|directory| directory.sync_filesystem())
-                .map_err(|e| {
-                    internal(
-                        format!("cannot put {} onto stable storage: {e}", root.display()),
-                        "the source serves the user; the stage must not be trusted",
-                    )
-                })?;
-        }
-        Ok(())
+    /// was written: what it has left in the cache looks right and is not.
+    fn sync(&mut self) -> Result<(), v1::Failure> {
+        let begun = self.syncing.take().map_or(Ok(()), |thread| {
+            thread.join().unwrap_or_else(|_| Err("the syncing thread has died".into()))
+        });
+        begun.and_then(|()| sync_all(&self.synced_roots())).map_err(|text| {
+            remove_stage(&self.stage);
+            internal(text, "the source serves the user; what was copied is thrown away")
+        })
+    }
+
+    fn synced_roots(&self) -> Vec<PathBuf> {
+        self.stage.roots().into_iter().filter(|root| root.is_dir()).collect()
     }
 
     fn rehearse(
@@ -393,6 +406,8 @@ impl Session {
                 .map_err(|e| internal(e.to_string(), "the source serves the user"))?;
         }
         self.shadow = Some(shadow);
+        // Nothing of this is left to do under the freeze.
+        self.sync()?;
         Ok(v1::Rehearsed::default())
     }
 
@@ -595,6 +610,22 @@ impl Session {
             None => Err(agent::protocol("a change in a move that is only planned")),
         }
     }
+}
+
+/// Puts what was written on the filesystems of these directories onto stable
+/// storage, each filesystem once.
+fn sync_all(roots: &[PathBuf]) -> Result<(), String> {
+    let mut devices = BTreeSet::new();
+    for root in roots {
+        let synced = std::fs::metadata(root).and_then(|stat| {
+            if !devices.insert(stat.dev()) {
+                return Ok(());
+            }
+            stage::StagedDirectory::make(root, Path::new(""))?.sync_filesystem()
+        });
+        synced.map_err(|e| format!("cannot put {} onto stable storage: {e}", root.display()))?;
+    }
+    Ok(())
 }
 
 /// The key of a mailbox's record, in the form of 3.6 and later.

@@ -265,6 +265,7 @@ pub fn room(
     totals: &v1::Totals,
     plan: &mut v1::TargetPlan,
 ) {
+    plan.problems.extend(host.crossings().iter().map(|path| crossing(path)));
     let used: BTreeSet<&PartitionName> = partitions.values().collect();
     for partition in used {
         let Some(path) = host.config.partition(partition) else { continue };
@@ -295,8 +296,8 @@ pub fn room(
         let free = stat.f_bavail.saturating_mul(stat.f_frsize);
         plan.free_bytes = if plan.free_bytes == 0 { free } else { plan.free_bytes.min(free) };
         plan.free_inodes = stat.f_favail;
-        // What an earlier try has staged already counts as free.
-        let staged = staged_bytes(&path.join(OUR_DIRECTORY));
+        // What an earlier try of this move has staged need not come again.
+        let staged = staged_bytes(&path.join(OUR_DIRECTORY).join(&plan.move_id));
         if totals.bytes + SPACE_RESERVE > free + staged {
             plan.problems.push(refuse(
                 "no-space",
@@ -324,6 +325,16 @@ pub fn room(
             ));
         }
     }
+}
+
+/// The problem of a directory on another filesystem than its root.
+pub fn crossing(path: &Path) -> v1::Problem {
+    refuse(
+        "other-filesystem",
+        format!("{} is on another filesystem than what it belongs to", path.display()),
+        "mbcopy renames directories into and out of it, which cannot be done across \
+         filesystems; this layout is not supported yet",
+    )
 }
 
 fn staged_bytes(directory: &Path) -> u64 {
