@@ -59,7 +59,7 @@ struct Session {
     /// Held between the two steps of taking a publication back.
     withdrawing: Option<UserLock>,
     /// A sync that goes on in the background.
-    syncing: Option<JoinHandle<Result<(), String>>>,
+    syncing: Option<Syncing>,
     /// Whether this session has begun to stage.
     staged: bool,
 }
@@ -372,16 +372,15 @@ impl Session {
     /// Begins to put the stage onto stable storage, while Cyrus looks at it.
     fn begin_sync(&mut self) {
         let roots = self.synced_roots();
-        self.syncing = Some(std::thread::spawn(move || sync_all(&roots)));
+        let before = self.syncing.take();
+        self.syncing =
+            Some(std::thread::spawn(move || joined(before).and_then(|()| sync_all(&roots))));
     }
 
     /// Puts the whole stage onto stable storage. A failure is final for what
     /// was written: what it has left in the cache looks right and is not.
     fn sync(&mut self) -> Result<(), v1::Failure> {
-        let begun = self.syncing.take().map_or(Ok(()), |thread| {
-            thread.join().unwrap_or_else(|_| Err("the syncing thread has died".into()))
-        });
-        begun.and_then(|()| sync_all(&self.synced_roots())).map_err(|text| {
+        joined(self.syncing.take()).and_then(|()| sync_all(&self.synced_roots())).map_err(|text| {
             remove_stage(&self.stage);
             internal(text, "the source serves the user; what was copied is thrown away")
         })
@@ -610,6 +609,14 @@ impl Session {
             None => Err(agent::protocol("a change in a move that is only planned")),
         }
     }
+}
+
+/// A sync that goes on in a thread.
+type Syncing = JoinHandle<Result<(), String>>;
+
+fn joined(syncing: Option<Syncing>) -> Result<(), String> {
+    let died = |_| Err("the syncing thread has died".to_owned());
+    syncing.map_or(Ok(()), |thread| thread.join().unwrap_or_else(died))
 }
 
 /// Puts what was written on the filesystems of these directories onto stable
