@@ -14,10 +14,8 @@ demo: lab
 	$(CARGO) run -p mbcopy-lab --bin lab -- demo --mbcopy target/release/mbcopy
 
 test: lab
-	$(CARGO) build --features faults --bin mbcopy
-	$(CARGO) test --workspace --lib --bins
-	$(CARGO) test --test spools --test ssh
-	$(CARGO) test --features faults --test servers -- --test-threads=1
+	$(CARGO) test --workspace --features mbcopy/faults --lib --bins --test spools --test ssh
+	$(CARGO) test --workspace --features mbcopy/faults --test servers -- --test-threads=1
 
 bench: lab
 	$(CARGO) build --release --bin mbcopy
@@ -25,7 +23,7 @@ bench: lab
 
 lint:
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --workspace --features mbcopy/faults --all-targets -- -D warnings
 	command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
 	$(CARGO) deny check bans licenses sources
 
