@@ -77,3 +77,61 @@ fn a_freeze_that_cannot_be_had_is_given_up_and_nobody_stays_blocked() {
     holder.wait().unwrap();
     servers.push("user.held", &[]).expect(0);
 }
+
+/// Makes the source's database program fail, as a full disk would, and works
+/// again when dropped.
+struct BrokenDbtool<'a>(&'a Servers);
+
+impl<'a> BrokenDbtool<'a> {
+    fn new(servers: &'a Servers) -> Self {
+        let broken = "cd /usr/lib/cyrus/bin && mv cyr_dbtool cyr_dbtool.real && \
+                      printf '#!/bin/sh\\nexit 1\\n' > cyr_dbtool && chmod 755 cyr_dbtool";
+        servers.source.run(&["sh", "-c", broken]).unwrap();
+        Self(servers)
+    }
+}
+
+impl Drop for BrokenDbtool<'_> {
+    fn drop(&mut self) {
+        let mend = "cd /usr/lib/cyrus/bin && mv cyr_dbtool.real cyr_dbtool";
+        let _ = self.0.source.run(&["sh", "-c", mend]);
+    }
+}
+
+#[test]
+fn a_move_that_could_not_retire_the_source_only_goes_forward() {
+    let servers = Servers::fresh();
+    servers.accounts(&["half"]);
+    Seed::new(&servers.source, "half").small().unwrap();
+    let before = fingerprint(&servers.source, "half", &[]);
+    let push = |route: &str| servers.push("user.half", &["--route-command", route]);
+    let broken = BrokenDbtool::new(&servers);
+    push("true").expect(5).says(&["retiring the source's copy failed", "bw2 serves the user now"]);
+    drop(broken);
+    // A route command that fails now must not take the user off the target.
+    push("false").expect(5).says(&["route command", "bw2 serves the user now"]);
+    assert_same(&before, &fingerprint(&servers.target, "half", &[]), &[]);
+    // Nor may the command be forgotten.
+    servers.push("user.half", &[]).says(&["give the same --route-command"]);
+    push("true").expect(0);
+    assert_same(&before, &fingerprint(&servers.target, "half", &[]), &[]);
+}
+
+#[test]
+fn mail_that_reaches_a_source_that_was_not_retired_is_noticed_and_stays() {
+    let servers = Servers::fresh();
+    servers.accounts(&["late"]);
+    Seed::new(&servers.source, "late").small().unwrap();
+    let before = fingerprint(&servers.source, "late", &[]);
+    let broken = BrokenDbtool::new(&servers);
+    servers.push("user.late", &[]).expect(5);
+    drop(broken);
+    let message = b"Subject: late\r\nMessage-ID: <late@x>\r\n\r\nlate\r\n";
+    lab::lmtp::deliver(&servers.source, "late", message).accepted().unwrap();
+
+    let again = servers.push("user.late", &[]).expect(5);
+    again.says(&["received mail or changes", "carry them over by hand", "bw2 serves the user now"]);
+    assert_same(&before, &fingerprint(&servers.target, "late", &[]), &[]);
+    let source = fingerprint(&servers.source, "late", &[]);
+    assert_eq!(source.messages().count(), before.messages().count() + 1);
+}
