@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Frames that wait between the reading thread and the handler.
-const READ_AHEAD: usize = 4;
+const READ_AHEAD: usize = 8;
 
 /// Why a connection ended other than by its ordinary end.
 #[derive(Debug, thiserror::Error)]

@@ -187,9 +187,14 @@ impl Peer {
             return Err(self.lost(&e));
         }
         let header = FrameHeader::parse(&header).map_err(|source| self.protocol(source))?;
-        let mut payload = BytesMut::zeroed(header.length);
-        if let Err(e) = self.read.read_exact(&mut payload).await {
-            return Err(self.lost(&e));
+        let mut payload = BytesMut::with_capacity(header.length);
+        while payload.len() < header.length {
+            let left = (header.length - payload.len()) as u64;
+            match (&mut self.read).take(left).read_buf(&mut payload).await {
+                Ok(0) => return Err(self.lost(&"it ended in the middle of an answer")),
+                Ok(_) => {}
+                Err(e) => return Err(self.lost(&e)),
+            }
         }
         if header.request != self.request {
             return Err(self.unexpected("answer to this request"));

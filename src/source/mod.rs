@@ -364,24 +364,31 @@ impl Session {
         link: &Link,
     ) -> Result<v1::SendDone, v1::Failure> {
         self.check_freeze()?;
-        let mut jobs = Vec::new();
+        let mut wants = Vec::new();
         for want in &items.wants {
             let mailbox = self.listing.mailboxes.iter().find(|m| m.ordinal == want.mailbox);
-            let Some((mailbox, directory)) = mailbox.and_then(|m| Some((m, m.directory(host)?)))
-            else {
-                return Err(agent::protocol(format!("mailbox {} was not listed", want.mailbox)));
-            };
-            let meta = mailbox::meta_paths(host, mailbox);
-            let sizes = expected(&meta).unwrap_or_default();
-            let expected = |uid: u32| sizes.get(&uid).copied();
-            jobs.extend(send::jobs_of(want, mailbox, &directory, &meta, expected));
+            match mailbox.and_then(|m| Some((m, m.directory(host)?))) {
+                Some((mailbox, directory)) => wants.push((want, mailbox, directory)),
+                None => {
+                    let text = format!("mailbox {} was not listed", want.mailbox);
+                    return Err(agent::protocol(text));
+                }
+            }
         }
+        let mut of_user = Vec::new();
         for number in &items.user_files {
             let file = self.user_files.files.get(*number as usize);
             let (kind, _, path) =
                 file.ok_or_else(|| agent::protocol("a file of the user that was not listed"))?;
-            jobs.push(send::user_job(*number, *kind, path.clone()));
+            of_user.push(send::user_job(*number, *kind, path.clone()));
         }
+        // One mailbox after the other: only the index of one is held in memory.
+        let of_mailboxes = wants.into_iter().flat_map(|(want, mailbox, directory)| {
+            let meta = mailbox::meta_paths(host, mailbox);
+            let sizes = expected(&meta).unwrap_or_default();
+            send::jobs_of(want, mailbox, directory, meta, move |uid| sizes.get(&uid).copied())
+        });
+        let jobs = of_mailboxes.chain(of_user);
         let sender = link.sender();
         let sent = send::send(host, &self.listing.mailboxes, jobs, items.rate_limit, &sender)
             .map_err(|e| v1::Failure::from(crate::agent::LinkError::from(e)))?;

@@ -5,19 +5,18 @@ use super::inventory::{SourceMailbox, problem};
 use crate::agent::Sender;
 use crate::host::Host;
 use crate::wire::USER;
-use crate::wire::bulk::Chunk;
+use crate::wire::bulk::{CHUNK_HEADER, Chunk};
 use crate::wire::manifest;
 use crate::wire::v1::{self, FileKind, problem::Severity};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use rustix::fs::{Mode, OFlags};
 use sha1::{Digest, Sha1};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Threads that read.
@@ -26,11 +25,15 @@ const READERS: usize = 16;
 /// Frames that wait to be written.
 const QUEUE: usize = 8;
 
-/// Size of a frame of small files, and of a piece of a large one, in bytes.
-const FRAME: usize = 1 << 20;
+/// Size of a data frame, in bytes: large enough to cost nothing, small enough
+/// for all that are under way to stay in the processor's cache.
+const FRAME: usize = 256 << 10;
 
-/// Most files of one batch.
-const BATCH: usize = 256;
+/// Most bytes of one piece of a file.
+const PIECE: usize = FRAME - CHUNK_HEADER;
+
+/// Files that a reader takes at a time.
+const BATCH: usize = 16;
 
 /// A file to send.
 #[derive(Debug, Clone)]
@@ -42,9 +45,26 @@ pub struct Job {
     /// UID, or number of the user's file.
     pub uid: u32,
     /// Where it is.
-    pub path: PathBuf,
+    pub place: Place,
     /// Size and SHA-1 that the index says, of a message.
     pub expected: Option<(u64, Option<[u8; 20]>)>,
+}
+
+/// Where a file is.
+#[derive(Debug, Clone)]
+pub enum Place {
+    /// Under its UID in a mailbox's directory.
+    Message(Arc<Directory>),
+    /// Anywhere.
+    Path(PathBuf),
+}
+
+/// A mailbox's directory, opened once for all its messages.
+#[derive(Debug)]
+pub struct Directory {
+    path: PathBuf,
+    /// None: it cannot be opened, as each of its files will say.
+    handle: Option<File>,
 }
 
 /// What was sent.
@@ -64,38 +84,36 @@ pub struct Sent {
 pub fn send(
     host: &Host,
     mailboxes: &[SourceMailbox],
-    jobs: Vec<Job>,
+    jobs: impl Iterator<Item = Job> + Send,
     rate: u64,
     to: &Sender,
 ) -> io::Result<Sent> {
-    let work = Mutex::new(jobs.into_iter());
+    let work = Mutex::new(jobs);
     let sent = Mutex::new(Sent::default());
+    let pool = Pool::default();
     let (queue, frames) = sync_channel::<Bytes>(QUEUE);
     let began = Instant::now();
     std::thread::scope(|scope| {
         // Moved in, so that a broken connection ends the readers, too.
         let frames = frames;
         for _ in 0..READERS {
-            let (queue, work, sent) = (queue.clone(), &work, &sent);
+            let (queue, work, sent, pool) = (queue.clone(), &work, &sent, &pool);
             scope.spawn(move || {
-                let mut reader = Reader {
-                    frame: BytesMut::new(),
-                    give: &|f| queue.send(f).is_ok(),
-                    wanted: true,
-                };
+                let give = |frame| queue.send(frame).is_ok();
+                let mut reader = Reader { frame: Vec::new(), pool, give: &give, wanted: true };
                 loop {
                     let batch: Vec<Job> = {
                         let mut work = work.lock().unwrap_or_else(PoisonError::into_inner);
-                        work.by_ref().take(BATCH / READERS).collect()
+                        work.by_ref().take(BATCH).collect()
                     };
                     if batch.is_empty() || !reader.wanted {
                         reader.flush();
                         return;
                     }
-                    for job in batch {
-                        let outcome = reader.file(&job);
-                        let mut sent = sent.lock().unwrap_or_else(PoisonError::into_inner);
-                        sent.note(host, mailboxes, &job, outcome);
+                    let outcomes: Vec<_> = batch.iter().map(|job| reader.file(job)).collect();
+                    let mut sent = sent.lock().unwrap_or_else(PoisonError::into_inner);
+                    for (job, outcome) in batch.iter().zip(outcomes) {
+                        sent.note(host, mailboxes, job, outcome);
                     }
                 }
             });
@@ -104,7 +122,8 @@ pub fn send(
         let mut bytes = 0;
         while let Ok(frame) = frames.recv() {
             bytes += frame.len() as u64;
-            to.data(frame)?;
+            to.data(frame.clone())?;
+            pool.put(frame);
             throttle(rate, bytes, began);
         }
         Ok(())
@@ -116,6 +135,24 @@ fn throttle(rate: u64, bytes: u64, began: Instant) {
     if rate > 0 {
         let due = Duration::from_secs_f64(bytes as f64 / rate as f64);
         std::thread::sleep(due.saturating_sub(began.elapsed()));
+    }
+}
+
+/// Frames that were sent, to be filled again: fresh memory costs more than
+/// what is read into it.
+#[derive(Default)]
+struct Pool(Mutex<Vec<Vec<u8>>>);
+
+impl Pool {
+    fn take(&self) -> Vec<u8> {
+        let used = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        used.unwrap_or_else(|| Vec::with_capacity(FRAME))
+    }
+
+    fn put(&self, frame: Bytes) {
+        let mut frame = Vec::from(frame);
+        frame.clear();
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(frame);
     }
 }
 
@@ -143,12 +180,12 @@ impl Sent {
                 let mailbox = mailboxes.iter().find(|m| m.ordinal == job.mailbox);
                 self.problems.push(match mailbox {
                     Some(mailbox) => {
-                        problem(severity, code, (host, mailbox), job.uid, &job.path, text, advice)
+                        problem(severity, code, (host, mailbox), job.uid, &job.path(), text, advice)
                     }
                     None => v1::Problem {
                         severity: severity.into(),
                         code: code.into(),
-                        path: job.path.display().to_string(),
+                        path: job.path().display().to_string(),
                         text,
                         advice: advice.into(),
                         ..v1::Problem::default()
@@ -160,7 +197,8 @@ impl Sent {
 }
 
 struct Reader<'a> {
-    frame: BytesMut,
+    frame: Vec<u8>,
+    pool: &'a Pool,
     give: &'a dyn Fn(Bytes) -> bool,
     /// Whether somebody still takes the frames.
     wanted: bool,
@@ -169,119 +207,183 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn flush(&mut self) {
         if !self.frame.is_empty() {
-            self.wanted &= (self.give)(self.frame.split().freeze());
+            self.wanted &= (self.give)(std::mem::take(&mut self.frame).into());
+        }
+    }
+
+    /// Makes room in the frame for a chunk of `length` bytes, and its header.
+    fn make_room(&mut self, length: usize) {
+        if self.frame.len() + CHUNK_HEADER + length > FRAME {
+            self.flush();
+        }
+        if self.frame.capacity() == 0 {
+            self.frame = self.pool.take();
         }
     }
 
     fn file(&mut self, job: &Job) -> Outcome {
-        let unreadable = |e: &io::Error| Outcome::Bad {
-            code: "unreadable-message",
-            text: format!("{} cannot be read: {e}", job.path.display()),
-        };
-        let mut file = match open(&job.path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                self.chunk(job, 0, 0, 0, true, true, [0; 32], &[]);
-                return Outcome::Gone;
-            }
-            Err(e) => return unreadable(&e),
-        };
-        let stat = match file.metadata() {
-            Ok(stat) => stat,
-            Err(e) => return unreadable(&e),
-        };
-        let size = stat.len();
-        let result = if size <= FRAME as u64 {
-            self.small(job, &mut file, size, stat.mtime())
-        } else {
-            let sent = self.large(job, &mut file, size, stat.mtime());
-            if sent.is_err() {
-                self.chunk(job, size, 0, 0, true, true, [0; 32], &[]);
-                self.flush();
+        let sent = job.open().and_then(|file| {
+            let stat = file.metadata()?;
+            let sent = self.content(job, &file, stat.len(), stat.mtime());
+            if sent.is_err() && stat.len() > PIECE as u64 {
+                self.gone(job);
             }
             sent
-        };
-        match result {
+        });
+        match sent {
             Ok(outcome) => outcome,
-            Err(e) => unreadable(&e),
-        }
-    }
-
-    /// A file that is read and checked whole before any of it is sent.
-    fn small(&mut self, job: &Job, file: &mut File, size: u64, mtime: i64) -> io::Result<Outcome> {
-        let mut bytes = Vec::with_capacity(size as usize + 1);
-        file.take(FRAME as u64 * 2).read_to_end(&mut bytes)?;
-        if let Some(bad) = job.check(bytes.len() as u64, || Sha1::digest(&bytes).into()) {
-            return Ok(bad);
-        }
-        if self.frame.len() + bytes.len() > FRAME {
-            self.flush();
-        }
-        let blake3 = *blake3::hash(&bytes).as_bytes();
-        self.chunk(job, bytes.len() as u64, 0, mtime, true, false, blake3, &bytes);
-        if self.frame.len() >= FRAME {
-            self.flush();
-        }
-        Ok(Outcome::Sent(bytes.len() as u64))
-    }
-
-    /// A large file goes piece by piece. When its end shows that it is not what
-    /// the index says, its last piece says that it is gone.
-    fn large(&mut self, job: &Job, file: &mut File, size: u64, mtime: i64) -> io::Result<Outcome> {
-        self.flush();
-        let (mut hasher, mut sha1) = (blake3::Hasher::new(), Sha1::new());
-        let mut buffer = vec![0; FRAME];
-        let mut offset = 0;
-        while offset < size {
-            let want = (size - offset).min(FRAME as u64) as usize;
-            let Some(piece) = buffer.get_mut(..want) else { break };
-            file.read_exact(piece)?;
-            hasher.update(piece);
-            sha1.update(&*piece);
-            let last = offset + want as u64 == size;
-            if last && let Some(bad) = job.check(size, || sha1.clone().finalize().into()) {
-                self.chunk(job, size, 0, 0, true, true, [0; 32], &[]);
-                self.flush();
-                return Ok(bad);
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                self.gone(job);
+                Outcome::Gone
             }
-            let blake3 = if last { *hasher.finalize().as_bytes() } else { [0; 32] };
-            self.chunk(job, size, offset, mtime, last, false, blake3, piece);
-            self.flush();
-            offset += want as u64;
+            Err(e) => Outcome::Bad {
+                code: "unreadable-message",
+                text: format!("{} cannot be read: {e}", job.path().display()),
+            },
         }
-        Ok(Outcome::Sent(size))
     }
 
-    #[allow(clippy::too_many_arguments)] // the fields of a chunk, in its order
-    fn chunk(
-        &mut self,
-        job: &Job,
-        size: u64,
-        offset: u64,
-        mtime: i64,
-        last: bool,
-        gone: bool,
-        blake3: [u8; 32],
-        bytes: &[u8],
-    ) {
-        Chunk {
-            mailbox: job.mailbox,
-            kind: i32::from(job.kind) as u8,
-            uid: job.uid,
-            last,
-            gone,
-            compressed: false,
-            size,
-            offset,
-            mtime,
-            blake3,
-            bytes: Bytes::copy_from_slice(bytes),
+    /// Sends a file piece by piece; most have one. Of a file that is not what the
+    /// index says nothing is sent, or, if its end shows it, that it is gone.
+    fn content(&mut self, job: &Job, file: &File, size: u64, mtime: i64) -> io::Result<Outcome> {
+        let mut hashes = Hashes::default();
+        let mut offset = 0;
+        loop {
+            let length = (size - offset).min(PIECE as u64) as usize;
+            self.make_room(length);
+            let header = self.frame.len();
+            self.frame.resize(header + CHUNK_HEADER, 0);
+            let read = match read_into(file, &mut self.frame, length) {
+                Ok(read) => read,
+                Err(e) => {
+                    self.frame.truncate(header);
+                    return Err(e);
+                }
+            };
+            if read < length && offset > 0 {
+                // It was cut short meanwhile; the next round tells what it is now.
+                self.frame.truncate(header);
+                self.gone(job);
+                return Ok(Outcome::Gone);
+            }
+            let size = if read < length { read as u64 } else { size };
+            let (before, piece) = self.frame.split_at_mut(header + CHUNK_HEADER);
+            let last = offset + read as u64 == size;
+            let whole = last && offset == 0;
+            if !whole {
+                hashes.update(piece);
+            }
+            if last {
+                let sha1 = || if whole { Sha1::digest(&*piece).into() } else { hashes.sha1() };
+                if let Some(bad) = job.check(size, sha1) {
+                    self.frame.truncate(header);
+                    if !whole {
+                        self.gone(job);
+                    }
+                    return Ok(bad);
+                }
+            }
+            let blake3 = match (last, whole) {
+                (false, _) => [0; 32],
+                (true, false) => hashes.blake3(),
+                (true, true) => *blake3::hash(piece).as_bytes(),
+            };
+            let chunk = Chunk { size, offset, mtime, last, blake3, ..job.chunk() };
+            if let Some(place) = before.get_mut(header..) {
+                place.copy_from_slice(&chunk.header(read));
+            }
+            if last {
+                return Ok(Outcome::Sent(size));
+            }
+            offset += read as u64;
         }
-        .encode(&mut self.frame);
+    }
+
+    /// Tells that a file has gone; alone in its frame, for whoever has its pieces.
+    fn gone(&mut self, job: &Job) {
+        self.flush();
+        self.make_room(0);
+        let chunk = Chunk { gone: true, last: true, ..job.chunk() };
+        self.frame.extend_from_slice(&chunk.header(0));
+        self.flush();
     }
 }
 
+/// The hashes of a file that is read in pieces.
+#[derive(Default)]
+struct Hashes {
+    blake3: blake3::Hasher,
+    sha1: Sha1,
+}
+
+impl Hashes {
+    fn update(&mut self, piece: &[u8]) {
+        self.blake3.update(piece);
+        self.sha1.update(piece);
+    }
+
+    fn blake3(&self) -> [u8; 32] {
+        *self.blake3.finalize().as_bytes()
+    }
+
+    fn sha1(&self) -> [u8; 20] {
+        self.sha1.clone().finalize().into()
+    }
+}
+
+/// Appends the next `length` bytes of a file, or fewer at its end; how many.
+fn read_into(file: &File, to: &mut Vec<u8>, length: usize) -> io::Result<usize> {
+    let end = to.len() + length;
+    let start = to.len();
+    to.reserve(length);
+    while to.len() < end {
+        match rustix::io::read(file, rustix::buffer::spare_capacity(to)) {
+            Ok(0) => break,
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    // The room may have been larger, and the file too.
+    to.truncate(end);
+    Ok(to.len() - start)
+}
+
 impl Job {
+    fn path(&self) -> PathBuf {
+        match &self.place {
+            Place::Message(directory) => directory.path.join(format!("{}.", self.uid)),
+            Place::Path(path) => path.clone(),
+        }
+    }
+
+    fn open(&self) -> io::Result<File> {
+        let opened = match &self.place {
+            Place::Message(directory) => directory.handle.as_ref(),
+            Place::Path(_) => None,
+        };
+        match opened {
+            Some(directory) => open_at(directory, Path::new(&format!("{}.", self.uid))),
+            None => open_at(rustix::fs::CWD, &self.path()),
+        }
+    }
+
+    /// A chunk of this file without anything in it.
+    fn chunk(&self) -> Chunk {
+        Chunk {
+            mailbox: self.mailbox,
+            kind: i32::from(self.kind) as u8,
+            uid: self.uid,
+            last: false,
+            gone: false,
+            compressed: false,
+            size: 0,
+            offset: 0,
+            mtime: 0,
+            blake3: [0; 32],
+            bytes: Bytes::new(),
+        }
+    }
+
     fn check(&self, size: u64, sha1: impl FnOnce() -> [u8; 20]) -> Option<Outcome> {
         let (expected, guid) = self.expected?;
         if size != expected {
@@ -289,7 +391,7 @@ impl Job {
                 code: "wrong-size-message",
                 text: format!(
                     "{} has {size} bytes, the index says {expected}",
-                    self.path.display()
+                    self.path().display()
                 ),
             });
         }
@@ -298,7 +400,7 @@ impl Job {
                 code: "rotten-message",
                 text: format!(
                     "the content of {} is not what was delivered: its SHA-1 is not the index's",
-                    self.path.display()
+                    self.path().display()
                 ),
             });
         }
@@ -306,40 +408,48 @@ impl Job {
     }
 }
 
+impl Directory {
+    fn open(path: PathBuf) -> Arc<Self> {
+        let handle = File::open(&path).ok();
+        Arc::new(Self { path, handle })
+    }
+}
+
 /// The files that a want asks for. What it asks beyond what was listed is left out.
 pub fn jobs_of(
     want: &v1::Want,
     mailbox: &SourceMailbox,
-    directory: &Path,
-    meta: &[(FileKind, PathBuf)],
+    directory: PathBuf,
+    meta: Vec<(FileKind, PathBuf)>,
     expected: impl Fn(u32) -> Option<(u64, Option<[u8; 20]>)>,
-) -> Vec<Job> {
-    let job =
-        |kind, uid, path, expected| Job { mailbox: mailbox.ordinal, kind, uid, path, expected };
-    let files = want.files().filter_map(|kind| {
+) -> impl Iterator<Item = Job> {
+    let ordinal = mailbox.ordinal;
+    let directory = Directory::open(directory);
+    let messages = manifest::uids(&want.uid_runs).filter_map(move |uid| {
+        let expected = Some(expected(uid)?);
+        let place = Place::Message(Arc::clone(&directory));
+        Some(Job { mailbox: ordinal, kind: FileKind::Message, uid, place, expected })
+    });
+    let files = want.files().filter_map(move |kind| {
         let (_, path) = meta.iter().find(|(k, _)| *k == kind)?;
-        Some(job(kind, 0, path.clone(), None))
+        let place = Place::Path(path.clone());
+        Some(Job { mailbox: ordinal, kind, uid: 0, place, expected: None })
     });
-    let messages = manifest::uids(&want.uid_runs).filter_map(|uid| {
-        let expected = expected(uid)?;
-        let path = directory.join(format!("{uid}."));
-        Some(job(FileKind::Message, uid, path, Some(expected)))
-    });
-    messages.chain(files).collect()
+    messages.chain(files)
 }
 
 /// A file of the user as a job.
 pub fn user_job(number: u32, kind: FileKind, path: PathBuf) -> Job {
-    Job { mailbox: USER, kind, uid: number, path, expected: None }
+    Job { mailbox: USER, kind, uid: number, place: Place::Path(path), expected: None }
 }
 
 /// Opens a file for reading, not following links, and without a write to its
 /// access time where that is allowed.
-fn open(path: &Path) -> io::Result<File> {
+fn open_at(directory: impl rustix::fd::AsFd, path: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let opened = rustix::fs::open(path, flags | OFlags::NOATIME, Mode::empty());
-    let fd = match opened {
-        Err(rustix::io::Errno::PERM) => rustix::fs::open(path, flags, Mode::empty())?,
+    let open = |flags| rustix::fs::openat(&directory, path, flags, Mode::empty());
+    let fd = match open(flags | OFlags::NOATIME) {
+        Err(rustix::io::Errno::PERM) => open(flags)?,
         opened => opened?,
     };
     Ok(fd.into())

@@ -18,7 +18,7 @@ use std::thread::JoinHandle;
 const WRITERS: usize = 3;
 
 /// Frames that wait for one writer.
-const QUEUE: usize = 4;
+const QUEUE: usize = 8;
 
 /// Which file a chunk belongs to: mailbox ordinal (or the user), kind, uid.
 pub type ItemKey = (u32, u8, u32);

@@ -59,22 +59,30 @@ pub enum ChunkError {
 }
 
 impl Chunk {
-    /// Appends the chunk to a data frame's payload.
-    pub fn encode(&self, out: &mut BytesMut) {
+    /// The chunk's header, for `length` bytes that follow it in a data frame's payload.
+    pub fn header(&self, length: usize) -> [u8; CHUNK_HEADER] {
         let flags = (u8::from(self.last) * LAST)
             | (u8::from(self.gone) * GONE)
             | (u8::from(self.compressed) * ZSTD);
-        out.reserve(CHUNK_HEADER + self.bytes.len());
+        let mut header = [0; CHUNK_HEADER];
+        let mut out = &mut header[..];
         out.put_u32(self.mailbox);
         out.put_u8(self.kind);
         out.put_u8(flags);
         out.put_u16(0);
         out.put_u32(self.uid);
-        out.put_u32(self.bytes.len() as u32);
+        out.put_u32(length as u32);
         out.put_u64(self.size);
         out.put_u64(self.offset);
         out.put_i64(self.mtime);
         out.put_slice(&self.blake3);
+        header
+    }
+
+    /// Appends the chunk to a data frame's payload.
+    pub fn encode(&self, out: &mut BytesMut) {
+        out.reserve(CHUNK_HEADER + self.bytes.len());
+        out.put_slice(&self.header(self.bytes.len()));
         out.put_slice(&self.bytes);
     }
 

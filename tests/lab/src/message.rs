@@ -9,13 +9,16 @@ use sha1::{Digest, Sha1};
 /// How large messages are.
 #[derive(Clone, Copy, Debug)]
 pub enum Size {
-    /// Log-normally distributed around this many bytes, with a few of more than a megabyte.
+    /// Log-normally distributed around this many bytes, as a mailbox without attachments is: the
+    /// mean is 1.4 times the median.
     Median(usize),
+    /// More widely spread around this many bytes, with a few of more than a megabyte.
+    Mixed(usize),
     /// Every message about this many bytes.
     Fixed(usize),
 }
 
-/// The largest message that [`Size::Median`] makes.
+/// The largest message that [`Size::Mixed`] makes.
 const LARGEST: usize = 4 << 20;
 /// Bytes per line of base64, with CRLF.
 const BASE64_LINE: usize = 78;
@@ -225,17 +228,21 @@ impl Messages {
     fn any_size(&mut self) -> usize {
         match self.size {
             Size::Fixed(size) => size,
-            Size::Median(_) if self.random.random_bool(0.003) => {
+            Size::Mixed(_) if self.random.random_bool(0.003) => {
                 self.random.random_range(1 << 20..LARGEST)
             }
-            Size::Median(median) => {
-                // A normally distributed number by Box and Muller.
-                let (a, b): (f64, f64) = (self.random.random(), self.random.random());
-                let normal = (-2.0 * (1.0 - a).ln()).sqrt() * (std::f64::consts::TAU * b).cos();
-                let size = median as f64 * (1.2 * normal).exp();
-                (size as usize).clamp(400, LARGEST)
-            }
+            Size::Mixed(median) => self.log_normal(median, 1.2),
+            Size::Median(median) => self.log_normal(median, 0.84),
         }
+    }
+
+    /// A log-normally distributed size; `spread` is the logarithm's standard deviation.
+    fn log_normal(&mut self, median: usize, spread: f64) -> usize {
+        // A normally distributed number by Box and Muller.
+        let (a, b): (f64, f64) = (self.random.random(), self.random.random());
+        let normal = (-2.0 * (1.0 - a).ln()).sqrt() * (std::f64::consts::TAU * b).cos();
+        let size = median as f64 * (spread * normal).exp();
+        (size as usize).clamp(400, LARGEST)
     }
 
     fn flags(&mut self) -> Vec<String> {
@@ -280,7 +287,7 @@ mod tests {
     #[test]
     fn the_same_seed_makes_the_same_messages() {
         let make = |seed, user| {
-            let mut messages = Messages::new(seed, user, Size::Median(4000));
+            let mut messages = Messages::new(seed, user, Size::Mixed(4000));
             (0..50).map(|_| messages.next().bytes).collect::<Vec<_>>()
         };
         assert_eq!(make(1, "a"), make(1, "a"));
@@ -290,7 +297,7 @@ mod tests {
 
     #[test]
     fn messages_are_well_formed() {
-        let mut messages = Messages::new(1, "a", Size::Median(4000));
+        let mut messages = Messages::new(1, "a", Size::Mixed(4000));
         for _ in 0..300 {
             let message = messages.next();
             assert!(message.bytes.ends_with(b"\r\n"));

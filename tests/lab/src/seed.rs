@@ -83,9 +83,9 @@ impl<'a> Seed<'a> {
     /// A mailbox with a bit of everything that Cyrus can keep, of about `count` messages; `other`
     /// is a second user who gets mail of their own and shares some of this one's folders.
     pub fn rich(&self, other: &str, count: usize) -> Result<Report> {
-        let mut filling = Filling::new(self, Size::Median(8192))?;
+        let mut filling = Filling::new(self, Size::Mixed(8192))?;
         self.host.add_users(&[other])?;
-        let mut theirs = Filling::new(&Seed { user: other, ..self.clone() }, Size::Median(4096))?;
+        let mut theirs = Filling::new(&Seed { user: other, ..self.clone() }, Size::Mixed(4096))?;
         filling.quotas()?;
         filling.folders()?;
         filling.spread(count)?;
@@ -149,7 +149,7 @@ pub fn shared_tree(host: &Host, root: &str, users: &[&str]) -> Result<Report> {
     let [writer, readers @ ..] = users else {
         anyhow::bail!("a shared tree needs a user who fills it");
     };
-    let mut filling = Filling::new(&Seed::new(host, writer), Size::Median(4096))?;
+    let mut filling = Filling::new(&Seed::new(host, writer), Size::Mixed(4096))?;
     host.add_users(users)?;
     let folders = ["", ".Angebote", ".Angebote.Größe", ".empty", ".closed"]
         .map(|folder| format!("{root}{}", mutf7(folder)));
