@@ -50,8 +50,9 @@ pub fn serve(
             None => Err(unknown_request()),
             Some(_) if !welcomed => Err(protocol("a request came before the greeting")),
             Some(op) => {
-                if matches!(op, v1::request::Op::Offer(_) | v1::request::Op::Store(_)) {
-                    link.expect_stream();
+                let store = matches!(op, v1::request::Op::Store(_));
+                if store || matches!(op, v1::request::Op::Offer(_)) {
+                    link.expect_stream(store);
                 }
                 handler.handle(op, &mut link)
             }

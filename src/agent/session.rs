@@ -1,6 +1,7 @@
 //! The agent's end of the connection: blocking, over any pair of pipes.
 
-use crate::wire::frame::{Decoder, Frame, FrameError, Kind, OPENING};
+use crate::wire::frame::{Frame, FrameError, FrameReader, Kind, OPENING, ReadError};
+use crate::wire::pool::Pool;
 use crate::wire::v1;
 use bytes::Bytes;
 use std::io::{self, IoSlice, Read, Write};
@@ -25,6 +26,15 @@ pub enum LinkError {
     /// A frame that is not due now.
     #[error("the coordinator sent a {0:?} frame that is not due now")]
     OutOfTurn(Kind),
+}
+
+impl From<ReadError> for LinkError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Io(e) => Self::Io(e),
+            ReadError::Frame(e) => Self::Frame(e),
+        }
+    }
 }
 
 impl From<LinkError> for v1::Failure {
@@ -84,7 +94,9 @@ fn write_all_vectored(out: &mut dyn Write, header: &[u8], payload: &[u8]) -> io:
 pub struct Link {
     frames: Receiver<Result<Frame, LinkError>>,
     sender: Sender,
+    pool: Pool,
     streaming: bool,
+    receipts: bool,
 }
 
 impl Link {
@@ -96,11 +108,13 @@ impl Link {
         output.write_all(OPENING)?;
         output.flush()?;
         let (to, frames) = sync_channel(READ_AHEAD);
+        let pool = Pool::default();
+        let buffers = pool.clone();
         std::thread::Builder::new()
             .name("wire-reader".into())
-            .spawn(move || read_frames(input, |frame| to.send(frame).is_ok()))?;
+            .spawn(move || read_frames(input, buffers, |frame| to.send(frame).is_ok()))?;
         let sender = Sender { output: Arc::new(Mutex::new(Box::new(output))), request: 0 };
-        Ok(Self { frames, sender, streaming: false })
+        Ok(Self { frames, sender, pool, streaming: false, receipts: false })
     }
 
     /// The next request; `None` when the coordinator has closed its side.
@@ -123,6 +137,11 @@ impl Link {
         self.sender.clone()
     }
 
+    /// Where the payloads of data frames go when they have been used.
+    pub fn pool(&self) -> Pool {
+        self.pool.clone()
+    }
+
     /// The next part that the coordinator streams after its request; `None`
     /// after the last, which is an empty `Part`.
     pub fn next_part(&mut self) -> Result<Option<v1::part::Part>, LinkError> {
@@ -142,6 +161,10 @@ impl Link {
     /// Reads and drops what the coordinator still streams for a request whose
     /// handler has failed half way.
     pub(super) fn skip_rest(&mut self) -> Result<(), LinkError> {
+        if self.streaming && self.receipts {
+            // Whoever waits for receipts of what is dropped now would wait for ever.
+            self.sender.part(v1::part::Part::Received(v1::Received { bytes: u64::MAX }))?;
+        }
         while self.streaming {
             let frame = self.frames.recv().map_err(|_| LinkError::Gone)??;
             self.streaming = match frame.kind {
@@ -153,9 +176,11 @@ impl Link {
         Ok(())
     }
 
-    /// Notes that the request at hand is followed by a stream.
-    pub(super) fn expect_stream(&mut self) {
+    /// Notes that the request at hand is followed by a stream, and whether its
+    /// sender waits for receipts.
+    pub(super) fn expect_stream(&mut self, receipts: bool) {
         self.streaming = true;
+        self.receipts = receipts;
     }
 
     fn next_of(&mut self, kind: Kind) -> Result<Frame, LinkError> {
@@ -165,32 +190,20 @@ impl Link {
 }
 
 /// Reads frames until the end of the input; `give` says whether to go on.
-fn read_frames(mut input: impl Read, give: impl Fn(Result<Frame, LinkError>) -> bool) {
-    let mut decoder = Decoder::default();
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        loop {
-            match decoder.next_frame() {
-                Ok(None) => break,
-                Ok(Some(frame)) => {
-                    if !give(Ok(frame)) {
-                        return;
-                    }
-                }
-                Err(e) => {
-                    give(Err(e.into()));
-                    return;
-                }
-            }
+fn read_frames(input: impl Read, pool: Pool, give: impl Fn(Result<Frame, LinkError>) -> bool) {
+    let mut reader = match FrameReader::open(input, pool) {
+        Ok(reader) => reader,
+        // A coordinator that went away before it said anything.
+        Err(ReadError::Io(e)) if e.kind() == io::ErrorKind::UnexpectedEof => return,
+        Err(e) => {
+            give(Err(e.into()));
+            return;
         }
-        match input.read(&mut buffer) {
-            Ok(0) => return,
-            Ok(n) => decoder.push(buffer.get(..n).unwrap_or_default()),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => {
-                give(Err(e.into()));
-                return;
-            }
+    };
+    while let Some(frame) = reader.next_frame().map_err(LinkError::from).transpose() {
+        let goes_on = frame.is_ok();
+        if !give(frame) || !goes_on {
+            return;
         }
     }
 }

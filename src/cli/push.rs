@@ -2,7 +2,7 @@
 
 use super::Common;
 use super::console::{Console, Style};
-use crate::push::peer::{Peer, PeerError};
+use crate::push::peer::Peer;
 use crate::push::report::{Failure, Report};
 use crate::push::{self, Interrupt, Options, local};
 use crate::transport::{ConnectOptions, Destination, Session};
@@ -128,25 +128,18 @@ async fn connect_and_push(
         state: "this push has changed nothing".into(),
         advice: advice.into(),
     };
-    let (_child, source) = match local_agent(common).await {
+    // Both at once: connecting takes as long as all the planning.
+    let (source, target) = tokio::join!(local_agent(common), remote_target(destination, args));
+    let (_child, source) = match source {
         Ok(source) => source,
         Err(error) => {
             let failure = failure(&error, "mend the cause and run push again");
             return push::stillborn(options, None, failure).await;
         }
     };
-    let session = match Session::connect(destination, &ConnectOptions::from_env()).await {
-        Ok(session) => session,
-        Err(error) => {
-            let failure = failure(&error, "mend the connection and run push again");
-            return push::stillborn(options, Some(source), failure).await;
-        }
-    };
-    match remote_target(&session, args).await {
-        Ok(target) => push::push(options, source, target, console, &interrupt).await,
-        Err(error) => {
-            let advice =
-                "install mbcopy on the target where SSH finds it, or name it by --remote-program";
+    match target {
+        Ok((_session, target)) => push::push(options, source, target, console, &interrupt).await,
+        Err((error, advice)) => {
             push::stillborn(options, Some(source), failure(&error, advice)).await
         }
     }
@@ -166,10 +159,14 @@ pub(super) async fn local_agent(
     Ok((child, Peer::greet("this server", v1::Role::Source, streams).await?))
 }
 
+/// The target agent, over SSH; an error comes with what to do about it.
 async fn remote_target(
-    session: &Session,
+    destination: &Destination,
     args: &PushArgs,
-) -> Result<Peer, Box<dyn std::error::Error>> {
+) -> Result<(Session, Peer), (Box<dyn std::error::Error>, &'static str)> {
+    let advice = "mend the connection and run push again";
+    let session = Session::connect(destination, &ConnectOptions::from_env()).await;
+    let session = session.map_err(|e| (e.into(), advice))?;
     let words = [
         args.remote_program.as_str(),
         "agent",
@@ -178,11 +175,11 @@ async fn remote_target(
         "--config",
         &args.remote_config,
     ];
-    let process = session.exec(&words).await?;
+    let advice = "install mbcopy on the target where SSH finds it, or name it by --remote-program";
+    let process = session.exec(&words).await.map_err(|e| (e.into(), advice))?;
     let server = session.at().to_owned();
-    let peer: Result<Peer, PeerError> =
-        Peer::greet(&server, v1::Role::Target, process.into()).await;
-    Ok(peer?)
+    let peer = Peer::greet(&server, v1::Role::Target, process.into()).await;
+    Ok((session, peer.map_err(|e| (e.into(), advice))?))
 }
 
 /// The command as it was typed, so that a shell takes it again.

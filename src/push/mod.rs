@@ -64,6 +64,10 @@ const GRACE: Duration = Duration::from_secs(10);
 /// What Cyrus itself makes different on another server of the same version.
 const DIFFERENCES: [&str; 2] = ["lastupdate", "freespace"];
 
+/// Most bytes that are sent and not yet taken by the target: more would only
+/// fill the buffers of sshd, which it grows by copying them again and again.
+const UNDER_WAY: u64 = 2 << 20;
+
 /// What must be left of the freeze limit for publish, route and retire to start.
 const PUBLISH_RESERVE: Duration = Duration::from_millis(500);
 
@@ -379,15 +383,22 @@ impl<'a> Push<'a> {
             source: self.report.source.clone(),
             dry_run: self.options.dry_run,
         });
-        let Answer::TargetPlan(plan) = self.target.call(op).await? else {
+        // A source whose route was begun may have nothing left to freeze.
+        let prove = !self.route_begun;
+        if prove {
+            self.source.begin(Op::ProveFreeze(v1::ProveFreeze {})).await?;
+        }
+        let planned = self.target.call(op).await;
+        let proof = if prove { Some(self.source.reply().await) } else { None };
+        let Answer::TargetPlan(plan) = planned? else {
             return Err(self.target.unexpected("plan").into());
         };
         self.problems(Server::Target, &plan.problems);
         if self.take_up(source_state, &plan.state).await? {
             return Ok(());
         }
-        match self.source.call(Op::ProveFreeze(v1::ProveFreeze {})).await? {
-            Answer::FreezeProof(proof) => {
+        match proof.transpose()? {
+            Some(Answer::FreezeProof(proof)) => {
                 self.note(format!("freeze proven: {} waits for {}", proof.waiter, proof.lock))
             }
             _ => return Err(self.source.unexpected("proof of the freeze").into()),
@@ -680,6 +691,7 @@ impl<'a> Push<'a> {
                 rate_limit: self.options.rate_limit,
             }))
             .await?;
+        let (mut sent, mut received) = (0, 0);
         let done = loop {
             if self.frozen_at.is_none() {
                 self.stop_if_asked()?;
@@ -688,14 +700,23 @@ impl<'a> Push<'a> {
             match frame.kind {
                 Kind::Data if !frame.payload.is_empty() => {
                     self.progress(frame.payload.clone());
+                    sent += frame.payload.len() as u64;
                     self.target.relay(Kind::Data, frame.payload).await?;
+                    while sent.saturating_sub(received) > UNDER_WAY {
+                        received = self.receipt().await?;
+                    }
                 }
                 Kind::Reply => break self.source.decode_reply(&frame),
                 _ => return Err(self.source.unexpected("bulk data").into()),
             }
         };
         self.target.relay(Kind::Data, bytes::Bytes::new()).await?;
-        let stored = self.target.reply().await?;
+        let stored = loop {
+            let frame = self.target.next().await?;
+            if frame.kind == Kind::Reply {
+                break self.target.decode_reply(&frame)?;
+            }
+        };
         let Answer::SendDone(done) = done? else {
             return Err(self.source.unexpected("end of bulk data").into());
         };
@@ -705,6 +726,15 @@ impl<'a> Push<'a> {
         self.problems(Server::Source, &done.problems);
         self.problems(Server::Target, &stored.problems);
         Ok(())
+    }
+
+    /// How much the target has taken of what is being sent, in bytes.
+    async fn receipt(&mut self) -> Result<u64, Trouble> {
+        let frame = self.target.next().await?;
+        match (frame.kind, frame.decode::<v1::Part>("receipt").ok().and_then(|p| p.part)) {
+            (Kind::Part, Some(v1::part::Part::Received(received))) => Ok(received.bytes),
+            _ => Err(self.target.unexpected("receipt").into()),
+        }
     }
 
     fn progress(&mut self, mut payload: bytes::Bytes) {

@@ -7,6 +7,7 @@ use crate::host::Host;
 use crate::wire::USER;
 use crate::wire::bulk::{CHUNK_HEADER, Chunk};
 use crate::wire::manifest;
+use crate::wire::pool::{self, Pool};
 use crate::wire::v1::{self, FileKind, problem::Severity};
 use bytes::Bytes;
 use rustix::fs::{Mode, OFlags};
@@ -25,9 +26,8 @@ const READERS: usize = 16;
 /// Frames that wait to be written.
 const QUEUE: usize = 8;
 
-/// Size of a data frame, in bytes: large enough to cost nothing, small enough
-/// for all that are under way to stay in the processor's cache.
-const FRAME: usize = 256 << 10;
+/// Size of a data frame, in bytes.
+const FRAME: usize = pool::BUFFER;
 
 /// Most bytes of one piece of a file.
 const PIECE: usize = FRAME - CHUNK_HEADER;
@@ -138,24 +138,6 @@ fn throttle(rate: u64, bytes: u64, began: Instant) {
     }
 }
 
-/// Frames that were sent, to be filled again: fresh memory costs more than
-/// what is read into it.
-#[derive(Default)]
-struct Pool(Mutex<Vec<Vec<u8>>>);
-
-impl Pool {
-    fn take(&self) -> Vec<u8> {
-        let used = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        used.unwrap_or_else(|| Vec::with_capacity(FRAME))
-    }
-
-    fn put(&self, frame: Bytes) {
-        let mut frame = Vec::from(frame);
-        frame.clear();
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(frame);
-    }
-}
-
 /// What became of one file.
 enum Outcome {
     Sent(u64),
@@ -217,7 +199,8 @@ impl Reader<'_> {
             self.flush();
         }
         if self.frame.capacity() == 0 {
-            self.frame = self.pool.take();
+            self.frame = self.pool.take(FRAME);
+            self.frame.clear();
         }
     }
 

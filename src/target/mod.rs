@@ -8,6 +8,7 @@ mod receive;
 mod settle;
 mod shadow;
 mod stage;
+mod sync;
 
 pub use plan::crossing;
 
@@ -23,15 +24,14 @@ use crate::moves::{Journal, MoveId, sealed};
 use crate::wire::v1::{self, failure::Kind, reply::Result as Answer, request::Op};
 use offer::{Checked, Inventory, Listing, MailboxWants, OfferError};
 use publish::Publication;
-use receive::{Expected, Writers};
+use receive::{Expected, Receipt, Writers};
 use shadow::{Shadow, Top};
 use stage::Stage;
-use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use sync::Syncing;
 
 /// How long the lock of the user is waited for; nobody should hold it, since
 /// the user does not exist here.
@@ -58,7 +58,7 @@ struct Session {
     publication: Option<Publication>,
     /// Held between the two steps of taking a publication back.
     withdrawing: Option<UserLock>,
-    /// A sync that goes on in the background.
+    /// What puts the stage onto stable storage in the background.
     syncing: Option<Syncing>,
     /// Whether this session has begun to stage.
     staged: bool,
@@ -90,7 +90,7 @@ impl Handler for Target {
             .ok_or_else(|| agent::protocol("a step of a move that was not planned"))?;
         match op {
             Op::Offer(_) => session.offer(host, link).map(Answer::Wants),
-            Op::Store(store) => session.store(link, store.durable).map(Answer::Stored),
+            Op::Store(store) => session.store(host, link, store.durable).map(Answer::Stored),
             Op::Rehearse(rehearse) => session.rehearse(host, &rehearse).map(Answer::Rehearsed),
             Op::Settle(settle) => session.settle(host, &settle).map(Answer::Prepared),
             Op::Publish(_) => session.publish(host).map(Answer::Published),
@@ -314,6 +314,9 @@ impl Session {
                     }
                 }
                 v1::part::Part::ScanDone(done) => self.inventory.scan_done(&self.stage, done),
+                v1::part::Part::Received(_) => {
+                    Err(OfferError::Nonsense("a receipt within a scan".into()))
+                }
             };
             taken.map_err(|e| internal(e.to_string(), "the source serves the user"))?;
         }
@@ -332,7 +335,12 @@ impl Session {
         })
     }
 
-    fn store(&mut self, link: &mut Link, durable: bool) -> Result<v1::Stored, v1::Failure> {
+    fn store(
+        &mut self,
+        host: &Host,
+        link: &mut Link,
+        durable: bool,
+    ) -> Result<v1::Stored, v1::Failure> {
         self.writable()?;
         let asked =
             self.asked.take().ok_or_else(|| agent::protocol("bulk data that was not asked for"))?;
@@ -344,23 +352,39 @@ impl Session {
                 "mend the cause and run the same push again",
             )
         };
-        let mut writers = Writers::start(&asked).map_err(|e| broken(e.to_string()))?;
-        let mut failed = None;
-        while let Some(frame) = link.next_data()? {
-            // After an error the rest is read and dropped, so that the reply
-            // reaches a coordinator that is still sending.
-            if failed.is_none() {
-                failed = writers.give(frame).err();
-            }
+        let mut writers =
+            Writers::start(&asked, &link.pool()).map_err(|e| broken(e.to_string()))?;
+        if durable {
+            self.syncing = Some(Syncing::start(self.synced_roots(), self.syncing.take()));
         }
+        let mut failed = None;
+        let shadow = std::thread::scope(|scope| -> Result<_, v1::Failure> {
+            // Built while the first files come: later it would wait for their sync.
+            let first = durable && self.shadow.is_none();
+            let (stage, inventory) = (&self.stage, &self.inventory);
+            let building =
+                first.then(|| scope.spawn(|| Shadow::build(host, stage, inventory).ok()));
+            let mut receipt = Receipt::new(link.sender());
+            while let Some(frame) = link.next_data()? {
+                let length = frame.len();
+                // After an error the rest is read and dropped, so that the reply
+                // reaches a coordinator that is still sending.
+                if failed.is_none() {
+                    failed = writers.give(frame).err();
+                }
+                receipt.frame(length)?;
+            }
+            Ok(building.and_then(|thread| thread.join().ok()?))
+        })?;
+        self.shadow = shadow.or(self.shadow.take());
         let received = match (writers.finish(), failed) {
             (Ok(received), None) => received,
             // The writers' own error is the cause of one in handing over.
             (Err(error), _) | (Ok(_), Some(error)) => return Err(broken(error.to_string())),
         };
         self.inventory.arrived(&received.arrived);
-        if durable {
-            self.begin_sync();
+        if let Some(syncing) = &mut self.syncing {
+            syncing.all_is_there();
         }
         Ok(v1::Stored {
             items: received.arrived.len() as u64,
@@ -369,18 +393,11 @@ impl Session {
         })
     }
 
-    /// Begins to put the stage onto stable storage, while Cyrus looks at it.
-    fn begin_sync(&mut self) {
-        let roots = self.synced_roots();
-        let before = self.syncing.take();
-        self.syncing =
-            Some(std::thread::spawn(move || joined(before).and_then(|()| sync_all(&roots))));
-    }
-
     /// Puts the whole stage onto stable storage. A failure is final for what
     /// was written: what it has left in the cache looks right and is not.
     fn sync(&mut self) -> Result<(), v1::Failure> {
-        joined(self.syncing.take()).and_then(|()| sync_all(&self.synced_roots())).map_err(|text| {
+        let before = self.syncing.take().map_or(Ok(()), Syncing::finish);
+        before.and_then(|()| sync::all(&self.synced_roots())).map_err(|text| {
             remove_stage(&self.stage);
             internal(text, "the source serves the user; what was copied is thrown away")
         })
@@ -395,7 +412,7 @@ impl Session {
         host: &Host,
         rehearse: &v1::Rehearse,
     ) -> Result<v1::Rehearsed, v1::Failure> {
-        let shadow = self.build_shadow(host)?;
+        let shadow = self.current_shadow(host)?;
         if rehearse.skipped.is_empty() {
             let changing = self.inventory.mailboxes.values().filter(|m| !m.is_consistent());
             let changing: Vec<_> =
@@ -408,6 +425,14 @@ impl Session {
         // Nothing of this is left to do under the freeze.
         self.sync()?;
         Ok(v1::Rehearsed::default())
+    }
+
+    /// The shadow of the mailboxes as they are now.
+    fn current_shadow(&mut self, host: &Host) -> Result<Shadow, v1::Failure> {
+        match self.shadow.take().filter(|shadow| shadow.is_of(&self.inventory)) {
+            Some(shadow) => Ok(shadow),
+            None => self.build_shadow(host),
+        }
     }
 
     fn build_shadow(&self, host: &Host) -> Result<Shadow, v1::Failure> {
@@ -429,10 +454,7 @@ impl Session {
                 &self.inventory,
             ));
         }
-        let shadow = match self.shadow.take().filter(|s| s.is_of(&self.inventory)) {
-            Some(shadow) => shadow,
-            None => self.build_shadow(host)?,
-        };
+        let shadow = self.current_shadow(host)?;
         let publication =
             settle::publication(host, &self.stage, &self.inventory, &shadow, &self.top)
                 .map_err(|e| internal(e, "the source serves the user"))?;
@@ -609,30 +631,6 @@ impl Session {
             None => Err(agent::protocol("a change in a move that is only planned")),
         }
     }
-}
-
-/// A sync that goes on in a thread.
-type Syncing = JoinHandle<Result<(), String>>;
-
-fn joined(syncing: Option<Syncing>) -> Result<(), String> {
-    let died = |_| Err("the syncing thread has died".to_owned());
-    syncing.map_or(Ok(()), |thread| thread.join().unwrap_or_else(died))
-}
-
-/// Puts what was written on the filesystems of these directories onto stable
-/// storage, each filesystem once.
-fn sync_all(roots: &[PathBuf]) -> Result<(), String> {
-    let mut devices = BTreeSet::new();
-    for root in roots {
-        let synced = std::fs::metadata(root).and_then(|stat| {
-            if !devices.insert(stat.dev()) {
-                return Ok(());
-            }
-            stage::StagedDirectory::make(root, Path::new(""))?.sync_filesystem()
-        });
-        synced.map_err(|e| format!("cannot put {} onto stable storage: {e}", root.display()))?;
-    }
-    Ok(())
 }
 
 /// The key of a mailbox's record, in the form of 3.6 and later.

@@ -2,7 +2,10 @@
 //! before it counts.
 
 use super::stage::StagedDirectory;
+use crate::agent::{LinkError, Sender};
 use crate::wire::bulk::{Chunk, ChunkError};
+use crate::wire::pool::Pool;
+use crate::wire::v1;
 use bytes::Bytes;
 use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps};
 use std::collections::BTreeMap;
@@ -19,6 +22,9 @@ const WRITERS: usize = 3;
 
 /// Frames that wait for one writer.
 const QUEUE: usize = 8;
+
+/// How often the coordinator is told how much was taken, in bytes.
+const RECEIPT_EVERY: u64 = 512 << 10;
 
 /// Which file a chunk belongs to: mailbox ordinal (or the user), kind, uid.
 pub type ItemKey = (u32, u8, u32);
@@ -106,8 +112,8 @@ pub struct Writers {
 }
 
 impl Writers {
-    /// Starts the writers.
-    pub fn start(expected: &Arc<dyn Expected>) -> io::Result<Self> {
+    /// Starts the writers; the frames they have used go to the pool.
+    pub fn start(expected: &Arc<dyn Expected>, pool: &Pool) -> io::Result<Self> {
         let mut queues = Vec::new();
         let mut threads = Vec::new();
         for n in 0..WRITERS {
@@ -116,6 +122,7 @@ impl Writers {
                 expected: Arc::clone(expected),
                 open: BTreeMap::new(),
                 received: Received::default(),
+                pool: pool.clone(),
             };
             queues.push(queue);
             threads.push(
@@ -164,10 +171,35 @@ impl Writers {
     }
 }
 
+/// Tells the coordinator how much was taken.
+pub struct Receipt {
+    sender: Sender,
+    taken: u64,
+    told: u64,
+}
+
+impl Receipt {
+    /// Of one `Store`; nothing is taken yet.
+    pub fn new(sender: Sender) -> Self {
+        Self { sender, taken: 0, told: 0 }
+    }
+
+    /// A frame of this many bytes was taken.
+    pub fn frame(&mut self, length: usize) -> Result<(), LinkError> {
+        self.taken += length as u64;
+        if self.taken - self.told >= RECEIPT_EVERY {
+            self.told = self.taken;
+            self.sender.part(v1::part::Part::Received(v1::Received { bytes: self.taken }))?;
+        }
+        Ok(())
+    }
+}
+
 struct Writer {
     expected: Arc<dyn Expected>,
     open: BTreeMap<ItemKey, Partial>,
     received: Received,
+    pool: Pool,
 }
 
 /// A file of which some pieces are there.
@@ -180,11 +212,14 @@ struct Partial {
 
 impl Writer {
     fn run(&mut self, frames: &Receiver<Bytes>) -> Result<Received, ReceiveError> {
-        while let Ok(mut frame) = frames.recv() {
-            while !frame.is_empty() {
-                let chunk = Chunk::decode(&mut frame)?;
+        while let Ok(frame) = frames.recv() {
+            let mut rest = frame.clone();
+            while !rest.is_empty() {
+                let chunk = Chunk::decode(&mut rest)?;
                 self.take(&chunk)?;
             }
+            drop(rest);
+            self.pool.put(frame);
         }
         // What has not ended has no place under the name of a message.
         for partial in std::mem::take(&mut self.open).into_values() {
@@ -334,7 +369,7 @@ mod tests {
     fn receive(dir: &Path, chunks: &[Chunk]) -> Result<Received, ReceiveError> {
         let directory = StagedDirectory::make(dir, Path::new("box")).unwrap();
         let expected: Arc<dyn Expected> = Arc::new(Asked(Arc::new(directory)));
-        let mut writers = Writers::start(&expected).unwrap();
+        let mut writers = Writers::start(&expected, &Pool::default()).unwrap();
         for chunk in chunks {
             let mut frame = BytesMut::new();
             chunk.encode(&mut frame);

@@ -1,7 +1,9 @@
 //! Frames: the envelope of everything that crosses the wire.
 
+use super::pool::Pool;
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
+use std::io::{self, BufRead, BufReader, Read};
 
 /// What each side writes before its first frame.
 pub const OPENING: &[u8; 16] = b"\x00mbcopy-wire\x01\r\n\n";
@@ -138,48 +140,55 @@ impl Frame {
     }
 }
 
-/// Cuts a stream of bytes into frames, however it was cut on its way.
-#[derive(Debug, Default)]
-pub struct Decoder {
-    buffer: BytesMut,
-    opened: bool,
+/// Why no frame could be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// Reading failed, or the stream ended within a frame.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// What came is not a frame.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
 }
 
-impl Decoder {
-    /// Adds bytes that have arrived.
-    pub fn push(&mut self, bytes: &[u8]) {
-        self.buffer.extend_from_slice(bytes);
+/// Reads the frames of a blocking stream.
+pub struct FrameReader<R> {
+    input: BufReader<R>,
+    pool: Pool,
+}
+
+impl<R: Read> FrameReader<R> {
+    /// Skips whatever comes before the opening; what the pool holds is used for
+    /// the payloads of data frames.
+    pub fn open(input: R, pool: Pool) -> Result<Self, ReadError> {
+        let mut input = BufReader::with_capacity(64 << 10, input);
+        let mut noise = Vec::new();
+        while !noise.ends_with(OPENING) {
+            if noise.len() > MAX_NOISE + OPENING.len() {
+                return Err(FrameError::NoOpening.into());
+            }
+            let mut byte = [0];
+            input.read_exact(&mut byte)?;
+            noise.extend_from_slice(&byte);
+        }
+        Ok(Self { input, pool })
     }
 
-    /// Bytes that came and are not part of a whole frame yet. Before the
-    /// opening these are what the remote side printed instead of starting.
-    pub fn pending(&self) -> &[u8] {
-        &self.buffer
-    }
-
-    /// The next whole frame; `None` when more bytes are needed.
-    pub fn next_frame(&mut self) -> Result<Option<Frame>, FrameError> {
-        if !self.opened && !self.find_opening()? {
+    /// The next frame; `None` at the end of the stream.
+    pub fn next_frame(&mut self) -> Result<Option<Frame>, ReadError> {
+        if self.input.fill_buf()?.is_empty() {
             return Ok(None);
         }
-        let Some(header) = self.buffer.first_chunk::<HEADER>() else { return Ok(None) };
-        let header = FrameHeader::parse(header)?;
-        let whole = HEADER + header.length;
-        if self.buffer.len() < whole {
-            self.buffer.reserve(whole - self.buffer.len());
-            return Ok(None);
-        }
-        let payload = self.buffer.split_to(whole).freeze().slice(HEADER..);
-        Ok(Some(Frame { kind: header.kind, request: header.request, payload }))
-    }
-
-    fn find_opening(&mut self) -> Result<bool, FrameError> {
-        if let Some(at) = self.buffer.windows(OPENING.len()).position(|w| w == OPENING) {
-            let _ = self.buffer.split_to(at + OPENING.len());
-            self.opened = true;
-            return Ok(true);
-        }
-        if self.buffer.len() > MAX_NOISE { Err(FrameError::NoOpening) } else { Ok(false) }
+        let mut header = [0; HEADER];
+        self.input.read_exact(&mut header)?;
+        let FrameHeader { kind, request, length } = FrameHeader::parse(&header)?;
+        let mut buffer = match kind {
+            Kind::Data => self.pool.take(length),
+            _ => vec![0; length],
+        };
+        self.input.read_exact(buffer.get_mut(..length).unwrap_or_default())?;
+        let payload = Bytes::from(buffer).slice(..length);
+        Ok(Some(Frame { kind, request, payload }))
     }
 }
 
@@ -201,40 +210,64 @@ mod tests {
         stream.extend_from_slice(&request().encode());
         stream.extend_from_slice(&Frame::data(7, Bytes::from_static(b"abc")).encode());
         for cut in 1..stream.len() {
-            let mut decoder = Decoder::default();
+            let input = Cut { bytes: &stream, at_most: cut };
+            let mut reader = FrameReader::open(input, Pool::default()).unwrap();
             let mut seen = Vec::new();
-            for piece in stream.chunks(cut) {
-                decoder.push(piece);
-                while let Some(frame) = decoder.next_frame().unwrap() {
-                    seen.push(frame);
-                }
+            while let Some(frame) = reader.next_frame().unwrap() {
+                seen.push(frame);
             }
             assert_eq!(seen, [request(), Frame::data(7, Bytes::from_static(b"abc"))]);
         }
     }
 
+    /// A stream that comes in pieces.
+    struct Cut<'a> {
+        bytes: &'a [u8],
+        at_most: usize,
+    }
+
+    impl Read for Cut<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let wanted = buffer.len().min(self.at_most);
+            self.bytes.read(&mut buffer[..wanted])
+        }
+    }
+
+    fn read(bytes: &[u8]) -> FrameReader<io::Cursor<Vec<u8>>> {
+        let stream = [OPENING, bytes].concat();
+        FrameReader::open(io::Cursor::new(stream), Pool::default()).unwrap()
+    }
+
     #[test]
     fn limits_are_checked_on_the_header_alone() {
-        let mut decoder = Decoder::default();
-        decoder.push(OPENING);
-        decoder.push(&[0xff, 0xff, 0xff, 0xff, 3, 0, 0, 0, 0, 0, 0, 1]);
-        assert!(matches!(decoder.next_frame(), Err(FrameError::TooLarge { limit: MAX_DATA, .. })));
+        let refused = read(&[0xff, 0xff, 0xff, 0xff, 3, 0, 0, 0, 0, 0, 0, 1]).next_frame();
+        assert!(matches!(
+            refused,
+            Err(ReadError::Frame(FrameError::TooLarge { limit: MAX_DATA, .. }))
+        ));
     }
 
     #[test]
     fn endless_noise_is_refused() {
-        let mut decoder = Decoder::default();
-        decoder.push(&vec![b'x'; MAX_NOISE + 1]);
-        assert_eq!(decoder.next_frame(), Err(FrameError::NoOpening));
+        let noise = vec![b'x'; MAX_NOISE * 2];
+        let refused = FrameReader::open(&noise[..], Pool::default());
+        assert!(matches!(refused, Err(ReadError::Frame(FrameError::NoOpening))));
+    }
+
+    #[test]
+    fn a_stream_that_ends_within_a_frame_is_an_error() {
+        let whole = request().encode();
+        for end in 1..whole.len() {
+            assert!(matches!(read(&whole[..end]).next_frame(), Err(ReadError::Io(_))), "{end}");
+        }
+        assert!(matches!(read(&[]).next_frame(), Ok(None)));
     }
 
     proptest! {
         #[test]
         fn any_bytes_give_frames_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..4096)) {
-            let mut decoder = Decoder::default();
-            decoder.push(OPENING);
-            decoder.push(&bytes);
-            while let Ok(Some(frame)) = decoder.next_frame() {
+            let mut reader = read(&bytes);
+            while let Ok(Some(frame)) = reader.next_frame() {
                 let _ = frame.decode::<v1::Request>("request");
                 let _ = frame.decode::<v1::Reply>("reply");
                 let _ = frame.decode::<v1::Part>("part");

@@ -4,6 +4,7 @@
 pub mod bulk;
 pub mod frame;
 pub mod manifest;
+pub mod pool;
 
 /// The control messages, generated from `proto/mbcopy/v1/control.proto`.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
