@@ -104,20 +104,26 @@ pub fn scan(
         }
         Err(text) => {
             known.stamps = before;
-            let path = mailbox.directory(host).unwrap_or_default();
             found.parts.clear();
-            found.problems.push(problem(
-                Severity::Refuse,
-                "unreadable-mailbox",
-                (host, mailbox),
-                0,
-                &path,
-                text,
-                "mend it (reconstruct on this server), and push again",
-            ));
+            found.problems.push(unreadable(host, mailbox, text));
         }
     }
     Some(found)
+}
+
+/// Looks at one mailbox for the plan: what stands against copying it. The next
+/// scan tells everything.
+pub fn look(host: &Host, mailbox: &SourceMailbox, known: &mut Known) -> Vec<v1::Problem> {
+    match examine(host, mailbox, &meta_paths(host, mailbox), known, false) {
+        Ok(examined) => examined.problems,
+        Err(text) => vec![unreadable(host, mailbox, text)],
+    }
+}
+
+fn unreadable(host: &Host, mailbox: &SourceMailbox, text: String) -> v1::Problem {
+    let path = mailbox.directory(host).unwrap_or_default();
+    let advice = "mend it (reconstruct on this server), and push again";
+    problem(Severity::Refuse, "unreadable-mailbox", (host, mailbox), 0, &path, text, advice)
 }
 
 fn read(
@@ -128,43 +134,12 @@ fn read(
     frozen: bool,
     found: &mut Found,
 ) -> Result<(), String> {
-    let directory = mailbox.directory(host).ok_or("it has no directory")?;
-    let path = |kind: FileKind| {
-        paths.iter().find(|(k, _)| *k == kind).map(|(_, p)| p.as_path()).unwrap_or(&directory)
-    };
-    let index_path = path(FileKind::Index);
-    let read = |checked: &mut Known, keep_locked: bool| -> Result<_, String> {
-        let (bytes, lock) = read_index(index_path, frozen).map_err(|e| at(index_path, &e))?;
-        let lock = lock.filter(|_| keep_locked);
-        let index = IndexView::parse(&bytes).map_err(|e| format!("cyrus.index: {e}"))?;
-        let records = index.records().collect::<Result<Vec<_>, _>>();
-        let records = records.map_err(|e| at(index_path, &e))?;
-        let problems = check_files((host, mailbox), &directory, &records, checked)?;
-        drop(lock);
-        Ok((bytes, records, problems))
-    };
-    // Looking at many files takes long on a cold disk, and must not keep mail
-    // waiting. Only if something is odd is it looked at again under the lock,
-    // where the index and the directory belong together for certain.
-    let before = known.clone();
-    let (mut bytes, mut records, mut problems) = read(known, false)?;
-    if !problems.is_empty() && !frozen {
-        *known = before;
-        (bytes, records, problems) = read(known, true)?;
-    }
+    let Examined { bytes, records, problems } = examine(host, mailbox, paths, known, frozen)?;
     found.problems.extend(problems);
     let index = IndexView::parse(&bytes).map_err(|e| format!("cyrus.index: {e}"))?;
-
     let mut digest = Digest::default();
     records.iter().for_each(|r| digest.add(r));
-    let kept: Vec<&Record> =
-        records.iter().filter(|r| !r.is_unlinked() && !known.bad.contains(&r.uid)).collect();
-    known.totals = v1::Totals {
-        mailboxes: 1,
-        messages: kept.len() as u64,
-        bytes: kept.iter().map(|r| r.size).sum(),
-        expunged: kept.iter().filter(|r| r.is_expunged()).count() as u64,
-    };
+    let kept = kept(&records, known);
     let mut chunks = kept.chunks(MAX_ENTRIES).map(manifest).collect::<Vec<_>>();
     if chunks.is_empty() {
         chunks.push(Bytes::new());
@@ -213,6 +188,60 @@ fn read(
         known.observable = observable.encode_to_vec();
     }
     Ok(())
+}
+
+/// An index and what is wrong with the files that it lists.
+struct Examined {
+    bytes: Bytes,
+    records: Vec<Record>,
+    problems: Vec<v1::Problem>,
+}
+
+/// Reads the index and looks at the files; what it adds to the totals is known
+/// afterwards.
+fn examine(
+    host: &Host,
+    mailbox: &SourceMailbox,
+    paths: &[(FileKind, PathBuf)],
+    known: &mut Known,
+    frozen: bool,
+) -> Result<Examined, String> {
+    let directory = mailbox.directory(host).ok_or("it has no directory")?;
+    let index = paths.iter().find(|(kind, _)| *kind == FileKind::Index);
+    let index_path = index.map_or(directory.as_path(), |(_, path)| path);
+    let read = |known: &mut Known, keep_locked: bool| -> Result<_, String> {
+        let (bytes, lock) = read_index(index_path, frozen).map_err(|e| at(index_path, &e))?;
+        let lock = lock.filter(|_| keep_locked);
+        let index = IndexView::parse(&bytes).map_err(|e| format!("cyrus.index: {e}"))?;
+        let records = index.records().collect::<Result<Vec<_>, _>>();
+        let records = records.map_err(|e| at(index_path, &e))?;
+        let problems = check_files((host, mailbox), &directory, &records, known)?;
+        drop(lock);
+        Ok(Examined { bytes, records, problems })
+    };
+    // Looking at many files takes long on a cold disk, and must not keep mail
+    // waiting. Only if something is odd is it looked at again under the lock,
+    // where the index and the directory belong together for certain.
+    let before = known.clone();
+    let mut examined = read(known, false)?;
+    if !examined.problems.is_empty() && !frozen {
+        *known = before;
+        examined = read(known, true)?;
+    }
+    let kept = kept(&examined.records, known);
+    let totals = v1::Totals {
+        mailboxes: 1,
+        messages: kept.len() as u64,
+        bytes: kept.iter().map(|r| r.size).sum(),
+        expunged: kept.iter().filter(|r| r.is_expunged()).count() as u64,
+    };
+    known.totals = totals;
+    Ok(examined)
+}
+
+/// The records whose messages are copied.
+fn kept<'a>(records: &'a [Record], known: &Known) -> Vec<&'a Record> {
+    records.iter().filter(|r| !r.is_unlinked() && !known.bad.contains(&r.uid)).collect()
 }
 
 /// Checks that each message that the index lists is there, whole and readable,

@@ -205,10 +205,8 @@ impl Session {
         let mut minors = BTreeMap::new();
         for mailbox in &self.listing.mailboxes {
             let known = self.known.entry(mailbox.ordinal).or_default();
-            if mailbox.entry.partition.is_some()
-                && let Some(found) = mailbox::scan(host, mailbox, known, false)
-            {
-                problems.extend(found.problems);
+            if mailbox.entry.partition.is_some() {
+                problems.extend(mailbox::look(host, mailbox, known));
             }
             minors.insert(mailbox.ordinal, index_minor(host, mailbox));
         }
@@ -217,7 +215,7 @@ impl Session {
             wire.index_minor = minors.get(&m.ordinal).copied().unwrap_or_default();
             wire
         });
-        let plan = v1::SourcePlan {
+        v1::SourcePlan {
             identity: Some(self.identity(host)),
             mailboxes: mailboxes.collect(),
             totals: Some(self.totals()),
@@ -226,12 +224,7 @@ impl Session {
             state: self.entry.state.clone(),
             snapshot: Bytes::copy_from_slice(self.detail().snapshot.as_bytes()),
             route_command: self.detail().route_command,
-        };
-        // The first real scan must tell everything again.
-        for known in self.known.values_mut() {
-            known.forget();
         }
-        plan
     }
 
     fn identity(&self, host: &Host) -> v1::Identity {
