@@ -82,13 +82,13 @@ impl Console {
 
     fn summary(&self, report: &Report) {
         self.line(&format!(
-            "{} mailboxes, {} messages, {} in {:.2} s; {} sent in {} round(s)",
-            report.mailboxes,
-            HumanCount(report.messages),
+            "{}, {}, {} in {:.2} s; {} sent in {}",
+            counted(report.mailboxes, "mailbox", "mailboxes"),
+            counted(report.messages, "message", "messages"),
             HumanBytes(report.bytes),
             report.total_ms / 1000.0,
             HumanBytes(report.bytes_sent),
-            report.rounds,
+            counted(u64::from(report.rounds), "round", "rounds"),
         ));
         if report.outcome != Outcome::Planned {
             self.line(&format!(
@@ -144,6 +144,11 @@ impl Console {
     }
 }
 
+/// A number of things.
+fn counted(number: u64, one: &str, many: &str) -> String {
+    format!("{} {}", HumanCount(number), if number == 1 { one } else { many })
+}
+
 impl Console {
     /// Whether progress may be told again; a program wants a line per second.
     fn progress_is_due(&self) -> bool {
@@ -182,8 +187,9 @@ impl Monitor for Console {
                 self.bar.set_length(bytes);
                 if self.style != Style::Quiet {
                     self.line(&format!(
-                        "to move: {mailboxes} mailboxes, {} messages, {}",
-                        HumanCount(messages),
+                        "to move: {}, {}, {}",
+                        counted(mailboxes, "mailbox", "mailboxes"),
+                        counted(messages, "message", "messages"),
                         HumanBytes(bytes)
                     ));
                 }
@@ -201,8 +207,8 @@ impl Monitor for Console {
                 self.bar.set_length(self.bar.position().saturating_add(bytes));
                 if self.style != Style::Quiet {
                     self.line(&format!(
-                        "round {number}: {} messages, {} to copy",
-                        HumanCount(messages),
+                        "round {number}: {}, {} to copy",
+                        counted(messages, "message", "messages"),
                         HumanBytes(bytes)
                     ));
                 }

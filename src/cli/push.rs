@@ -3,7 +3,7 @@
 use super::Common;
 use super::console::{Console, Style};
 use crate::push::peer::Peer;
-use crate::push::report::{Failure, Report};
+use crate::push::report::{Failure, Outcome, Report};
 use crate::push::{self, Interrupt, Options, local};
 use crate::transport::{ConnectOptions, Destination, Session};
 use crate::wire::v1;
@@ -197,9 +197,17 @@ async fn watch_signals(interrupt: Interrupt) {
     else {
         return;
     };
-    tokio::select! {
-        _ = int.recv() => {}
-        _ = term.recv() => {}
-    }
+    let mut asked = async || {
+        tokio::select! {
+            _ = int.recv() => {}
+            _ = term.recv() => {}
+        }
+    };
+    asked().await;
     interrupt.store(true, Ordering::Relaxed);
+    eprintln!("mbcopy: stopping where it is safe; once more stops at once");
+    asked().await;
+    // As safe as any crash: the journals tell how far the move has come.
+    eprintln!("mbcopy: stopped at once; `mbcopy status` tells how far the move has come");
+    std::process::exit(i32::from(Outcome::Resumable.exit_code()));
 }

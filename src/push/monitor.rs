@@ -44,7 +44,7 @@ pub enum Event {
     Progress {
         /// Messages since the start of the move.
         messages: u64,
-        /// Bytes since the start of the move.
+        /// Their bytes; what else is sent is not counted.
         bytes: u64,
     },
     /// The move enters a phase.

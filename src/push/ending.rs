@@ -1,0 +1,178 @@
+//! What is told of a move, while it goes on and when it has ended.
+
+use super::report::{Failure, Outcome, Problem, Severity};
+use super::trouble::Trouble;
+use super::{GRACE, Push, monitor};
+use crate::fault::{self, Point};
+use crate::moves::{Phase, Server};
+use crate::wire::v1;
+
+/// What Cyrus itself makes different on another server of the same version.
+const DIFFERENCES: [&str; 2] = ["lastupdate", "freespace"];
+
+impl Push<'_> {
+    /// Ends the move on both servers, or lets the source go, and says so.
+    pub(super) async fn conclude(&mut self, phase: Phase) {
+        let dry = self.options.dry_run;
+        match phase {
+            Phase::Done => {
+                for server in [Server::Target, Server::Source] {
+                    if server == Server::Source {
+                        fault::point(Point::TargetFinished);
+                    }
+                    if let Err(e) = self.finish(server, true).await {
+                        self.note(format!("tidying up failed, which harms nobody: {e}"));
+                    }
+                }
+                let skipped =
+                    self.report.problems.iter().any(|p| p.severity == Severity::BadMessage);
+                self.report.outcome =
+                    if skipped { Outcome::DoneWithSkipped } else { Outcome::Done };
+                self.report.failure = None;
+                self.report.differences = DIFFERENCES.map(str::to_owned).into();
+            }
+            Phase::CommitUnknown | Phase::Routed if self.broken => {
+                self.report.outcome = Outcome::Resumable;
+            }
+            Phase::CommitUnknown | Phase::Routed => {
+                // A connection that hangs must not keep the report from the admin.
+                let _ = tokio::time::timeout(GRACE, self.thaw()).await;
+                self.report.outcome = Outcome::Resumable;
+            }
+            _ if self.report.outcome == Outcome::Planned => {}
+            // A connection in the middle of something ends with this process,
+            // and with it the freeze.
+            _ if self.broken => {}
+            _ => {
+                if self.frozen_at.is_some() {
+                    let _ = tokio::time::timeout(GRACE, self.thaw()).await;
+                }
+                if !dry && self.report.outcome == Outcome::Refused && self.report.rounds == 0 {
+                    for server in [Server::Target, Server::Source] {
+                        let _ = tokio::time::timeout(GRACE, self.finish(server, false)).await;
+                    }
+                }
+            }
+        }
+        // A push that fails early must not deny what an earlier one has done.
+        let denied = phase == Phase::Failed && self.route_begun;
+        if denied {
+            self.report.outcome = Outcome::Resumable;
+        }
+        self.report.settle_serving(if denied { Phase::Routed } else { phase });
+        self.report.next_steps = self.next_steps();
+    }
+
+    pub(super) fn count(&mut self, totals: &v1::Totals) {
+        self.report.mailboxes = totals.mailboxes;
+        self.report.messages = totals.messages;
+        self.report.bytes = totals.bytes;
+    }
+
+    pub(super) fn problems(&mut self, server: Server, problems: &[v1::Problem]) {
+        let name = match server {
+            Server::Source => self.report.source.clone(),
+            Server::Target => self.report.target.clone(),
+        };
+        for problem in problems {
+            let wire = problem;
+            let problem = Problem::from_wire(&name, wire);
+            if !self.report.problems.contains(&problem) {
+                if problem.severity == Severity::BadMessage {
+                    self.bad_messages.push(wire.clone());
+                }
+                self.monitor.event(monitor::Event::Problem(problem.clone()));
+                self.report.problems.push(problem);
+            }
+        }
+    }
+
+    pub(super) fn note(&mut self, text: String) {
+        if !self.report.notes.contains(&text) {
+            self.monitor.event(monitor::Event::Note { text: text.clone() });
+            self.report.notes.push(text);
+        }
+    }
+
+    /// Decides whether what has been found lets the move go on.
+    pub(super) fn judge(&mut self) -> Result<(), Trouble> {
+        let count =
+            |severity| self.report.problems.iter().filter(|p| p.severity == severity).count();
+        let refusals = count(Severity::Refuse);
+        let bad = if self.options.skip_bad { 0 } else { count(Severity::BadMessage) };
+        if refusals == 0 && bad == 0 {
+            return Ok(());
+        }
+        let mut text = Vec::new();
+        if refusals > 0 {
+            text.push(format!("{refusals} problem(s) stand against the move"));
+        }
+        if bad > 0 {
+            text.push(format!(
+                "{bad} message(s) cannot be copied; mend them, or go on without them by \
+                 --bad-messages=skip"
+            ));
+        }
+        Err(Trouble::Refused(text.join("; ")))
+    }
+
+    pub(super) fn refuse(&mut self, code: &str, text: String, advice: &str) -> Trouble {
+        let problem = v1::Problem {
+            severity: v1::problem::Severity::Refuse.into(),
+            code: code.into(),
+            text,
+            advice: advice.into(),
+            ..v1::Problem::default()
+        };
+        self.problems(Server::Source, &[problem]);
+        Trouble::Refused("1 problem(s) stand against the move".into())
+    }
+
+    pub(super) fn remember(&mut self, phase: Phase, trouble: &Trouble) {
+        self.broken |= trouble.breaks_connections();
+        let guidance = match trouble {
+            Trouble::Peer(e) => e.guidance(),
+            _ => None,
+        };
+        let (state, advice) = guidance.unwrap_or(match phase {
+            Phase::Refreezing if matches!(trouble, Trouble::Stragglers) => (
+                "the target serves the user; the source has changes that the target has not",
+                "carry them over by hand, then remove the source's mailboxes; this version of \
+                 mbcopy cannot",
+            ),
+            Phase::Refreezing | Phase::Retiring | Phase::Thawing => (
+                "the target serves the user; the source's copy is not retired yet",
+                "run the same push again",
+            ),
+            Phase::Publishing | Phase::Unpublishing => (
+                "it is not known whether the target has committed; the source serves the user \
+                 and the route leads to it",
+                "run the same push again: it asks the target",
+            ),
+            _ => (
+                "the source serves the user and is unchanged",
+                "mend the cause and run the same push again; what was copied is kept",
+            ),
+        });
+        self.report.failure =
+            Some(Failure { text: trouble.to_string(), state: state.into(), advice: advice.into() });
+        self.report.outcome = match trouble {
+            Trouble::Refused(_) => Outcome::Refused,
+            Trouble::Interrupted => Outcome::Interrupted,
+            Trouble::Peer(e) => match e.kind() {
+                Some(v1::failure::Kind::Refused) => Outcome::Refused,
+                Some(v1::failure::Kind::Busy) => Outcome::Held,
+                _ => Outcome::Failed,
+            },
+            Trouble::Silence(_) => Outcome::Resumable,
+            _ => Outcome::Failed,
+        };
+    }
+
+    pub(super) fn next_steps(&self) -> Vec<String> {
+        match self.report.outcome {
+            Outcome::Done | Outcome::DoneWithSkipped => Vec::new(),
+            _ => vec![self.options.command.clone()],
+        }
+    }
+}

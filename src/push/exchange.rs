@@ -1,0 +1,148 @@
+//! What passes between the two agents, through the coordinator.
+
+use super::peer::Peer;
+use super::trouble::Trouble;
+use super::{Push, monitor};
+use crate::moves::Server;
+use crate::wire::bulk::Chunk;
+use crate::wire::frame::Kind;
+use crate::wire::v1::{self, FileKind, reply::Result as Answer, request::Op};
+
+/// Most bytes that are sent and not yet taken by the target: more would only
+/// fill the buffers of sshd, which it grows by copying them again and again.
+const UNDER_WAY: u64 = 2 << 20;
+
+impl Push<'_> {
+    /// Has the target compare what the source has now with what it holds.
+    pub(super) async fn compare(&mut self, last: bool) -> Result<v1::Wants, Trouble> {
+        self.source.begin(Op::Scan(v1::Scan { everything: false })).await?;
+        self.target.begin(Op::Offer(v1::Offer { r#final: last })).await?;
+        let done = loop {
+            let frame = self.source.next().await?;
+            match frame.kind {
+                Kind::Part => self.target.relay(Kind::Part, frame.payload).await?,
+                Kind::Reply => match self.source.decode_reply(&frame) {
+                    Ok(Answer::ScanDone(done)) => break done,
+                    Ok(_) => return Err(self.source.unexpected("scan").into()),
+                    Err(error) => {
+                        // End the target's half too, so that it stays usable.
+                        self.target.part(None).await?;
+                        let _ = self.target.reply().await;
+                        return Err(error.into());
+                    }
+                },
+                _ => return Err(self.source.unexpected("scan").into()),
+            }
+        };
+        self.count(&done.totals.unwrap_or_default());
+        self.problems(Server::Source, &done.problems);
+        self.target.part(Some(v1::part::Part::ScanDone(done))).await?;
+        self.target.part(None).await?;
+        match self.target.reply().await? {
+            Answer::Wants(wants) => Ok(wants),
+            _ => Err(self.target.unexpected("list of what is wanted").into()),
+        }
+    }
+
+    /// Sends what the target wants.
+    pub(super) async fn send(&mut self, wants: v1::Wants, durable: bool) -> Result<(), Trouble> {
+        self.target.begin(Op::Store(v1::Store { durable })).await?;
+        self.source
+            .begin(Op::SendItems(v1::SendItems {
+                wants: wants.wants,
+                user_files: wants.user_files,
+                rate_limit: self.options.rate_limit,
+            }))
+            .await?;
+        let (mut sent, mut received) = (0, 0);
+        let done = loop {
+            if self.frozen_at.is_none() {
+                self.stop_if_asked()?;
+            }
+            let frame = self.source.next().await?;
+            match frame.kind {
+                Kind::Data if !frame.payload.is_empty() => {
+                    self.progress(frame.payload.clone());
+                    sent += frame.payload.len() as u64;
+                    self.target.relay(Kind::Data, frame.payload).await?;
+                    while sent.saturating_sub(received) > UNDER_WAY {
+                        received = self.receipt().await?;
+                    }
+                }
+                Kind::Reply => break self.source.decode_reply(&frame),
+                _ => return Err(self.source.unexpected("bulk data").into()),
+            }
+        };
+        self.target.relay(Kind::Data, bytes::Bytes::new()).await?;
+        let stored = loop {
+            let frame = self.target.next().await?;
+            if frame.kind == Kind::Reply {
+                break self.target.decode_reply(&frame)?;
+            }
+        };
+        let Answer::SendDone(done) = done? else {
+            return Err(self.source.unexpected("end of bulk data").into());
+        };
+        let Answer::Stored(stored) = stored else {
+            return Err(self.target.unexpected("receipt").into());
+        };
+        self.problems(Server::Source, &done.problems);
+        self.problems(Server::Target, &stored.problems);
+        Ok(())
+    }
+
+    /// How much the target has taken of what is being sent, in bytes.
+    pub(super) async fn receipt(&mut self) -> Result<u64, Trouble> {
+        let frame = self.target.next().await?;
+        match (frame.kind, frame.decode::<v1::Part>("receipt").ok().and_then(|p| p.part)) {
+            (Kind::Part, Some(v1::part::Part::Received(received))) => Ok(received.bytes),
+            _ => Err(self.target.unexpected("receipt").into()),
+        }
+    }
+
+    pub(super) fn progress(&mut self, mut payload: bytes::Bytes) {
+        while let Ok(chunk) = Chunk::decode(&mut payload) {
+            self.report.bytes_sent += chunk.bytes.len() as u64;
+            if i32::from(chunk.kind) == i32::from(FileKind::Message) {
+                self.message_bytes += chunk.bytes.len() as u64;
+                self.report.messages_sent += u64::from(chunk.last && !chunk.gone);
+            }
+        }
+        self.monitor.event(monitor::Event::Progress {
+            messages: self.report.messages_sent,
+            bytes: self.message_bytes,
+        });
+    }
+
+    pub(super) async fn record(&mut self, server: Server, state: &str) -> Result<(), Trouble> {
+        let route_command = self.options.route_command.is_some();
+        let op = Op::Record(v1::Record { state: state.into(), route_command });
+        let peer = self.peer(server);
+        match peer.call(op).await? {
+            Answer::Recorded(_) => Ok(()),
+            _ => Err(peer.unexpected("receipt of the journal").into()),
+        }
+    }
+
+    pub(super) async fn record_both(&mut self, state: &str) -> Result<(), Trouble> {
+        self.record(Server::Target, state).await?;
+        self.record(Server::Source, state).await
+    }
+
+    pub(super) async fn finish(&mut self, server: Server, done: bool) -> Result<(), Trouble> {
+        match self.peer(server).call(Op::Finish(v1::Finish { done })).await? {
+            Answer::Finished(finished) => {
+                finished.notes.iter().for_each(|text| self.note(crate::wire::printable(text)));
+                Ok(())
+            }
+            _ => Err(self.peer(server).unexpected("end").into()),
+        }
+    }
+
+    pub(super) fn peer(&mut self, server: Server) -> &mut Peer {
+        match server {
+            Server::Source => &mut self.source,
+            Server::Target => &mut self.target,
+        }
+    }
+}

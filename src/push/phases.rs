@@ -1,0 +1,285 @@
+//! What the coordinator does in each phase.
+
+use super::report::Outcome;
+use super::trouble::Trouble;
+use super::{Push, monitor, route, route_is_changed};
+use crate::fault::{self, Point};
+use crate::moves::journal::state;
+use crate::moves::{MoveId, Server};
+use crate::wire::frame::Kind;
+use crate::wire::v1::{self, reply::Result as Answer, request::Op};
+use std::time::{Duration, Instant};
+
+/// What must be left of the freeze limit for publish, route and retire to start.
+const PUBLISH_RESERVE: Duration = Duration::from_millis(500);
+
+/// A round that took less than this part of the freeze limit is good enough.
+const READY_PART: u32 = 4;
+
+impl Push<'_> {
+    pub(super) async fn plan(&mut self) -> Result<(), Trouble> {
+        if self.source.welcome.machine_id == self.target.welcome.machine_id {
+            return Err(self.refuse(
+                "same-server",
+                format!(
+                    "the destination {} is this server, {}",
+                    self.options.destination, self.report.source
+                ),
+                "name another server; to change a partition use Cyrus's own RENAME",
+            ));
+        }
+        let plan = Op::PlanSource(v1::PlanSource {
+            mailbox: self.options.mailbox.clone(),
+            move_id: MoveId::random().to_string(),
+            destination: self.options.destination.clone(),
+            dry_run: self.options.dry_run,
+            skip_bad: self.options.skip_bad,
+        });
+        let Answer::SourcePlan(plan) = self.source.call(plan).await? else {
+            return Err(self.source.unexpected("plan").into());
+        };
+        let totals = plan.totals.unwrap_or_default();
+        let source_state = plan.state;
+        self.route_begun = route_is_changed(&source_state);
+        if self.route_begun && plan.route_command && self.options.route_command.is_none() {
+            return Err(Trouble::Refused(
+                "this move changes its route by a command, which is missing now: give the same \
+                 --route-command"
+                    .into(),
+            ));
+        }
+        self.snapshot = plan.snapshot;
+        self.identity = plan.identity.unwrap_or_default();
+        self.report.mailbox = crate::wire::printable(&self.identity.display);
+        self.report.move_id = crate::wire::printable(&plan.move_id);
+        self.count(&totals);
+        self.monitor.event(monitor::Event::Planned {
+            move_id: self.report.move_id.clone(),
+            mailboxes: totals.mailboxes,
+            messages: totals.messages,
+            bytes: totals.bytes,
+        });
+        self.problems(Server::Source, &plan.problems);
+
+        let op = Op::PlanTarget(v1::PlanTarget {
+            move_id: plan.move_id,
+            identity: Some(self.identity.clone()),
+            mailboxes: plan.mailboxes,
+            totals: Some(totals),
+            partition: self.options.partition.clone().unwrap_or_default(),
+            source: self.report.source.clone(),
+            dry_run: self.options.dry_run,
+        });
+        // A source whose route was begun may have nothing left to freeze.
+        let prove = !self.route_begun;
+        if prove {
+            self.source.begin(Op::ProveFreeze(v1::ProveFreeze {})).await?;
+        }
+        let planned = self.target.call(op).await;
+        let proof = if prove { Some(self.source.reply().await) } else { None };
+        let Answer::TargetPlan(plan) = planned? else {
+            return Err(self.target.unexpected("plan").into());
+        };
+        self.problems(Server::Target, &plan.problems);
+        if self.take_up(source_state, &plan.state).await? {
+            return Ok(());
+        }
+        match proof.transpose()? {
+            Some(Answer::FreezeProof(proof)) => {
+                self.note(format!("freeze proven: {} waits for {}", proof.waiter, proof.lock))
+            }
+            _ => return Err(self.source.unexpected("proof of the freeze").into()),
+        }
+        self.judge()?;
+        if self.options.dry_run {
+            self.report.outcome = Outcome::Planned;
+        }
+        Ok(())
+    }
+
+    /// Takes up a move that stopped after it was to be published; whether its
+    /// route may lead to the target already. If it certainly does not, what the
+    /// target has published is taken back, and is the stage of a new beginning.
+    pub(super) async fn take_up(&mut self, source: String, target: &str) -> Result<bool, Trouble> {
+        let published = [state::PUBLISHED, state::ROUTING, state::ROUTED, state::DONE];
+        if self.route_begun {
+            if !published.contains(&target) {
+                return Err(Trouble::Refused(format!(
+                    "this move was {source} on the source, but the target's journal says \
+                     {target:?}: it must not be finished before that is understood"
+                )));
+            }
+            self.note(format!("going on with a move that stopped when it was {source}"));
+            self.source_state = source;
+            return Ok(true);
+        }
+        if published.contains(&target) {
+            self.note(format!("taking back a publication that stopped when it was {target}"));
+            self.withdraw(false).await?;
+            self.withdraw(true).await?;
+        }
+        Ok(false)
+    }
+
+    /// Freezes again, after the route may have been changed, and looks whether
+    /// anything has changed since the user was frozen for the move.
+    pub(super) async fn refreeze(&mut self) -> Result<(), Trouble> {
+        self.freeze().await?;
+        if [state::RETIRING, state::RETIRED].contains(&self.source_state.as_str()) {
+            return Ok(());
+        }
+        self.source.begin(Op::Scan(v1::Scan { everything: true })).await?;
+        let done = loop {
+            let frame = self.source.next().await?;
+            if frame.kind == Kind::Reply {
+                match self.source.decode_reply(&frame)? {
+                    Answer::ScanDone(done) => break done,
+                    _ => return Err(self.source.unexpected("scan").into()),
+                }
+            }
+        };
+        if done.snapshot == self.snapshot {
+            return Ok(());
+        }
+        // The route may or may not lead to the target; make that certain.
+        self.run_route_command(&self.change()).await?;
+        Err(Trouble::Stragglers)
+    }
+
+    pub(super) async fn copy(&mut self) -> Result<(), Trouble> {
+        self.record_both(state::COPYING).await?;
+        while !self.ready {
+            self.stop_if_asked()?;
+            self.report.rounds += 1;
+            let began = Instant::now();
+            let wants = self.compare(false).await?;
+            let nothing = wants.wants.is_empty() && wants.user_files.is_empty();
+            self.monitor.event(monitor::Event::Round {
+                number: self.report.rounds,
+                messages: wants.messages,
+                bytes: wants.bytes,
+            });
+            self.send(wants, true).await?;
+            self.judge()?;
+            if self.report.rounds == 1 {
+                self.rehearse().await?;
+            }
+            let good = nothing || began.elapsed() < self.options.max_freeze / READY_PART;
+            self.ready = good || self.report.rounds >= self.options.max_rounds;
+        }
+        self.stop_if_asked()
+    }
+
+    pub(super) async fn rehearse(&mut self) -> Result<(), Trouble> {
+        let op = Op::Rehearse(v1::Rehearse { skipped: self.skipped() });
+        let Answer::Rehearsed(rehearsed) = self.target.call(op).await? else {
+            return Err(self.target.unexpected("rehearsal").into());
+        };
+        for text in &rehearsed.notes {
+            self.note(crate::wire::printable(text));
+        }
+        self.problems(Server::Target, &rehearsed.problems);
+        self.judge()
+    }
+
+    pub(super) async fn freeze(&mut self) -> Result<(), Trouble> {
+        let limit = self.options.max_freeze;
+        let op = Op::Freeze(v1::Freeze {
+            limit_ms: limit.as_millis() as u32,
+            wait_ms: limit.as_millis() as u32,
+        });
+        let asked = Instant::now();
+        match self.source.call(op).await? {
+            Answer::Frozen(frozen) => {
+                // The source's own clock began between asking and answering.
+                self.frozen_at = Some(asked + Duration::from_millis(u64::from(frozen.waited_ms)));
+                Ok(())
+            }
+            _ => Err(self.source.unexpected("freeze").into()),
+        }
+    }
+
+    pub(super) async fn settle(&mut self) -> Result<(), Trouble> {
+        let wants = self.compare(true).await?;
+        self.send(wants, false).await?;
+        self.judge()?;
+        let op = Op::Settle(v1::Settle { skipped: self.skipped() });
+        let Answer::Prepared(prepared) = self.target.call(op).await? else {
+            return Err(self.target.unexpected("comparison").into());
+        };
+        self.report.records_compared = prepared.records_compared;
+        self.problems(Server::Target, &prepared.problems);
+        self.judge()?;
+        self.stop_if_asked()?;
+        self.record(Server::Source, state::PUBLISHING).await?;
+        if self.left() < PUBLISH_RESERVE {
+            return Err(Trouble::Limit(self.options.max_freeze));
+        }
+        Ok(())
+    }
+
+    pub(super) async fn publish(&mut self) -> Result<(), Trouble> {
+        match self.target.call(Op::Publish(v1::Publish {})).await? {
+            Answer::Published(published) => {
+                self.report.publish_ms = published.locked_us as f64 / 1000.0;
+                Ok(())
+            }
+            _ => Err(self.target.unexpected("publication").into()),
+        }
+    }
+
+    pub(super) async fn route(&mut self) -> Result<(), Trouble> {
+        if self.source_state.is_empty() {
+            self.record_both(state::ROUTING).await?;
+        }
+        self.run_route_command(&self.change()).await?;
+        fault::point(Point::RouteChanged);
+        if [state::RETIRING, state::RETIRED].contains(&self.source_state.as_str()) {
+            return Ok(());
+        }
+        self.record_both(state::ROUTED).await
+    }
+
+    pub(super) async fn run_route_command(&self, change: &route::Change) -> Result<(), Trouble> {
+        match &self.options.route_command {
+            Some(command) => Ok(change.run(command, self.options.route_timeout).await?),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes the user off the target, in two steps: first the target makes sure
+    /// that nothing has changed there, and keeps everybody waiting; then the
+    /// route is restored; then everything is taken back.
+    pub(super) async fn unpublish(&mut self) -> Result<(), Trouble> {
+        self.withdraw(false).await?;
+        self.run_route_command(&self.change().restored()).await?;
+        // The route is certain again: a crash from here on goes back.
+        self.record(Server::Source, state::COPYING).await?;
+        self.withdraw(true).await
+    }
+
+    pub(super) async fn withdraw(&mut self, finally: bool) -> Result<(), Trouble> {
+        match self.target.call(Op::Unpublish(v1::Unpublish { hold: !finally })).await? {
+            Answer::Unpublished(_) => Ok(()),
+            _ => Err(self.target.unexpected("withdrawal").into()),
+        }
+    }
+
+    pub(super) async fn retire(&mut self) -> Result<(), Trouble> {
+        let op = Op::Retire(v1::Retire { server: self.report.target.clone() });
+        let Answer::Retired(retired) = self.source.call(op).await? else {
+            return Err(self.source.unexpected("retirement").into());
+        };
+        retired.notes.iter().for_each(|text| self.note(crate::wire::printable(text)));
+        Ok(())
+    }
+
+    pub(super) async fn thaw(&mut self) -> Result<(), Trouble> {
+        let Answer::Thawed(thawed) = self.source.call(Op::Thaw(v1::Thaw {})).await? else {
+            return Err(self.source.unexpected("thaw").into());
+        };
+        self.report.freeze_ms = thawed.frozen_us as f64 / 1000.0;
+        self.frozen_at = None;
+        Ok(())
+    }
+}
