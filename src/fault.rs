@@ -47,11 +47,13 @@ pub enum Point {
     Thawed,
     /// The target has ended the move, the source has not.
     TargetFinished,
+    /// In an abort: the target has given the move up, the source has not.
+    TargetGaveUp,
 }
 
 impl Point {
     /// Every place.
-    pub const ALL: [Point; 20] = [
+    pub const ALL: [Point; 21] = [
         Point::Planned,
         Point::Copied,
         Point::Frozen,
@@ -72,6 +74,7 @@ impl Point {
         Point::Retired,
         Point::Thawed,
         Point::TargetFinished,
+        Point::TargetGaveUp,
     ];
 }
 

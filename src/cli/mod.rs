@@ -4,6 +4,8 @@ mod agent;
 mod console;
 mod log;
 mod push;
+mod request;
+mod resume;
 mod status;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
@@ -42,6 +44,12 @@ struct Common {
 enum Command {
     /// Move a user, or a shared mailbox tree, to another server
     Push(push::PushArgs),
+    /// Finish a move that an earlier push has begun, as it was asked for then
+    Resume(resume::ResumeArgs),
+    /// Switch over a user who was only copied so far, or whose move is postponed
+    Cutover(resume::OneArgs),
+    /// Give a move up, and put everything back as it was before
+    Abort(resume::OneArgs),
     /// Show the moves that this server knows, and what their states mean
     Status(status::StatusArgs),
     /// Serve one side of a move on standard input and output
@@ -54,6 +62,9 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match cli.command {
         Command::Push(args) => push::run(&cli.common, args),
+        Command::Resume(args) => resume::resume(&cli.common, args),
+        Command::Cutover(args) => resume::cutover(&cli.common, args),
+        Command::Abort(args) => resume::abort(&cli.common, args),
         Command::Status(args) => status::run(&cli.common, args),
         Command::Agent(args) => agent::run(&cli.common, args),
     }

@@ -2,17 +2,24 @@
 
 use super::Common;
 use super::console::{Console, Style};
+use super::request::Request;
+use crate::push::monitor::{Event, Monitor};
 use crate::push::peer::Peer;
 use crate::push::report::{Failure, Outcome, Report};
 use crate::push::{self, Interrupt, Options, local};
 use crate::transport::{ConnectOptions, Destination, Session};
 use crate::wire::v1;
 use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+/// The exit code of a command that cannot be understood.
+pub(super) const USAGE: u8 = 2;
 
 /// Arguments of `mbcopy push`.
 #[derive(Debug, Args)]
@@ -22,12 +29,27 @@ pub(super) struct PushArgs {
     /// Where to: an SSH destination, and optionally a partition there
     #[arg(value_name = "DEST[:PARTITION]")]
     destination: String,
+    #[command(flatten)]
+    options: MoveOptions,
     /// Print what would be done, and change nothing
     #[arg(short = 'n', long)]
     dry_run: bool,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// How a move is done.
+#[derive(Debug, Clone, Args, Serialize, Deserialize)]
+pub(super) struct MoveOptions {
     /// What to do about messages that cannot be read
     #[arg(long, value_name = "WHAT", default_value = "refuse")]
     bad_messages: BadMessages,
+    /// Stop before the freeze; push again, or cutover, does the rest
+    #[arg(long)]
+    pub(super) copy_only: bool,
+    /// Hold a move that is ready before its freeze, as long as FILE exists
+    #[arg(long, value_name = "FILE")]
+    pub(super) postpone_file: Option<PathBuf>,
     /// Longest time that the user may be frozen
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     max_freeze: Duration,
@@ -50,12 +72,17 @@ pub(super) struct PushArgs {
     /// Cyrus's configuration on the target
     #[arg(long, value_name = "FILE", default_value = "/etc/imapd.conf")]
     remote_config: String,
+}
+
+/// How a move is told.
+#[derive(Debug, Clone, Copy, Args)]
+pub(super) struct Output {
     /// Print one JSON document per line on standard output
     #[arg(long)]
     json: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 enum BadMessages {
     /// Name them and change nothing
     Refuse,
@@ -69,32 +96,54 @@ fn duration(text: &str) -> Result<Duration, String> {
 }
 
 pub(super) fn run(common: &Common, args: PushArgs) -> ExitCode {
+    let request =
+        Request { mailbox: args.mailbox, destination: args.destination, options: args.options };
+    ExitCode::from(perform(common, Task::Push { dry_run: args.dry_run }, &request, args.output))
+}
+
+/// What is done with a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Task {
+    /// The user is moved, or goes on to be.
+    Push {
+        /// Only plan.
+        dry_run: bool,
+    },
+    /// The move is given up.
+    Abort,
+}
+
+/// Does it; the exit code.
+pub(super) fn perform(common: &Common, task: Task, request: &Request, output: Output) -> u8 {
     super::log::to_stderr(common.verbose);
-    let style = match (args.json, common.quiet, common.verbose) {
+    let style = match (output.json, common.quiet, common.verbose) {
         (true, ..) => Style::Json,
         (_, true, _) => Style::Quiet,
         (_, _, 0) => Style::Normal,
         _ => Style::Verbose,
     };
-    let (destination, partition) = match Destination::parse_with_partition(&args.destination) {
+    let (destination, partition) = match Destination::parse_with_partition(&request.destination) {
         Ok(parsed) => parsed,
         Err(error) => {
             eprintln!("mbcopy: {error}");
-            return ExitCode::from(2);
+            return USAGE;
         }
     };
+    let how = &request.options;
     let options = Options {
-        mailbox: args.mailbox.clone(),
+        mailbox: request.mailbox.clone(),
         destination: destination.host().to_owned(),
         partition,
-        dry_run: args.dry_run,
-        skip_bad: args.bad_messages == BadMessages::Skip,
-        max_freeze: args.max_freeze,
-        max_rounds: args.max_rounds,
+        dry_run: task == Task::Push { dry_run: true },
+        copy_only: how.copy_only,
+        postpone_file: how.postpone_file.clone(),
+        skip_bad: how.bad_messages == BadMessages::Skip,
+        max_freeze: how.max_freeze,
+        max_rounds: how.max_rounds,
         freeze_attempts: 5,
-        route_command: args.route_command.clone(),
-        route_timeout: args.route_timeout,
-        rate_limit: args.bwlimit,
+        route_command: how.route_command.clone(),
+        route_timeout: how.route_timeout,
+        rate_limit: how.bwlimit,
         command: typed_command(),
     };
     let console = Console::new(style);
@@ -103,43 +152,73 @@ pub(super) fn run(common: &Common, args: PushArgs) -> ExitCode {
             Ok(runtime) => runtime,
             Err(error) => {
                 eprintln!("mbcopy: cannot start: {error}");
-                return ExitCode::FAILURE;
+                return 1;
             }
         };
-    let report =
-        runtime.block_on(connect_and_push(common, &args, &destination, &options, &console));
+    let monitor = Remembering { console: &console, request, keep: !options.dry_run };
+    let report = runtime.block_on(connect(common, task, request, &destination, &options, &monitor));
     console.report(&report);
+    if matches!(report.outcome, Outcome::Done | Outcome::DoneWithSkipped | Outcome::Aborted) {
+        Request::forget(&report.move_id);
+    }
     // A connection that hangs must not keep the process.
     runtime.shutdown_timeout(Duration::from_millis(200));
-    ExitCode::from(report.outcome.exit_code())
+    report.outcome.exit_code()
 }
 
-async fn connect_and_push(
+/// Keeps the request as soon as the move has an id, so that it can be resumed.
+struct Remembering<'a> {
+    console: &'a Console,
+    request: &'a Request,
+    keep: bool,
+}
+
+impl Monitor for Remembering<'_> {
+    fn event(&self, event: Event) {
+        if let Event::Planned { move_id, .. } = &event
+            && self.keep
+            && let Err(error) = self.request.keep(move_id)
+        {
+            let text = format!("`mbcopy resume` will not know this push: {error}");
+            self.console.event(Event::Note { text });
+        }
+        self.console.event(event);
+    }
+}
+
+async fn connect(
     common: &Common,
-    args: &PushArgs,
+    task: Task,
+    request: &Request,
     destination: &Destination,
     options: &Options,
-    console: &Console,
+    monitor: &Remembering<'_>,
 ) -> Report {
     let interrupt = Interrupt::new(AtomicBool::new(false));
     tokio::spawn(watch_signals(Arc::clone(&interrupt)));
     let failure = |error: &dyn std::fmt::Display, advice: &str| Failure {
         text: error.to_string(),
-        state: "this push has changed nothing".into(),
+        state: "this command has changed nothing".into(),
         advice: advice.into(),
     };
     // Both at once: connecting takes as long as all the planning.
-    let (source, target) = tokio::join!(local_agent(common), remote_target(destination, args));
+    let (source, target) =
+        tokio::join!(local_agent(common), remote_target(destination, &request.options));
     let (_child, source) = match source {
         Ok(source) => source,
         Err(error) => {
-            let failure = failure(&error, "mend the cause and run push again");
+            let failure = failure(&error, "mend the cause and run the same command again");
             return push::stillborn(options, None, failure).await;
         }
     };
-    match target {
-        Ok((_session, target)) => push::push(options, source, target, console, &interrupt).await,
-        Err((error, advice)) => {
+    match (task, target) {
+        (Task::Push { .. }, Ok((_session, target))) => {
+            push::push(options, source, target, monitor, &interrupt).await
+        }
+        (Task::Abort, Ok((_session, target))) => {
+            push::abort::abort(options, source, target, monitor, &interrupt).await
+        }
+        (_, Err((error, advice))) => {
             push::stillborn(options, Some(source), failure(&error, advice)).await
         }
     }
@@ -162,18 +241,18 @@ pub(super) async fn local_agent(
 /// The target agent, over SSH; an error comes with what to do about it.
 async fn remote_target(
     destination: &Destination,
-    args: &PushArgs,
+    options: &MoveOptions,
 ) -> Result<(Session, Peer), (Box<dyn std::error::Error>, &'static str)> {
-    let advice = "mend the connection and run push again";
+    let advice = "mend the connection and run the same command again";
     let session = Session::connect(destination, &ConnectOptions::from_env()).await;
     let session = session.map_err(|e| (e.into(), advice))?;
     let words = [
-        args.remote_program.as_str(),
+        options.remote_program.as_str(),
         "agent",
         "--role",
         "target",
         "--config",
-        &args.remote_config,
+        &options.remote_config,
     ];
     let advice = "install mbcopy on the target where SSH finds it, or name it by --remote-program";
     let process = session.exec(&words).await.map_err(|e| (e.into(), advice))?;

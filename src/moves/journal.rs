@@ -279,6 +279,26 @@ impl Journal {
     }
 }
 
+impl From<Entry> for v1::MoveRecord {
+    fn from(entry: Entry) -> Self {
+        Self {
+            move_id: entry.id.to_string(),
+            role: entry.role.into(),
+            identity: Some(v1::Identity {
+                name: entry.name.into(),
+                userid: String::new(),
+                display: entry.display,
+            }),
+            state: entry.state,
+            peer: entry.peer,
+            started_unix_ms: entry.started,
+            updated_unix_ms: entry.updated,
+            holder: String::new(),
+            detail: String::new(),
+        }
+    }
+}
+
 impl Entry {
     fn seal(&self) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new();

@@ -5,6 +5,7 @@ pub mod id;
 pub mod journal;
 pub mod phase;
 pub mod sealed;
+pub mod verdict;
 
 pub use id::MoveId;
 pub use journal::{Journal, JournalError};

@@ -39,7 +39,7 @@ impl Push<'_> {
                 let _ = tokio::time::timeout(GRACE, self.thaw()).await;
                 self.report.outcome = Outcome::Resumable;
             }
-            _ if self.report.outcome == Outcome::Planned => {}
+            _ if matches!(self.report.outcome, Outcome::Planned | Outcome::Copied) => {}
             // A connection in the middle of something ends with this process,
             // and with it the freeze.
             _ if self.broken => {}
@@ -144,6 +144,10 @@ impl Push<'_> {
                 "the target serves the user; the source's copy is not retired yet",
                 "run the same push again",
             ),
+            Phase::Planning if self.route_begun => (
+                "the route leads to the target; the source's copy is not retired yet",
+                "mend the cause and run the same push again",
+            ),
             Phase::Publishing | Phase::Unpublishing => (
                 "it is not known whether the target has committed; the source serves the user \
                  and the route leads to it",
@@ -171,7 +175,7 @@ impl Push<'_> {
 
     pub(super) fn next_steps(&self) -> Vec<String> {
         match self.report.outcome {
-            Outcome::Done | Outcome::DoneWithSkipped => Vec::new(),
+            Outcome::Done | Outcome::DoneWithSkipped | Outcome::Aborted => Vec::new(),
             _ => vec![self.options.command.clone()],
         }
     }

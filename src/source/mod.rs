@@ -74,8 +74,10 @@ impl Handler for Source {
     }
 
     fn handle(&mut self, op: Op, link: &mut Link) -> Result<Answer, v1::Failure> {
-        if let Op::PlanSource(plan) = op {
-            return self.plan(&plan).map(Answer::SourcePlan);
+        match &op {
+            Op::PlanSource(plan) => return self.plan(plan).map(Answer::SourcePlan),
+            Op::Attach(attach) => return self.attach(attach).map(Answer::Attached),
+            _ => {}
         }
         let host = &self.host;
         if let Op::ListMoves(list) = op {
@@ -146,6 +148,13 @@ impl Source {
             let before =
                 opened.unfinished(&entry.name, entry.role).map_err(|e| journal_failure(&e))?;
             match before {
+                Some(before) if plan.adopt && before.state == state::PLANNED => {
+                    let over = Entry { state: state::ABORTED.into(), ..before };
+                    opened.write(&over).map_err(|e| journal_failure(&e))?;
+                }
+                Some(_) if plan.adopt => {
+                    return Err(refused("this server knows another move of the user".into()));
+                }
                 Some(before) if before.peer == entry.peer => {
                     id = before.id.clone();
                     entry = Entry { updated: now_ms(), ..before };
@@ -175,29 +184,67 @@ impl Source {
         } else {
             inventory::list(host, &top, &mut ordinals)?
         };
-        if let Some(journal) = &journal {
-            journal.write(&entry).map_err(|e| journal_failure(&e))?;
-        }
-        let mut session = Session {
-            id,
-            top,
-            entry,
-            journal,
-            _hold: hold,
-            ordinals,
-            listing,
-            user_files: UserFiles::default(),
-            known: BTreeMap::new(),
-            snapshot: String::new(),
-            freeze: None,
-        };
+        let mut session = Session::new(top, entry, journal, hold);
+        session.journal_write()?;
+        session.ordinals = ordinals;
+        session.listing = listing;
         let answer = session.look(host);
         self.session = Some(session);
         Ok(answer)
     }
+
+    /// Takes up the unfinished move of a user, to end it.
+    fn attach(&mut self, attach: &v1::Attach) -> Result<v1::Attached, v1::Failure> {
+        let host = &self.host;
+        let top = top_of(host, &attach.mailbox)?;
+        let directory = host.config.configdirectory().map_err(|e| refused(e.to_string()))?;
+        if !directory.join("mbcopy/journal.sqlite").exists() {
+            return Ok(v1::Attached::default());
+        }
+        let journal = Journal::open(&directory).map_err(|e| journal_failure(&e))?;
+        let holder = format!("process {}, an abort", std::process::id());
+        let hold = journal.hold(top.as_bytes(), &holder).map_err(|e| journal_failure(&e))?;
+        let unfinished = journal.unfinished(top.as_bytes(), v1::Role::Source);
+        let Some(mut entry) = unfinished.map_err(|e| journal_failure(&e))? else {
+            let moves = journal.moves().map_err(|e| journal_failure(&e))?;
+            let ours = |e: &Entry| e.name == top.as_bytes() && e.role == v1::Role::Source;
+            let last = moves.into_iter().filter(ours).max_by_key(|e| e.updated);
+            return Ok(v1::Attached { r#move: last.map(v1::MoveRecord::from) });
+        };
+        if entry.state == state::RETIRING {
+            entry.state = settle_retirement(host, &entry.id, &top)?.into();
+        }
+        let mut record = v1::MoveRecord::from(entry.clone());
+        let session = Session::new(top, entry, Some(journal), Some(hold));
+        record.identity = Some(session.identity(host));
+        session.journal_write()?;
+        self.session = Some(session);
+        Ok(v1::Attached { r#move: Some(record) })
+    }
 }
 
 impl Session {
+    fn new(top: MailboxName, entry: Entry, journal: Option<Journal>, hold: Option<Hold>) -> Self {
+        Self {
+            id: entry.id.clone(),
+            listing: Listing { top: top.clone(), mailboxes: Vec::new() },
+            top,
+            entry,
+            journal,
+            _hold: hold,
+            ordinals: Ordinals::new(),
+            user_files: UserFiles::default(),
+            known: BTreeMap::new(),
+            snapshot: String::new(),
+            freeze: None,
+        }
+    }
+
+    fn journal_write(&self) -> Result<(), v1::Failure> {
+        let written = self.journal.as_ref().map_or(Ok(()), |journal| journal.write(&self.entry));
+        written.map_err(|e| journal_failure(&e))
+    }
+
     /// Looks at everything once, for the plan.
     fn look(&mut self, host: &Host) -> v1::SourcePlan {
         let mut problems: Vec<_> =
@@ -606,22 +653,8 @@ fn moves(host: &Host, mailbox: &str) -> Result<v1::Moves, v1::Failure> {
     let journal = Journal::open(&directory).map_err(|e| journal_failure(&e))?;
     let entries = journal.moves().map_err(|e| journal_failure(&e))?;
     let wanted = |e: &Entry| wanted.as_ref().is_none_or(|top| e.name == top.as_bytes());
-    let moves = entries.into_iter().filter(wanted).map(|e| v1::MoveRecord {
-        move_id: e.id.to_string(),
-        role: e.role.into(),
-        identity: Some(v1::Identity {
-            name: e.name.into(),
-            userid: String::new(),
-            display: e.display,
-        }),
-        state: e.state,
-        peer: e.peer,
-        started_unix_ms: e.started,
-        updated_unix_ms: e.updated,
-        holder: String::new(),
-        detail: String::new(),
-    });
-    Ok(v1::Moves { moves: moves.collect() })
+    let moves = entries.into_iter().filter(wanted).map(v1::MoveRecord::from).collect();
+    Ok(v1::Moves { moves })
 }
 
 /// The mailbox that an admin means by what he types.

@@ -20,6 +20,7 @@ use crate::fault::{self, Point};
 use crate::host::Host;
 use crate::host::userlock::UserLock;
 use crate::moves::journal::{Entry, Hold, JournalError, now_ms, state};
+use crate::moves::verdict::has_user;
 use crate::moves::{Journal, MoveId, sealed};
 use crate::wire::v1::{self, failure::Kind, reply::Result as Answer, request::Op};
 use offer::{Checked, Inventory, Listing, MailboxWants, OfferError};
@@ -80,8 +81,10 @@ impl Handler for Target {
     }
 
     fn handle(&mut self, op: Op, link: &mut Link) -> Result<Answer, v1::Failure> {
-        if let Op::PlanTarget(plan) = op {
-            return self.plan(&plan).map(Answer::TargetPlan);
+        match &op {
+            Op::PlanTarget(plan) => return self.plan(plan).map(Answer::TargetPlan),
+            Op::Attach(attach) => return self.attach(attach).map(Answer::Attached),
+            _ => {}
         }
         let host = &self.host;
         let session = self
@@ -107,10 +110,7 @@ impl Handler for Target {
 
 impl Target {
     fn plan(&mut self, plan: &v1::PlanTarget) -> Result<v1::TargetPlan, v1::Failure> {
-        let id: MoveId = plan
-            .move_id
-            .parse()
-            .map_err(|e: crate::moves::id::NotAnId| agent::protocol(e.to_string()))?;
+        let id = parse_id(&plan.move_id)?;
         let identity = plan.identity.clone().unwrap_or_default();
         let top = MailboxName::from_internal(&identity.name)
             .map_err(|e| agent::protocol(format!("the name of the mailbox: {e}")))?;
@@ -136,26 +136,20 @@ impl Target {
         };
         let (mut journal, mut hold, mut entry) = (None, None, fresh);
         if !plan.dry_run {
-            let opened = self.open_journal(&entry)?;
-            (journal, hold, entry) = (Some(opened.0), Some(opened.1), opened.2);
+            match self.open_journal(&entry, plan.fresh)? {
+                Opened::Ours(ours, held, known) => {
+                    (journal, hold, entry) = (Some(ours), Some(held), known);
+                }
+                Opened::Unknown(other) => {
+                    answer.unknown_move_id = other.id.to_string();
+                    return Ok(answer);
+                }
+            }
         }
-        let publication_path = Stage::new(&self.host.config, &id)
-            .map_err(|e| internal(e.to_string(), "nothing was changed"))?
-            .publication();
-        let mut publication = None;
-        // Of a move that is over here, the plan has gone with the stage.
-        if entry.state != state::DONE && began_to_publish(&entry.state) {
-            let loaded: Publication = sealed::load(&publication_path).map_err(|e| {
-                internal(
-                    format!("{}: {e}", publication_path.display()),
-                    "this server's journal says that it has published the user",
-                )
-            })?;
-            self.settle_publication(&mut entry, &loaded)?;
-            publication = Some(loaded);
-        }
+        let publication = self.settle(&mut entry)?;
+        answer.snapshot = entry.detail.clone().into();
         let partitions = plan::partitions(&self.host, plan, &mut answer.problems);
-        if is_published(&entry.state) {
+        if has_user(&entry.state) {
             // What is here is ours; there is nothing left to refuse.
             answer.problems.clear();
         } else {
@@ -177,34 +171,90 @@ impl Target {
             // A refused move leaves nothing behind.
             _ => (journal, hold) = (None, None),
         }
-        let stage = Stage::new(&self.host.config, &id)
+        self.session =
+            Some(Session { partitions, publication, ..self.begin(top, entry, journal, hold)? });
+        Ok(answer)
+    }
+
+    /// Takes up a move that this server knows, to end it.
+    fn attach(&mut self, attach: &v1::Attach) -> Result<v1::Attached, v1::Failure> {
+        let id = parse_id(&attach.move_id)?;
+        let name = attach.identity.clone().unwrap_or_default().name;
+        let top = MailboxName::from_internal(&name)
+            .map_err(|e| agent::protocol(format!("the name of the mailbox: {e}")))?;
+        let directory = self.host.config.configdirectory();
+        let directory = directory.map_err(|e| internal(e.to_string(), "nothing was changed"))?;
+        if !directory.join("mbcopy/journal.sqlite").exists() {
+            return Ok(v1::Attached::default());
+        }
+        let journal = Journal::open(&directory).map_err(|e| journal_failure(&e))?;
+        let holder = format!("process {}, an abort", std::process::id());
+        let hold = journal.hold(top.as_bytes(), &holder).map_err(|e| journal_failure(&e))?;
+        let known = journal.find(&id).map_err(|e| journal_failure(&e))?;
+        let Some(mut entry) = known.filter(|e| e.name == top.as_bytes()) else {
+            return Ok(v1::Attached::default());
+        };
+        let publication = self.settle(&mut entry)?;
+        journal.write(&entry).map_err(|e| journal_failure(&e))?;
+        let record = v1::MoveRecord::from(entry.clone());
+        let session = self.begin(top, entry, Some(journal), Some(hold))?;
+        self.session = Some(Session { publication, ..session });
+        Ok(v1::Attached { r#move: Some(record) })
+    }
+
+    /// A session of a move that nothing is known of but its entry.
+    fn begin(
+        &self,
+        top: MailboxName,
+        entry: Entry,
+        journal: Option<Journal>,
+        hold: Option<Hold>,
+    ) -> Result<Session, v1::Failure> {
+        let stage = Stage::new(&self.host.config, &entry.id)
             .map_err(|e| internal(e.to_string(), "nothing was changed"))?;
         let tool_names = Top {
             userid: top.userid().map(|u| String::from_utf8_lossy(u.as_bytes()).into_owned()),
             external: self.host.external(&top),
         };
-        self.session = Some(Session {
+        Ok(Session {
             top,
             tool_names,
             entry,
             journal,
             _hold: hold,
-            partitions,
+            partitions: BTreeMap::new(),
             stage,
             inventory: Inventory::default(),
             asked: None,
             shadow: None,
-            publication,
+            publication: None,
             withdrawing: None,
             syncing: None,
             staged: false,
-        });
-        Ok(answer)
+        })
+    }
+
+    /// Finds out what a move has come to that had begun to publish.
+    fn settle(&self, entry: &mut Entry) -> Result<Option<Publication>, v1::Failure> {
+        // Of a move that is over here, the plan has gone with the stage.
+        if entry.state == state::DONE || !began_to_publish(&entry.state) {
+            return Ok(None);
+        }
+        let path = Stage::new(&self.host.config, &entry.id)
+            .map_err(|e| internal(e.to_string(), "nothing was changed"))?
+            .publication();
+        let loaded: Publication = sealed::load(&path).map_err(|e| {
+            let text = format!("{}: {e}", path.display());
+            internal(text, "this server's journal says that it has published the user")
+        })?;
+        self.settle_publication(entry, &loaded)?;
+        Ok(Some(loaded))
     }
 
     /// Opens the journal and takes the right to work on the user; what the
-    /// journal has of this move, or `fresh`.
-    fn open_journal(&self, fresh: &Entry) -> Result<(Journal, Hold, Entry), v1::Failure> {
+    /// journal has of this move, or `fresh`. A source that has lost its own
+    /// journal is told of the move that is known here.
+    fn open_journal(&self, fresh: &Entry, lost: bool) -> Result<Opened, v1::Failure> {
         let directory = self
             .host
             .config
@@ -218,6 +268,9 @@ impl Target {
             journal.unfinished(&fresh.name, fresh.role).map_err(|e| journal_failure(&e))?;
         if let Some(other) = unfinished.filter(|other| other.id != fresh.id) {
             let harmless = [state::PLANNED, state::COPYING, state::PREPARED];
+            if lost && other.peer == fresh.peer {
+                return Ok(Opened::Unknown(other));
+            }
             if !harmless.contains(&other.state.as_str()) {
                 return Err(v1::Failure::new(
                     Kind::Refused,
@@ -236,7 +289,7 @@ impl Target {
             journal.write(&over).map_err(|e| journal_failure(&e))?;
         }
         let entry = known.filter(|e| e.state != state::ABORTED).unwrap_or_else(|| fresh.clone());
-        Ok((journal, hold, entry))
+        Ok(Opened::Ours(journal, hold, entry))
     }
 
     /// Finds out what became of a publication that was interrupted: committed
@@ -272,14 +325,21 @@ impl Target {
     }
 }
 
-/// Whether this server has the user, or may have parts of him in place.
-fn began_to_publish(state: &str) -> bool {
-    [state::PUBLISHING, state::UNPUBLISHING].contains(&state) || is_published(state)
+/// What opening the journal for a move has come to.
+enum Opened {
+    /// The move, as the journal has it or new.
+    Ours(Journal, Hold, Entry),
+    /// Another unfinished move of the same user from the same source.
+    Unknown(Entry),
 }
 
-/// Whether this server has the user, as far as this move goes.
-fn is_published(state: &str) -> bool {
-    [state::PUBLISHED, state::ROUTING, state::ROUTED, state::DONE].contains(&state)
+fn parse_id(text: &str) -> Result<MoveId, v1::Failure> {
+    text.parse().map_err(|e: crate::moves::id::NotAnId| agent::protocol(e.to_string()))
+}
+
+/// Whether this server has the user, or may have parts of him in place.
+fn began_to_publish(state: &str) -> bool {
+    [state::PUBLISHING, state::UNPUBLISHING].contains(&state) || has_user(state)
 }
 
 impl Session {
@@ -463,6 +523,7 @@ impl Session {
         sealed::save(&self.stage.publication(), &publication)
             .map_err(|e| internal(e.to_string(), "the source serves the user"))?;
         self.publication = Some(publication);
+        self.entry.detail = String::from_utf8_lossy(&settle.snapshot).into_owned();
         self.record(state::PREPARED)?;
         Ok(prepared)
     }
