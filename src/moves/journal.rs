@@ -6,6 +6,7 @@
 //! changed is refused, never misread.
 
 use super::MoveId;
+use crate::fault::{self, Point};
 use crate::wire::v1;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -187,6 +188,11 @@ impl Journal {
 
     /// Writes a new move, or the new state of a known one; durable on return.
     pub fn write(&self, entry: &Entry) -> Result<(), JournalError> {
+        fault::check(Point::JournalWrite).map_err(|source| JournalError::Io {
+            verb: "write",
+            path: self.path(),
+            source,
+        })?;
         let write = || -> rusqlite::Result<()> {
             let transaction = self.database.unchecked_transaction()?;
             transaction.execute(

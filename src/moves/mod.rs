@@ -5,6 +5,8 @@ pub mod id;
 pub mod journal;
 pub mod phase;
 pub mod sealed;
+#[cfg(test)]
+mod search;
 pub mod verdict;
 
 pub use id::MoveId;

@@ -109,6 +109,7 @@ impl Handler for Source {
 
 impl Source {
     fn plan(&mut self, plan: &v1::PlanSource) -> Result<v1::SourcePlan, v1::Failure> {
+        self.session = None;
         let host = &self.host;
         let top = top_of(host, &plan.mailbox)?;
         if !host.allows(&top) {

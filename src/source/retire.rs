@@ -263,7 +263,7 @@ fn rename(from: &Path, to: &Path) -> Result<(), RetireError> {
     if let Some(parent) = to.parent() {
         std::fs::create_dir_all(parent).map_err(io("make", parent))?;
     }
-    std::fs::rename(from, to).map_err(io("rename", from))
+    fault::check(Point::Rename).and_then(|()| std::fs::rename(from, to)).map_err(io("rename", from))
 }
 
 fn io<'a>(verb: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> RetireError + 'a {

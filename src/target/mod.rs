@@ -110,6 +110,7 @@ impl Handler for Target {
 
 impl Target {
     fn plan(&mut self, plan: &v1::PlanTarget) -> Result<v1::TargetPlan, v1::Failure> {
+        self.session = None;
         let id = parse_id(&plan.move_id)?;
         let identity = plan.identity.clone().unwrap_or_default();
         let top = MailboxName::from_internal(&identity.name)

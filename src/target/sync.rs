@@ -2,6 +2,7 @@
 //! little is left to do, and to wait for, when the last has come.
 
 use super::stage::StagedDirectory;
+use crate::fault::{self, Point};
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -55,6 +56,7 @@ pub fn all(roots: &[PathBuf]) -> Result<(), String> {
             if !devices.insert(stat.dev()) {
                 return Ok(());
             }
+            fault::check(Point::StageSync)?;
             StagedDirectory::make(root, Path::new(""))?.sync_filesystem()
         });
         synced.map_err(|e| format!("cannot put {} onto stable storage: {e}", root.display()))?;

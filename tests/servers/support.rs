@@ -68,6 +68,26 @@ impl Servers {
         }
     }
 
+    /// What happens at which point, on whichever host passes it first: see
+    /// [`mbcopy::fault`].
+    pub fn arm(&self, fault: &str) {
+        for host in self.both() {
+            let script = format!("echo {fault} > /run/mbcopy-fault; chmod 666 /run/mbcopy-fault");
+            host.run(&["sh", "-c", &script]).unwrap();
+        }
+    }
+
+    /// Whether the point was reached; nothing is armed after.
+    pub fn disarm(&self) -> bool {
+        let spent =
+            |host: &&Host| host.run(&["cat", "/run/mbcopy-fault"]).unwrap().trim().is_empty();
+        let reached = self.both().iter().any(spent);
+        for host in self.both() {
+            host.run(&["rm", "-f", "/run/mbcopy-fault"]).unwrap();
+        }
+        reached
+    }
+
     /// Runs mbcopy on the source.
     pub fn mbcopy(&self, arguments: &[&str]) -> Pushed {
         let command: Vec<&str> = [PROGRAM].iter().chain(arguments).copied().collect();
