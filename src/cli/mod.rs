@@ -50,6 +50,9 @@ enum Command {
     Cutover(resume::OneArgs),
     /// Give a move up, and put everything back as it was before
     Abort(resume::OneArgs),
+    /// Move a user back, whom an earlier push has moved away from here, with all
+    /// that has come since
+    Reverse(resume::OneArgs),
     /// Show the moves that this server knows, and what their states mean
     Status(status::StatusArgs),
     /// Serve one side of a move on standard input and output
@@ -65,6 +68,7 @@ pub fn main() -> ExitCode {
         Command::Resume(args) => resume::resume(&cli.common, args),
         Command::Cutover(args) => resume::cutover(&cli.common, args),
         Command::Abort(args) => resume::abort(&cli.common, args),
+        Command::Reverse(args) => resume::reverse(&cli.common, args),
         Command::Status(args) => status::run(&cli.common, args),
         Command::Agent(args) => agent::run(&cli.common, args),
     }

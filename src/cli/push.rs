@@ -96,8 +96,12 @@ fn duration(text: &str) -> Result<Duration, String> {
 }
 
 pub(super) fn run(common: &Common, args: PushArgs) -> ExitCode {
-    let request =
-        Request { mailbox: args.mailbox, destination: args.destination, options: args.options };
+    let request = Request {
+        mailbox: args.mailbox,
+        destination: args.destination,
+        options: args.options,
+        reverse: false,
+    };
     ExitCode::from(perform(common, Task::Push { dry_run: args.dry_run }, &request, args.output))
 }
 
@@ -132,7 +136,10 @@ pub(super) fn perform(common: &Common, task: Task, request: &Request, output: Ou
     let how = &request.options;
     let options = Options {
         mailbox: request.mailbox.clone(),
-        destination: destination.host().to_owned(),
+        destination: match request.reverse {
+            true => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            false => destination.host().to_owned(),
+        },
         partition,
         dry_run: task == Task::Push { dry_run: true },
         copy_only: how.copy_only,
@@ -158,7 +165,7 @@ pub(super) fn perform(common: &Common, task: Task, request: &Request, output: Ou
     let monitor = Remembering { console: &console, request, keep: !options.dry_run };
     let report = runtime.block_on(connect(common, task, request, &destination, &options, &monitor));
     console.report(&report);
-    if matches!(report.outcome, Outcome::Done | Outcome::DoneWithSkipped | Outcome::Aborted) {
+    if report.outcome == Outcome::Aborted {
         Request::forget(&report.move_id);
     }
     // A connection that hangs must not keep the process.
@@ -201,47 +208,59 @@ async fn connect(
         state: "this command has changed nothing".into(),
         advice: advice.into(),
     };
+    let (here, there) = match request.reverse {
+        true => (v1::Role::Target, v1::Role::Source),
+        false => (v1::Role::Source, v1::Role::Target),
+    };
     // Both at once: connecting takes as long as all the planning.
-    let (source, target) =
-        tokio::join!(local_agent(common), remote_target(destination, &request.options));
-    let (_child, source) = match source {
-        Ok(source) => source,
+    let (local, remote) =
+        tokio::join!(local_agent(common, here), remote_agent(destination, &request.options, there));
+    let (_child, local) = match local {
+        Ok(local) => local,
         Err(error) => {
             let failure = failure(&error, "mend the cause and run the same command again");
             return push::stillborn(options, None, failure).await;
         }
     };
-    match (task, target) {
-        (Task::Push { .. }, Ok((_session, target))) => {
-            push::push(options, source, target, monitor, &interrupt).await
+    let (_session, remote) = match remote {
+        Ok(remote) => remote,
+        Err((error, advice)) => {
+            let source = (!request.reverse).then_some(local);
+            return push::stillborn(options, source, failure(&error, advice)).await;
         }
-        (Task::Abort, Ok((_session, target))) => {
-            push::abort::abort(options, source, target, monitor, &interrupt).await
-        }
-        (_, Err((error, advice))) => {
-            push::stillborn(options, Some(source), failure(&error, advice)).await
-        }
+    };
+    let (source, target) = if request.reverse { (remote, local) } else { (local, remote) };
+    match task {
+        Task::Push { .. } => push::push(options, source, target, monitor, &interrupt).await,
+        Task::Abort => push::abort::abort(options, source, target, monitor, &interrupt).await,
     }
 }
 
-/// The source agent: a child of ours, so that it can run as Cyrus's user.
+/// The agent of this server: a child of ours, so that it can run as Cyrus's user.
 pub(super) async fn local_agent(
     common: &Common,
+    role: v1::Role,
 ) -> Result<(tokio::process::Child, Peer), Box<dyn std::error::Error>> {
     let mut arguments: Vec<OsString> =
-        ["agent", "--role", "source", "--config"].map(OsString::from).into();
+        ["agent", "--role", role_name(role), "--config"].map(OsString::from).into();
     arguments.push(common.config.clone().into());
     if let Some(directory) = &common.cyrus_bin {
         arguments.extend(["--cyrus-bin".into(), directory.clone().into()]);
     }
     let (child, streams) = local::spawn(std::env::current_exe()?.into(), &arguments)?;
-    Ok((child, Peer::greet("this server", v1::Role::Source, streams).await?))
+    Ok((child, Peer::greet("this server", role, streams).await?))
 }
 
-/// The target agent, over SSH; an error comes with what to do about it.
-async fn remote_target(
+fn role_name(role: v1::Role) -> &'static str {
+    if role == v1::Role::Target { "target" } else { "source" }
+}
+
+/// The agent of the other server, over SSH; an error comes with what to do
+/// about it.
+async fn remote_agent(
     destination: &Destination,
     options: &MoveOptions,
+    role: v1::Role,
 ) -> Result<(Session, Peer), (Box<dyn std::error::Error>, &'static str)> {
     let advice = "mend the connection and run the same command again";
     let session = Session::connect(destination, &ConnectOptions::from_env()).await;
@@ -250,14 +269,14 @@ async fn remote_target(
         options.remote_program.as_str(),
         "agent",
         "--role",
-        "target",
+        role_name(role),
         "--config",
         &options.remote_config,
     ];
     let advice = "install mbcopy on the target where SSH finds it, or name it by --remote-program";
     let process = session.exec(&words).await.map_err(|e| (e.into(), advice))?;
     let server = session.at().to_owned();
-    let peer = Peer::greet(&server, v1::Role::Target, process.into()).await;
+    let peer = Peer::greet(&server, role, process.into()).await;
     Ok((session, peer.map_err(|e| (e.into(), advice))?))
 }
 

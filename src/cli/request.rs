@@ -20,6 +20,9 @@ pub(super) struct Request {
     pub destination: String,
     /// Everything else.
     pub options: MoveOptions,
+    /// The user comes from the destination, and this server is the target.
+    #[serde(default)]
+    pub reverse: bool,
 }
 
 impl Request {

@@ -1,10 +1,11 @@
-//! `mbcopy resume`, `cutover` and `abort`: what becomes of a move that an
+//! `mbcopy resume`, `cutover`, `abort` and `reverse`: what becomes of a move that an
 //! earlier push has begun.
 
 use super::push::{MoveOptions, Output, Task, USAGE, perform};
 use super::request::Request;
 use super::{Common, status};
 use crate::moves::journal::state;
+use crate::transport::Destination;
 use crate::wire::v1;
 use clap::Args;
 use std::process::ExitCode;
@@ -28,7 +29,7 @@ pub(super) struct ResumeArgs {
     output: Output,
 }
 
-/// Arguments of `mbcopy cutover` and `mbcopy abort`.
+/// Arguments of `mbcopy cutover`, `abort` and `reverse`.
 #[derive(Debug, Args)]
 pub(super) struct OneArgs {
     /// The top mailbox
@@ -85,6 +86,52 @@ pub(super) fn abort(common: &Common, args: OneArgs) -> ExitCode {
     on_one(common, args, Task::Abort, |_| {})
 }
 
+/// Moves a user back, whom an earlier push has moved away from here.
+pub(super) fn reverse(common: &Common, args: OneArgs) -> ExitCode {
+    let request = match args.destination {
+        Some(destination) => {
+            Request { mailbox: args.mailbox, destination, options: args.options, reverse: true }
+        }
+        None => {
+            let moves = match status::ask(common, args.mailbox.clone()) {
+                Ok(moves) => moves.moves,
+                Err(error) => return failed(&error),
+            };
+            let away = |m: &&v1::MoveRecord| m.role() == v1::Role::Source && m.state == state::DONE;
+            let Some(known) = moves.iter().filter(away).max_by_key(|m| m.updated_unix_ms) else {
+                eprintln!(
+                    "mbcopy: this server knows no finished move of {} to another server\n  next: \
+                     `mbcopy status {}` shows what it knows",
+                    args.mailbox, args.mailbox
+                );
+                return ExitCode::from(USAGE);
+            };
+            match Request::load(&known.move_id) {
+                Ok(Request { mailbox, destination, mut options, .. }) => {
+                    options.copy_only = false;
+                    // A partition was one of the other server.
+                    let destination = without_partition(&destination);
+                    Request { mailbox, destination, options, reverse: true }
+                }
+                Err(error) => {
+                    eprintln!("mbcopy: {}", unknown(known, &error));
+                    return ExitCode::from(USAGE);
+                }
+            }
+        }
+    };
+    ExitCode::from(perform(common, Task::Push { dry_run: false }, &request, args.output))
+}
+
+fn without_partition(destination: &str) -> String {
+    match Destination::parse_with_partition(destination) {
+        Ok((_, Some(partition))) => {
+            destination.strip_suffix(&format!(":{partition}")).unwrap_or(destination).to_owned()
+        }
+        _ => destination.to_owned(),
+    }
+}
+
 /// Does something with the unfinished move of one user, as it was asked for
 /// then, or as it is asked for now.
 fn on_one(
@@ -94,7 +141,9 @@ fn on_one(
     change: impl FnOnce(&mut Request),
 ) -> ExitCode {
     let mut request = match args.destination {
-        Some(destination) => Request { mailbox: args.mailbox, destination, options: args.options },
+        Some(destination) => {
+            Request { mailbox: args.mailbox, destination, options: args.options, reverse: false }
+        }
         None => {
             let moves = match unfinished(common, &args.mailbox) {
                 Ok(moves) => moves,
@@ -121,13 +170,16 @@ fn on_one(
     ExitCode::from(perform(common, task, &request, args.output))
 }
 
-/// The moves that this server is the source of and that are not over.
+/// The moves that began here and are not over.
 fn unfinished(
     common: &Common,
     mailbox: &str,
 ) -> Result<Vec<v1::MoveRecord>, Box<dyn std::error::Error>> {
     let moves = status::ask(common, mailbox.to_owned())?.moves;
-    let ours = |m: &v1::MoveRecord| m.role() == v1::Role::Source && !state::is_over(&m.state);
+    // Of a move that brings a user back this server is the target.
+    let back = |m: &v1::MoveRecord| Request::load(&m.move_id).is_ok_and(|r| r.reverse);
+    let ours =
+        |m: &v1::MoveRecord| !state::is_over(&m.state) && (m.role() == v1::Role::Source || back(m));
     Ok(moves.into_iter().filter(ours).collect())
 }
 

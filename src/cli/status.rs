@@ -62,7 +62,7 @@ pub(super) fn ask(
 ) -> Result<v1::Moves, Box<dyn std::error::Error>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let (_child, mut agent) = super::push::local_agent(common).await?;
+        let (_child, mut agent) = super::push::local_agent(common, v1::Role::Source).await?;
         match agent.call(Op::ListMoves(v1::ListMoves { mailbox })).await? {
             Answer::Moves(moves) => Ok(moves),
             _ => Err("the agent answered something else".into()),

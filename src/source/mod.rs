@@ -4,7 +4,7 @@
 mod freeze;
 mod inventory;
 mod mailbox;
-mod retire;
+pub(crate) mod retire;
 mod send;
 mod sessions;
 

@@ -189,7 +189,18 @@ impl Retirement {
         Ok(())
     }
 
-    fn is_committed(&self, host: &Host) -> Result<bool, RetireError> {
+    /// The records that send clients away, as they were left.
+    pub fn left_records(&self) -> impl Iterator<Item = (Vec<u8>, Vec<u8>)> {
+        self.changes.iter().filter_map(|(key, _, new)| Some((key.clone(), new.clone()?)))
+    }
+
+    /// Where the content of a directory that was live is kept.
+    pub fn kept(&self, live: &Path) -> Option<&Path> {
+        self.renames.iter().find(|(from, _)| from.path() == live).map(|(_, to)| to.path())
+    }
+
+    /// Whether mailboxes.db is as this has left it.
+    pub fn is_committed(&self, host: &Host) -> Result<bool, RetireError> {
         let database = host.mailboxes().map_err(|e| RetireError::Database(e.to_string()))?;
         for (key, _, new) in &self.changes {
             let now = database.get(key).map_err(|e| RetireError::Database(e.to_string()))?;

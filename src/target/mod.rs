@@ -1,6 +1,7 @@
 //! The target agent: stages what comes, has this server's Cyrus look at it,
 //! and publishes it.
 
+mod base;
 mod offer;
 mod plan;
 mod publish;
@@ -23,6 +24,7 @@ use crate::moves::journal::{Entry, Hold, JournalError, now_ms, state};
 use crate::moves::verdict::has_user;
 use crate::moves::{Journal, MoveId, sealed};
 use crate::wire::v1::{self, failure::Kind, reply::Result as Answer, request::Op};
+use base::Base;
 use offer::{Checked, Inventory, Listing, MailboxWants, OfferError};
 use publish::Publication;
 use receive::{Expected, Receipt, Writers};
@@ -57,6 +59,8 @@ struct Session {
     asked: Option<Arc<dyn Expected>>,
     shadow: Option<Shadow>,
     publication: Option<Publication>,
+    /// What is kept here of an earlier time of the user.
+    base: Option<Base>,
     /// Held between the two steps of taking a publication back.
     withdrawing: Option<UserLock>,
     /// What puts the stage onto stable storage in the background.
@@ -150,6 +154,7 @@ impl Target {
         let publication = self.settle(&mut entry)?;
         answer.snapshot = entry.detail.clone().into();
         let partitions = plan::partitions(&self.host, plan, &mut answer.problems);
+        let mut base = None;
         if has_user(&entry.state) {
             // What is here is ours; there is nothing left to refuse.
             answer.problems.clear();
@@ -157,8 +162,13 @@ impl Target {
             let totals = plan.totals.unwrap_or_default();
             plan::room(&self.host, &partitions, &totals, &mut answer);
             answer.problems.extend(plan::indexes(&self.host, &plan.mailboxes));
-            let conflicts = plan::conflicts(&self.host, &top, &plan.mailboxes, &partitions)
-                .map_err(|e| internal(e.to_string(), "nothing was changed"))?;
+            base = journal
+                .as_ref()
+                .map_or(Ok(None), |journal| Base::find(&self.host, journal, top.as_bytes()))
+                .map_err(|e| journal_failure(&e))?;
+            let conflicts =
+                plan::conflicts(&self.host, &top, &plan.mailboxes, &partitions, base.as_ref())
+                    .map_err(|e| internal(e.to_string(), "nothing was changed"))?;
             answer.problems.extend(conflicts);
         }
         answer.partitions = partitions
@@ -172,8 +182,12 @@ impl Target {
             // A refused move leaves nothing behind.
             _ => (journal, hold) = (None, None),
         }
-        self.session =
-            Some(Session { partitions, publication, ..self.begin(top, entry, journal, hold)? });
+        self.session = Some(Session {
+            partitions,
+            publication,
+            base,
+            ..self.begin(top, entry, journal, hold)?
+        });
         Ok(answer)
     }
 
@@ -229,6 +243,7 @@ impl Target {
             asked: None,
             shadow: None,
             publication: None,
+            base: None,
             withdrawing: None,
             syncing: None,
             staged: false,
@@ -361,7 +376,14 @@ impl Session {
         while let Some(part) = link.next_part()? {
             let taken = match part {
                 v1::part::Part::Table(table) => {
-                    let check = |m: &v1::Mailbox| check(&self.top, &self.partitions, host, m);
+                    let check = |m: &v1::Mailbox| {
+                        let checked = check(&self.top, &self.partitions, host, m)?;
+                        self.base.as_ref().map_or(Ok(()), |base| {
+                            seed(host, &self.stage, base, &checked)
+                                .map_err(|e| OfferError::Layout(e.to_string()))
+                        })?;
+                        Ok(checked)
+                    };
                     self.inventory.table(&self.stage, table, check)
                 }
                 v1::part::Part::MailboxScan(scan) => {
@@ -518,6 +540,10 @@ impl Session {
         let shadow = self.current_shadow(host)?;
         let publication =
             settle::publication(host, &self.stage, &self.inventory, &shadow, &self.top)
+                .and_then(|publication| match &self.base {
+                    Some(base) => publication.over(host, base, &self.inventory, &self.top),
+                    None => Ok(publication),
+                })
                 .map_err(|e| internal(e, "the source serves the user"))?;
         self.shadow = Some(shadow);
         self.sync()?;
@@ -605,6 +631,12 @@ impl Session {
         publication.undo(host).map_err(|e| unknown(e.to_string()))?;
         self.record(state::PREPARED)?;
         drop(lock);
+        // What was replaced is there again.
+        self.base = self
+            .journal
+            .as_ref()
+            .map_or(Ok(None), |journal| Base::find(host, journal, self.top.as_bytes()))
+            .map_err(|e| journal_failure(&e))?;
         Ok(v1::Unpublished {})
     }
 
@@ -619,6 +651,7 @@ impl Session {
             .map_err(|e| failed(e.to_string()))?;
         let newcomer = owned
             .iter()
+            .filter(|e| !publication.replaces(e))
             .find(|e| !e.is_deleted() && (e.name == self.top || e.name.is_below(&self.top)))
             .map(|e| host.external(&e.name));
         let taken = || -> Result<Option<String>, v1::Failure> {
@@ -630,7 +663,9 @@ impl Session {
                 let ours = |name: &MailboxName| {
                     publication.records.iter().any(|(k, _)| *k == name_key(name))
                 };
-                if let Some(name) = named.filter(|name| !ours(name)) {
+                let Some(name) = named.filter(|name| !ours(name)) else { continue };
+                let entry = list.get(&name).map_err(|e| failed(e.to_string()))?;
+                if !entry.is_some_and(|entry| publication.replaces(&entry)) {
                     return Ok(Some(host.external(&name)));
                 }
             }
@@ -675,7 +710,7 @@ impl Session {
         let database = host.mailboxes().map_err(|e| failed(e.to_string()))?;
         let list = MailboxList::from_database(&database).map_err(|e| failed(e.to_string()))?;
         let top = list.get(&self.top).map_err(|e| failed(e.to_string()))?;
-        Ok(top.is_some_and(|entry| !entry.is_deleted()))
+        Ok(top.is_some_and(|entry| !entry.is_deleted() && entry.server.is_none()))
     }
 
     fn record(&mut self, state: &str) -> Result<(), v1::Failure> {
@@ -693,6 +728,21 @@ impl Session {
             None => Err(agent::protocol("a change in a move that is only planned")),
         }
     }
+}
+
+/// Links what is kept of a mailbox into the stage, the first time.
+fn seed(host: &Host, stage: &Stage, base: &Base, mailbox: &Checked) -> std::io::Result<()> {
+    let place = |config| {
+        let layout = Layout::new(config);
+        layout.mailbox_dir(&mailbox.name, DirStyle::Id(&mailbox.id), &mailbox.partition)
+    };
+    let (Ok(staged), Ok(live)) = (place(&stage.config), place(&host.config)) else {
+        return Ok(());
+    };
+    let root = stage.partitions.get(&mailbox.partition);
+    let (Some(root), false) = (root, staged.exists()) else { return Ok(()) };
+    let relative = staged.strip_prefix(root).unwrap_or(&staged);
+    base.seed(&live, &stage::StagedDirectory::make(root, relative)?)
 }
 
 /// The key of a mailbox's record, in the form of 3.6 and later.

@@ -10,5 +10,6 @@ mod engines;
 mod live;
 mod preflight;
 mod repeat;
+mod reverse;
 mod rich;
 mod support;
