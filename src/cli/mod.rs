@@ -3,6 +3,7 @@
 mod agent;
 mod console;
 mod log;
+mod purge;
 mod push;
 mod request;
 mod resume;
@@ -53,6 +54,8 @@ enum Command {
     /// Move a user back, whom an earlier push has moved away from here, with all
     /// that has come since
     Reverse(resume::OneArgs),
+    /// Remove for good what this server keeps of users that were moved away
+    Purge(purge::PurgeArgs),
     /// Show the moves that this server knows, and what their states mean
     Status(status::StatusArgs),
     /// Serve one side of a move on standard input and output
@@ -69,6 +72,7 @@ pub fn main() -> ExitCode {
         Command::Cutover(args) => resume::cutover(&cli.common, args),
         Command::Abort(args) => resume::abort(&cli.common, args),
         Command::Reverse(args) => resume::reverse(&cli.common, args),
+        Command::Purge(args) => purge::run(&cli.common, args),
         Command::Status(args) => status::run(&cli.common, args),
         Command::Agent(args) => agent::run(&cli.common, args),
     }

@@ -50,6 +50,9 @@ pub(super) struct MoveOptions {
     /// Hold a move that is ready before its freeze, as long as FILE exists
     #[arg(long, value_name = "FILE")]
     pub(super) postpone_file: Option<PathBuf>,
+    /// Let `mbcopy purge --due` remove what is kept here, this long after the move
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(super) purge_after: Option<Duration>,
     /// Longest time that the user may be frozen
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     max_freeze: Duration,
@@ -90,9 +93,11 @@ enum BadMessages {
     Skip,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
-    let parsed: jiff::SignedDuration = text.parse().map_err(|e: jiff::Error| e.to_string())?;
-    Duration::try_from(parsed).map_err(|e| e.to_string())
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let span: jiff::Span = text.parse().map_err(|e: jiff::Error| e.to_string())?;
+    let days = jiff::SpanRelativeTo::days_are_24_hours();
+    let exact = span.to_duration(days).map_err(|e| e.to_string())?;
+    Duration::try_from(exact).map_err(|e| e.to_string())
 }
 
 pub(super) fn run(common: &Common, args: PushArgs) -> ExitCode {

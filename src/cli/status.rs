@@ -153,6 +153,7 @@ fn explain(source: bool, word: &str) -> [&'static str; 3] {
         ],
         state::DONE if source => ["the target serves the user; this server keeps his copy", "", ""],
         state::DONE => ["this server serves the user", "", ""],
+        state::PURGED => ["the target serves the user; this server keeps nothing of him", "", ""],
         state::ABORTED => ["the source serves the user", "", ""],
         _ => ["a state that this version of mbcopy does not know", "", ""],
     }

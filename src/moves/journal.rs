@@ -101,10 +101,12 @@ pub mod state {
     pub const DONE: &str = "done";
     /// The move is over; the source serves.
     pub const ABORTED: &str = "aborted";
+    /// The move is over; the target serves, and the source keeps nothing more.
+    pub const PURGED: &str = "purged";
 
     /// Whether nothing is left to do for a move in this state.
     pub fn is_over(state: &str) -> bool {
-        matches!(state, DONE | ABORTED)
+        matches!(state, DONE | ABORTED | PURGED)
     }
 }
 

@@ -4,6 +4,7 @@
 mod freeze;
 mod inventory;
 mod mailbox;
+mod purge;
 pub(crate) mod retire;
 mod send;
 mod sessions;
@@ -77,6 +78,7 @@ impl Handler for Source {
         match &op {
             Op::PlanSource(plan) => return self.plan(plan).map(Answer::SourcePlan),
             Op::Attach(attach) => return self.attach(attach).map(Answer::Attached),
+            Op::Purge(purge) => return purge::purge(&self.host, purge).map(Answer::Purged),
             _ => {}
         }
         let host = &self.host;

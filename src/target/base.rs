@@ -28,8 +28,10 @@ impl Base {
     /// The base of the user whose top mailbox is `name`: of the last move that
     /// took him away, if his records are as that move has left them.
     pub fn find(host: &Host, journal: &Journal, name: &[u8]) -> Result<Option<Base>, JournalError> {
-        let away =
-            |e: &Entry| e.name == name && e.role == v1::Role::Source && e.state == state::DONE;
+        let away = |e: &Entry| {
+            let over = [state::DONE, state::PURGED].contains(&e.state.as_str());
+            e.name == name && e.role == v1::Role::Source && over
+        };
         let last = journal.moves()?.into_iter().filter(away).max_by_key(|e| e.updated);
         let base = last.and_then(|entry| {
             let retirement = Retirement::load(host, &entry.id).ok()?;
@@ -60,7 +62,12 @@ impl Base {
     /// source's index says, as all that an earlier session has left there.
     pub fn seed(&self, live: &Path, staged: &StagedDirectory) -> io::Result<()> {
         let Some(kept) = self.retirement.kept(live) else { return Ok(()) };
-        for entry in std::fs::read_dir(kept)? {
+        let entries = match std::fs::read_dir(kept) {
+            // It was purged.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
+        };
+        for entry in entries {
             let entry = entry?;
             let name = entry.file_name();
             let message = name.to_str().and_then(|n| n.strip_suffix('.'));

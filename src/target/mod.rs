@@ -12,6 +12,7 @@ mod stage;
 mod sync;
 
 pub use plan::crossing;
+pub use stage::OUR_DIRECTORY;
 
 use crate::agent::{self, Handler, Link};
 use crate::cyrus::mboxlist::MailboxList;

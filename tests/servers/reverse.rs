@@ -82,3 +82,32 @@ fn only_what_was_moved_away_comes_back() {
         .expect(2)
         .says(&["this server knows no finished move of user.stays"]);
 }
+
+#[test]
+fn what_is_kept_is_removed_only_when_asked_for() {
+    let servers = Servers::fresh();
+    servers.accounts(&["old"]);
+    Seed::new(&servers.source, "old").small().unwrap();
+    servers.push("user.old", &["--purge-after", "1s"]).expect(0);
+    let kept = || {
+        let find = "find /var/spool/cyrus /var/spool/sieve /var/lib/cyrus/mbcopy/moves \
+                    -path '*mbcopy*' -type f ! -name retirement | wc -l";
+        servers.source.run(&["sh", "-c", find]).unwrap().trim().parse::<u32>().unwrap()
+    };
+    let all = kept();
+    assert!(all > 20, "{all} files are kept");
+    servers.mbcopy(&["purge"]).expect(2);
+    servers.mbcopy(&["purge", "user.other"]).expect(2).says(&["keeps nothing of user.other"]);
+    servers.mbcopy(&["purge", "--older-than", "14d"]).expect(0);
+    assert_eq!(kept(), all);
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    servers.mbcopy(&["purge", "--due"]).expect(0).says(&["user.old: what was kept", "freed"]);
+    assert_eq!(kept(), 0);
+    servers.mbcopy(&["status", "user.old"]).expect(0).says(&["purged", "keeps nothing of him"]);
+    servers.mbcopy(&["purge", "user.old"]).expect(2);
+    // With nothing kept, everything has to cross again; that is all.
+    servers.mbcopy(&["reverse", "user.old"]).expect(2);
+    let there = fingerprint(&servers.target, "old", &[]);
+    servers.mbcopy(&["reverse", "user.old", "bw2"]).expect(0);
+    assert_same(&there, &fingerprint(&servers.source, "old", &[]), &[]);
+}
