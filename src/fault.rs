@@ -33,6 +33,10 @@ pub enum Point {
     RouteChanged,
     /// Both journals know that the route was changed.
     Routed,
+    /// The target's ledger says that it appends a straggler.
+    Carrying,
+    /// The target has appended a straggler, its ledger does not know it yet.
+    Carried,
     /// The source's journal says that it retires.
     RetireBegun,
     /// The source's records are changed.
@@ -51,7 +55,7 @@ pub enum Point {
 
 impl Point {
     /// Every place.
-    pub const ALL: [Point; 20] = [
+    pub const ALL: [Point; 22] = [
         Point::Planned,
         Point::Copied,
         Point::Frozen,
@@ -65,6 +69,8 @@ impl Point {
         Point::Published,
         Point::RouteChanged,
         Point::Routed,
+        Point::Carrying,
+        Point::Carried,
         Point::RetireBegun,
         Point::RetireCommitted,
         Point::RetireRenamedOne,
