@@ -261,18 +261,21 @@ impl Target {
                 "mend the cause and run the same push again",
             )
         };
+        let begun = [state::PUBLISHING, state::UNPUBLISHING].contains(&entry.state.as_str());
+        if !begun {
+            // The records change as soon as somebody uses the mailboxes.
+            return Ok(());
+        }
         let committed = publication.is_committed(&self.host).map_err(failed)?;
         let state = match entry.state.as_str() {
             state::PUBLISHING if committed => state::PUBLISHED,
-            state::PUBLISHING | state::UNPUBLISHING => {
+            _ => {
                 let top = MailboxName::from_internal(&entry.name)
                     .map_err(|e| agent::protocol(e.to_string()))?;
                 let _lock = lock(&self.host, &top)?;
                 publication.undo(&self.host).map_err(failed)?;
                 state::PREPARED
             }
-            // The records change as soon as somebody uses the mailboxes.
-            _ => return Ok(()),
         };
         entry.state = state.into();
         Ok(())

@@ -8,7 +8,7 @@ use lab::seed::Seed;
 use mbcopy::fault::Point;
 
 /// Where the next process that reaches the point dies.
-fn arm(servers: &Servers, point: Point) {
+pub fn arm(servers: &Servers, point: Point) {
     for host in servers.both() {
         let script = format!("echo {point:?} > /run/mbcopy-fault; chmod 666 /run/mbcopy-fault");
         host.run(&["sh", "-c", &script]).unwrap();
@@ -16,7 +16,7 @@ fn arm(servers: &Servers, point: Point) {
 }
 
 /// Whether the point was reached on one of the hosts; nothing is armed after.
-fn disarm(servers: &Servers) -> bool {
+pub fn disarm(servers: &Servers) -> bool {
     let spent = |host: &&Host| host.run(&["cat", "/run/mbcopy-fault"]).unwrap().trim().is_empty();
     let reached = servers.both().iter().any(spent);
     for host in servers.both() {
@@ -35,7 +35,9 @@ fn sees(host: &Host, user: &str) -> Option<Fingerprint> {
 
 #[test]
 fn a_move_that_is_killed_at_any_point_is_finished_by_the_same_command() {
-    for (n, point) in Point::ALL.into_iter().enumerate() {
+    // What only stragglers reach is tried with them.
+    let reached = |point: &Point| ![Point::Carrying, Point::Carried].contains(point);
+    for (n, point) in Point::ALL.into_iter().filter(reached).enumerate() {
         let servers = Servers::fresh();
         let user = format!("crash{n}");
         servers.accounts(&[&user]);

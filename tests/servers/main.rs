@@ -10,4 +10,5 @@ mod live;
 mod preflight;
 mod repeat;
 mod rich;
+mod stragglers;
 mod support;
