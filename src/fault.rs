@@ -33,6 +33,8 @@ pub enum Point {
     RouteChanged,
     /// Both journals know that the route was changed.
     Routed,
+    /// The target has marked what it will expunge as the source has.
+    CarryExpunging,
     /// The target's ledger says that it appends a straggler.
     Carrying,
     /// The target has appended a straggler, its ledger does not know it yet.
@@ -54,8 +56,11 @@ pub enum Point {
 }
 
 impl Point {
+    /// The places that are reached only when the source has stragglers.
+    pub const OF_STRAGGLERS: [Point; 3] = [Point::CarryExpunging, Point::Carrying, Point::Carried];
+
     /// Every place.
-    pub const ALL: [Point; 22] = [
+    pub const ALL: [Point; 23] = [
         Point::Planned,
         Point::Copied,
         Point::Frozen,
@@ -69,6 +74,7 @@ impl Point {
         Point::Published,
         Point::RouteChanged,
         Point::Routed,
+        Point::CarryExpunging,
         Point::Carrying,
         Point::Carried,
         Point::RetireBegun,

@@ -198,6 +198,18 @@ pub struct Carried {
     pub left: u64,
 }
 
+impl std::fmt::Display for Carried {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { messages, flags, expunged, mailboxes, other, left } = self;
+        write!(
+            f,
+            "carried over from the source: new messages {messages}, changed flags {flags}, \
+             expunged messages {expunged}, changed mailboxes {mailboxes}, rights and \
+             subscriptions {other}; left there: {left}"
+        )
+    }
+}
+
 /// What failed.
 #[derive(Debug, Clone, Serialize)]
 pub struct Failure {

@@ -33,13 +33,9 @@ impl Push<'_> {
         self.problems(Server::Source, &found.problems);
         self.problems(Server::Target, &carried.problems);
         let v1::Carried { messages, flags, expunged, mailboxes, other, .. } = carried;
-        self.report.carried =
-            Some(Carried { messages, flags, expunged, mailboxes, other, left });
-        self.note(format!(
-            "mail and changes had reached the source: {messages} messages, {flags} changes of \
-             flags, {expunged} expunges, {mailboxes} changes of mailboxes and {other} of rights \
-             and subscriptions were carried over, {left} left"
-        ));
+        let carried = Carried { messages, flags, expunged, mailboxes, other, left };
+        self.report.carried = Some(carried);
+        self.note(carried.to_string());
         Ok(())
     }
 

@@ -31,9 +31,6 @@ const INDEX_WAIT: Duration = Duration::from_secs(10);
 /// Stragglers of one part; each may name all keywords of its mailbox.
 const MAX_STRAGGLERS: usize = 1000;
 
-/// The code of what is not carried over.
-const LEFT: &str = "straggler-left";
-
 /// What the user was when he was frozen to be published.
 #[derive(Debug, Default, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Baseline {
@@ -110,7 +107,9 @@ pub fn find(
             match then {
                 Some(then) if !then.deleted => send(to, gone(id, mailbox.ordinal, then))?,
                 Some(_) => {}
-                None => problems.push(left("it was made and deleted since; it stays on the source")),
+                None => {
+                    problems.push(left("it was made and deleted since; it stays on the source"))
+                }
             }
             continue;
         }
@@ -326,11 +325,7 @@ impl Now {
 
     /// The records that are new or changed. In a `shared` mailbox \Seen is not
     /// the message's unless all share it.
-    fn stragglers(
-        &self,
-        then: Option<&Then>,
-        shared: bool,
-    ) -> Result<Vec<v1::Straggler>, String> {
+    fn stragglers(&self, then: Option<&Then>, shared: bool) -> Result<Vec<v1::Straggler>, String> {
         let (last_uid, highest) = then.map_or((0, 0), |t| (t.last_uid, t.highestmodseq));
         let seen = self.header.shares_seen() || !shared;
         let different = |r: &&Record| r.uid > last_uid || r.modseq > highest;
@@ -362,7 +357,7 @@ fn what_it_holds(kind: Kind) -> &'static str {
 fn left(mailbox: &str, text: &str) -> v1::Problem {
     v1::Problem {
         severity: Severity::Note.into(),
-        code: LEFT.into(),
+        code: crate::wire::STRAGGLER_LEFT.into(),
         mailbox: mailbox.into(),
         text: text.into(),
         advice: "the source's retired copy has it".into(),

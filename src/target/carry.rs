@@ -32,9 +32,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The code of what is not carried over.
-const LEFT: &str = "straggler-left";
-
 /// Where the messages wait, below the move's directory.
 const STAGE: &str = "stragglers";
 
@@ -97,7 +94,8 @@ struct Offered {
 impl Offer {
     /// Takes a part of a mailbox whose identity was checked.
     pub fn mailbox(&mut self, part: v1::StragglerMailbox, checked: Checked) -> Result<()> {
-        let nonsense = |text: &str| CarryError::Nonsense(format!("{}: {text}", checked.name.display()));
+        let nonsense =
+            |text: &str| CarryError::Nonsense(format!("{}: {text}", checked.name.display()));
         for straggler in &part.stragglers {
             if straggler.uid == 0 || straggler.guid.len() != 20 {
                 return Err(nonsense("an impossible message"));
@@ -293,9 +291,9 @@ impl Run<'_> {
             self.sessions.insert(identity.to_owned(), instance);
         }
         let instance = self.sessions.get_mut(identity);
-        instance.map(|i| &mut i.imap).ok_or_else(|| {
-            CarryError::Instance(InstanceError::Start("its session is lost".into()))
-        })
+        instance
+            .map(|i| &mut i.imap)
+            .ok_or_else(|| CarryError::Instance(InstanceError::Start("its session is lost".into())))
     }
 
     /// Who makes, renames and deletes mailboxes: the user himself, or an admin.
@@ -321,9 +319,12 @@ impl Run<'_> {
             }
             has
         };
-        let may = |id: &&String| b"lrswite".iter().all(|right| rights(id.as_bytes()).contains(right));
+        let may =
+            |id: &&String| b"lrswite".iter().all(|right| rights(id.as_bytes()).contains(right));
         let can_log_in = |id: &&String| {
-            !id.starts_with(['-']) && !id.contains(':') && !["anyone", "anonymous"].contains(&id.as_str())
+            !id.starts_with(['-'])
+                && !id.contains(':')
+                && !["anyone", "anonymous"].contains(&id.as_str())
         };
         let owner = self.owner().into_iter();
         let listed = entry.acl.0.iter().filter_map(|(id, _)| String::from_utf8(id.clone()).ok());
@@ -335,7 +336,7 @@ impl Run<'_> {
     fn leave(&mut self, severity: Severity, name: &MailboxName, uid: u32, text: impl Into<String>) {
         self.left.push(v1::Problem {
             severity: severity.into(),
-            code: LEFT.into(),
+            code: crate::wire::STRAGGLER_LEFT.into(),
             mailbox: self.host.external(name),
             uid,
             text: text.into(),

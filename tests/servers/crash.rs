@@ -36,7 +36,7 @@ fn sees(host: &Host, user: &str) -> Option<Fingerprint> {
 #[test]
 fn a_move_that_is_killed_at_any_point_is_finished_by_the_same_command() {
     // What only stragglers reach is tried with them.
-    let reached = |point: &Point| ![Point::Carrying, Point::Carried].contains(point);
+    let reached = |point: &Point| !Point::OF_STRAGGLERS.contains(point);
     for (n, point) in Point::ALL.into_iter().filter(reached).enumerate() {
         let servers = Servers::fresh();
         let user = format!("crash{n}");

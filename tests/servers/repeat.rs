@@ -129,7 +129,7 @@ fn mail_that_reaches_a_source_that_was_not_retired_is_carried_over() {
     lab::lmtp::deliver(&servers.source, "late", message).accepted().unwrap();
     let source = fingerprint(&servers.source, "late", &[]);
 
-    servers.push("user.late", &[]).expect(0).says(&["1 messages", "bw2 serves the user now"]);
+    servers.push("user.late", &[]).expect(0).says(&["new messages 1,", "bw2 serves the user now"]);
     let target = fingerprint(&servers.target, "late", &[]);
     let of = |print: &lab::fingerprint::Fingerprint| {
         let mut all: Vec<_> = print.messages().map(|(_, _, m)| m.sha1.clone()).collect();

@@ -190,7 +190,8 @@ fn finish(servers: &Servers, user: &str) {
     let refused = servers.source.imap(user).unwrap().attempt("EXAMINE INBOX").unwrap();
     assert!(!refused.tagged.is_ok(), "the source still serves {user}");
     // Nothing of it stays behind, and nobody is left who could use it.
-    let left = servers.target.run(&["sh", "-c", "find /var/lib/cyrus/mbcopy/moves -type f | wc -l"]);
+    let left =
+        servers.target.run(&["sh", "-c", "find /var/lib/cyrus/mbcopy/moves -type f | wc -l"]);
     assert_eq!(left.unwrap().trim(), "0");
     let running = servers.target.run(&["sh", "-c", "pgrep -fc '[i]mapd.*carry' || true"]).unwrap();
     assert_eq!(running.trim(), "0");
@@ -215,7 +216,8 @@ fn carrying_over_that_is_killed_is_finished_and_nothing_comes_twice() {
     stop_at(&servers, "again", Point::Routed);
     use_source(&servers, "again");
     use_target(&servers, "again");
-    for point in [Point::Carrying, Point::Carried, Point::Carried, Point::Carrying, Point::Carried] {
+    let more = [Point::Carried, Point::Carrying, Point::Carried];
+    for point in Point::OF_STRAGGLERS.into_iter().chain(more) {
         stop_at(&servers, "again", point);
     }
     finish(&servers, "again");

@@ -129,7 +129,10 @@ mod tests {
     #[test]
     fn what_was_changed_on_both_gets_both_and_stays() {
         let here = here(&["mine", "\\Deleted"], 11);
-        assert_eq!(known(&there(&["theirs"]), Some(&here)), change(&["theirs"], &["\\Deleted"], 11));
+        assert_eq!(
+            known(&there(&["theirs"]), Some(&here)),
+            change(&["theirs"], &["\\Deleted"], 11)
+        );
         let both = there(&["\\Deleted"]);
         assert_eq!(known(&both, Some(&here)), Action::Nothing);
         let undeleted = Here { flags: flags(&["mine"]), ..here.clone() };

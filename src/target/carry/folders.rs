@@ -11,20 +11,22 @@ use bytes::Bytes;
 /// Makes sure that the offered mailbox is here, under the name that it has on the
 /// source now, unless it has got another one here.
 pub fn place(run: &mut Run<'_>, offered: &Offered) -> Result<()> {
-    match &offered.name_then {
-        None => make(run, offered),
-        Some(then) if *then != offered.name => rename(run, offered, then),
-        Some(_) => Ok(()),
+    match run.here(offered).map(|entry| entry.name.clone()) {
+        Some(here) if here != offered.name => rename(run, offered, &here),
+        // With its parent, or by the user here, too.
+        Some(here) if offered.name_then.as_ref().is_some_and(|then| *then != here) => {
+            run.write([Line::Did(Deed::Mailbox, said_of("renamed", &here))])
+        }
+        None if offered.name_then.is_none() && !offered.name_only => make(run, offered),
+        _ => Ok(()),
     }
 }
 
 fn make(run: &mut Run<'_>, offered: &Offered) -> Result<()> {
-    if offered.name_only || run.here(offered).is_some() {
-        return Ok(());
-    }
     let name = &offered.name;
+    let external = run.external(name)?;
     if run.tree.by_name(name).is_none()
-        && let Some(said) = administer(run, "CREATE", &[&run.external(name)?])?
+        && let Some(said) = administer(run, "CREATE", &[&external])?
     {
         run.leave(Severity::Note, name, 0, format!("it cannot be made: {said}"));
         return Ok(());
@@ -43,23 +45,21 @@ fn make(run: &mut Run<'_>, offered: &Offered) -> Result<()> {
     }
 }
 
-fn rename(run: &mut Run<'_>, offered: &Offered, then: &MailboxName) -> Result<()> {
-    let Some(here) = run.here(offered).map(|entry| entry.name.clone()) else { return Ok(()) };
-    // With its parent, or by the user here, too.
-    if here == offered.name {
-        return run.write([Line::Did(Deed::Mailbox, said_of("renamed", &here))]);
-    }
-    if here != *then {
+fn rename(run: &mut Run<'_>, offered: &Offered, here: &MailboxName) -> Result<()> {
+    let named_by_us = |verb| run.ledger.deeds.contains(&(Deed::Mailbox, said_of(verb, here)));
+    let ours = named_by_us("made") || named_by_us("renamed");
+    if Some(here) != offered.name_then.as_ref() && !ours {
         let text = "it was renamed on both servers, and keeps its name here";
-        run.leave(Severity::Note, &here, 0, text);
+        run.leave(Severity::Note, here, 0, text);
         return Ok(());
     }
-    let said = administer(run, "RENAME", &[&run.external(&here)?, &run.external(&offered.name)?])?;
+    let (from, to) = (run.external(here)?, run.external(&offered.name)?);
+    let said = administer(run, "RENAME", &[&from, &to])?;
     run.tree = Tree::read(run.host, run.top)?;
     match said {
         Some(said) => {
             let to = run.host.external(&offered.name);
-            run.leave(Severity::Note, &here, 0, format!("it cannot be renamed to {to}: {said}"));
+            run.leave(Severity::Note, here, 0, format!("it cannot be renamed to {to}: {said}"));
             Ok(())
         }
         None => run.write([Line::Did(Deed::Mailbox, said_of("renamed", &offered.name))]),
@@ -102,7 +102,11 @@ pub fn rights(run: &mut Run<'_>, offered: &Offered) -> Result<()> {
         if now == change.now {
             continue;
         }
-        if now != change.then {
+        let what = |rights: &[u8]| {
+            let rights = crate::wire::printable(&String::from_utf8_lossy(rights));
+            format!("{} of {shown}: {rights}", said_of("rights", &here.name))
+        };
+        if now != change.then && !run.ledger.deeds.contains(&(Deed::Other, what(now))) {
             let text = format!("the rights of {shown} were changed on both servers");
             run.leave(Severity::Note, &here.name, 0, text);
             continue;
@@ -113,12 +117,11 @@ pub fn rights(run: &mut Run<'_>, offered: &Offered) -> Result<()> {
             false => administer(run, "SETACL", &[&name, id, &change.now])?,
         };
         run.tree = Tree::read(run.host, run.top)?;
-        let set = run.here(offered).is_some_and(|entry| {
-            entry.acl.rights(id).unwrap_or_default() == change.now
-        });
+        let set = run
+            .here(offered)
+            .is_some_and(|entry| entry.acl.rights(id).unwrap_or_default() == change.now);
         if set {
-            let what = format!("{} of {shown}", said_of("rights", &here.name));
-            run.write([Line::Did(Deed::Other, what)])?;
+            run.write([Line::Did(Deed::Other, what(&change.now))])?;
         } else {
             let text = format!(
                 "the rights of {shown}, {} on the source, are not the same here: {}",

@@ -59,15 +59,16 @@ impl Imap {
             line.push(b' ');
             line.extend_from_slice(&string(argument));
         }
-        self.raw(&line)
+        self.raw(&line, b"")
     }
 
-    /// Sends a command as it is.
-    pub fn raw(&mut self, command: &[u8]) -> Result<Answer, ImapError> {
+    /// Sends a command as it is, in two pieces.
+    pub fn raw(&mut self, command: &[u8], rest: &[u8]) -> Result<Answer, ImapError> {
         self.commands += 1;
         let tag = format!("m{} ", self.commands);
-        let line = [tag.as_bytes(), command, b"\r\n"].concat();
-        self.stream.get_mut().write_all(&line)?;
+        self.stream.get_mut().write_all(&[tag.as_bytes(), command].concat())?;
+        self.stream.get_mut().write_all(rest)?;
+        self.stream.get_mut().write_all(b"\r\n")?;
         let mut answer = Answer::default();
         loop {
             let line = self.response()?;
@@ -93,10 +94,8 @@ impl Imap {
     ) -> Result<Answer, ImapError> {
         let flags = flags.join(&b' ');
         let head = format!(" \"{date}\" {{{}+}}\r\n", message.len());
-        self.raw(
-            &[b"APPEND ", string(mailbox).as_slice(), b" (", &flags, b")", head.as_bytes(), message]
-                .concat(),
-        )
+        let command = [b"APPEND ", &string(mailbox)[..], b" (", &flags, b")", head.as_bytes()];
+        self.raw(&command.concat(), message)
     }
 
     /// Changes flags of messages: `sign` is `+` or `-`. Those whose MODSEQ is above
@@ -109,8 +108,9 @@ impl Imap {
         flags: &[&[u8]],
     ) -> Result<Answer, ImapError> {
         let condition = unchanged_since.map(|m| format!(" (UNCHANGEDSINCE {m})"));
-        let head = format!("UID STORE {}{} {sign}FLAGS.SILENT (", set(uids), condition.unwrap_or_default());
-        self.raw(&[head.as_bytes(), &flags.join(&b' '), b")"].concat())
+        let condition = condition.unwrap_or_default();
+        let head = format!("UID STORE {}{condition} {sign}FLAGS.SILENT (", set(uids));
+        self.raw(&[head.as_bytes(), &flags.join(&b' '), b")"].concat(), b"")
     }
 
     /// Ends the session; the server sees that nobody is there any more.
@@ -182,8 +182,7 @@ pub fn set(uids: &[u32]) -> String {
 
 /// Whether this may stand among the flags of a command.
 pub fn is_flag(flag: &[u8]) -> bool {
-    let system: [&[u8]; 5] =
-        [b"\\Answered", b"\\Flagged", b"\\Deleted", b"\\Draft", b"\\Seen"];
+    let system: [&[u8]; 5] = [b"\\Answered", b"\\Flagged", b"\\Deleted", b"\\Draft", b"\\Seen"];
     let atom = |b: &u8| b.is_ascii_graphic() && !b"(){%*\"\\]".contains(b);
     let keyword = !flag.is_empty() && flag.len() <= 1000 && flag.iter().all(atom);
     keyword || system.contains(&flag)
@@ -251,7 +250,7 @@ mod tests {
         assert_eq!(imap.command("APPEND", &[]).unwrap().appended(), Some(15));
         let refused = imap.command("SELECT", &[b"x"]).unwrap();
         assert_eq!((refused.ok, refused.text.as_str()), (false, "NO Permission denied"));
-        assert!(matches!(imap.raw(b"NOOP"), Err(ImapError::Io(_))));
+        assert!(matches!(imap.raw(b"NOOP", b""), Err(ImapError::Io(_))));
     }
 
     #[test]

@@ -79,7 +79,9 @@ pub enum How {
 }
 
 /// What else was done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub enum Deed {
     /// A mailbox was made, renamed or deleted.
     Mailbox,
@@ -108,12 +110,8 @@ pub struct Ledger {
 impl Ledger {
     /// Opens the ledger, making it where it is missing.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(path)?;
+        let file =
+            OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
         if let Some(directory) = path.parent() {
             File::open(directory)?.sync_all()?;
         }

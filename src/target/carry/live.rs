@@ -63,9 +63,8 @@ pub struct Mailbox {
 impl Mailbox {
     /// Reads it.
     pub fn read(host: &Host, entry: &MailboxEntry) -> Result<Self, LiveError> {
-        let failed = |text: String| {
-            LiveError::Unreadable(format!("{}: {text}", host.external(&entry.name)))
-        };
+        let failed =
+            |text: String| LiveError::Unreadable(format!("{}: {text}", host.external(&entry.name)));
         let (Some(id), Some(partition)) = (&entry.uniqueid, &entry.partition) else {
             return Err(failed("it has no directory".into()));
         };
@@ -75,7 +74,8 @@ impl Mailbox {
         };
         let layout = Layout::new(&host.config);
         let path = |file| layout.meta_file(file, &entry.name, style, partition);
-        let at = |path: &Path, e: &dyn std::fmt::Display| failed(format!("{}: {e}", path.display()));
+        let at =
+            |path: &Path, e: &dyn std::fmt::Display| failed(format!("{}: {e}", path.display()));
         let index_path = path(MetaFile::Index).map_err(|e| failed(e.to_string()))?;
         let header_path = path(MetaFile::Header).map_err(|e| failed(e.to_string()))?;
         let index = read_locked(&index_path, INDEX_WAIT).map_err(|e| at(&index_path, &e))?;

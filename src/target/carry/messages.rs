@@ -137,9 +137,14 @@ fn changes(run: &mut Run<'_>, offered: &Offered, last: bool) -> Result<bool> {
         again |= store(run, &writer, offered, &entry, &add, &remove, messages)?;
     }
     again |= expunge(run, &writer, offered, &entry, expunges)?;
-    run.session(&writer)?.raw(b"UNSELECT")?;
+    run.session(&writer)?.raw(b"UNSELECT", b"")?;
     if again && last {
-        run.leave(Severity::Note, &entry.name, 0, "it is changed all the time; some flags are not carried over");
+        run.leave(
+            Severity::Note,
+            &entry.name,
+            0,
+            "it is changed all the time; some flags are not carried over",
+        );
     }
     Ok(again)
 }
@@ -192,7 +197,8 @@ fn store(
             let flags: Vec<&[u8]> = flags.iter().map(Vec::as_slice).collect();
             let answer = run.session(writer)?.store(&uids, condition, sign, &flags)?;
             if !answer.ok {
-                let text = format!("flags of {} messages were not changed: {}", uids.len(), answer.text);
+                let text =
+                    format!("flags of {} messages were not changed: {}", uids.len(), answer.text);
                 run.leave(Severity::Note, &entry.name, 0, text);
                 return Ok(false);
             }
@@ -228,11 +234,12 @@ fn expunge(
         let session = run.session(writer)?;
         let mut answer = session.store(&uids, Some(newest), '+', &[b"\\Deleted"])?;
         let modified = answer.modified();
+        fault::point(Point::CarryExpunging);
         again |= !modified.is_empty();
         uids.retain(|uid| !modified.contains(uid));
         if answer.ok && !uids.is_empty() {
             let command = format!("UID EXPUNGE {}", super::imap::set(&uids));
-            answer = session.raw(command.as_bytes())?;
+            answer = session.raw(command.as_bytes(), b"")?;
         }
         if !answer.ok {
             let text = format!("{} messages were not expunged: {}", uids.len(), answer.text);
@@ -258,7 +265,8 @@ fn appends(run: &mut Run<'_>, ordinal: u32, offered: &Offered) -> Result<()> {
         {
             continue;
         }
-        let path = run.directory.join(STAGE).join(ordinal.to_string()).join(file_name(straggler.uid));
+        let path =
+            run.directory.join(STAGE).join(ordinal.to_string()).join(file_name(straggler.uid));
         let bytes = match std::fs::read(&path) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
@@ -379,9 +387,8 @@ impl Offered {
     /// What is different, with what has gone without a trace.
     fn differences(&self, here: &Mailbox) -> Result<Vec<(Different, There)>> {
         let listed = self.stragglers.iter();
-        let mut all: Vec<_> = listed
-            .map(|s| (Different { uid: s.uid, modseq: s.modseq }, there(s)))
-            .collect();
+        let mut all: Vec<_> =
+            listed.map(|s| (Different { uid: s.uid, modseq: s.modseq }, there(s))).collect();
         let Some(present) = &self.present else { return Ok(all) };
         let told: BTreeSet<u32> = all.iter().map(|(different, _)| different.uid).collect();
         let present: BTreeSet<u32> = manifest::uids(present).collect();
