@@ -128,9 +128,9 @@ pub fn find(
             {
                 problems.push(left("annotations of its messages were changed on the source"));
             }
-            if mailbox.entry.mbtype.kind != Kind::Email {
+            if ![Kind::Email, Kind::Sieve].contains(&mailbox.entry.mbtype.kind) {
                 if !stragglers.is_empty() {
-                    problems.push(left(what_it_holds(mailbox.entry.mbtype.kind)));
+                    problems.push(left("it holds no mail; its changes are not carried over"));
                 }
                 continue;
             }
@@ -173,6 +173,7 @@ pub fn find(
         subscribed: only(&now, then),
         unsubscribed: only(then, &now),
         problems,
+        active_sieve: rest.active_sieve.clone(),
     })
 }
 
@@ -249,7 +250,7 @@ fn subscriptions(listing: &Listing, files: &UserFiles) -> Vec<Vec<u8>> {
     names.into_iter().map(|name| name.as_bytes().to_vec()).collect()
 }
 
-/// What is only compared: sieve scripts, quotas, annotations and what the user
+/// What is only compared: quotas, annotations and what the user
 /// has read in others' folders, as digests.
 fn the_rest(listing: &Listing, rest: &v1::ScanDone) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
@@ -260,15 +261,11 @@ fn the_rest(listing: &Listing, rest: &v1::ScanDone) -> BTreeMap<String, String> 
         let name = String::from_utf8_lossy(&file.name);
         match file.kind() {
             FileKind::UserSeen => add("what he has read in others' folders".into(), &file.blake3),
-            FileKind::SieveBytecode | FileKind::SieveScript => {
-                add(format!("the sieve script {name}"), &file.blake3);
-            }
+            // Of an older server; else it is in a mailbox.
+            FileKind::SieveScript => add(format!("the sieve script {name}"), &file.blake3),
             // Subscriptions are carried over, and the rest follows from the mail.
             _ => {}
         }
-    }
-    if !rest.active_sieve.is_empty() {
-        add("which sieve script is active".into(), &rest.active_sieve);
     }
     for root in &rest.quota_roots {
         // How much is used changes with the mail; the limits are what an admin set.
@@ -344,13 +341,6 @@ impl Now {
     /// The UIDs of the messages that are there.
     fn present(&self) -> impl Iterator<Item = u32> + '_ {
         self.records.iter().filter(|r| !r.is_expunged() && !r.is_unlinked()).map(|r| r.uid)
-    }
-}
-
-fn what_it_holds(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Sieve => "sieve scripts were changed on the source; put them on the target again",
-        _ => "it holds no mail, and was changed on the source; such changes are not carried over",
     }
 }
 

@@ -14,15 +14,18 @@ mod instance;
 mod ledger;
 mod live;
 mod messages;
+mod sieve;
 
 use super::offer::Checked;
 use super::receive::{Expected, Item, ItemKey};
 use super::stage::{Stage, StagedDirectory};
 use crate::cyrus::mboxlist::MailboxEntry;
+use crate::cyrus::mboxlist::mbtype::Kind;
 use crate::cyrus::name::{MailboxName, UniqueId};
 use crate::host::Host;
 use crate::wire::manifest;
 use crate::wire::v1::{self, FileKind, problem::Severity};
+use bytes::Bytes;
 use imap::ImapError;
 use instance::{Instance, InstanceError};
 use ledger::{Deed, How, Ledger};
@@ -89,6 +92,8 @@ struct Offered {
     rights: Vec<v1::RightsChange>,
     /// Whether it is a name without messages.
     name_only: bool,
+    /// What it holds.
+    kind: Kind,
 }
 
 impl Offer {
@@ -114,7 +119,11 @@ impl Offer {
         }
         let name_then = part.known.then(|| MailboxName::from_internal(&part.name_then));
         let name_then = name_then.transpose().map_err(|_| nonsense("an impossible name"))?;
+        let raw = wire.name_record.clone();
+        let record = MailboxEntry::parse(checked.name.clone(), Bytes::new(), raw);
+        let kind = record.map(|record| record.mbtype.kind).unwrap_or_default();
         let offered = Offered {
+            kind,
             id: checked.id,
             name: checked.name,
             name_then,
@@ -222,11 +231,14 @@ impl Carrying {
         let mut ordered: Vec<_> = self.offer.mailboxes.iter().collect();
         // Parents before what is below them.
         ordered.sort_by(|(_, a), (_, b)| a.name.as_bytes().cmp(b.name.as_bytes()));
-        for (_, offered) in ordered.iter().filter(|(_, o)| !o.gone) {
+        for (_, offered) in ordered.iter().filter(|(_, o)| !o.gone && o.kind != Kind::Sieve) {
             folders::place(&mut run, offered)?;
         }
         for (ordinal, offered) in ordered.iter().filter(|(_, o)| !o.gone && !o.name_only) {
-            messages::carry(&mut run, **ordinal, offered)?;
+            match offered.kind {
+                Kind::Sieve => sieve::carry(&mut run, **ordinal, offered, &self.offer.found)?,
+                _ => messages::carry(&mut run, **ordinal, offered)?,
+            }
         }
         for (_, offered) in &ordered {
             folders::rights(&mut run, offered)?;

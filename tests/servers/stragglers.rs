@@ -79,6 +79,11 @@ fn seed(servers: &Servers, user: &str) {
     }
     imap.command("SUBSCRIBE INBOX.work").unwrap();
     imap.logout();
+    let mut sieve = servers.source.sieve(user).unwrap();
+    for name in ["kept", "changed", "dropped"] {
+        sieve.put(name, "keep;\r\n").unwrap();
+    }
+    sieve.activate("kept").unwrap();
 }
 
 /// Stops a move of the user between route and retire.
@@ -121,6 +126,11 @@ fn use_source(servers: &Servers, user: &str) {
     append(&mut imap, "INBOX.new", "late-new", &["\\Flagged"]);
     append(&mut imap, "INBOX.renamed", "late-renamed", &[]);
     imap.logout();
+    let mut sieve = host.sieve(user).unwrap();
+    sieve.put("changed", "discard;\r\n").unwrap();
+    sieve.put("my new", "stop;\r\n").unwrap();
+    sieve.delete("dropped").unwrap();
+    sieve.activate("my new").unwrap();
 }
 
 /// What happens on the target meanwhile.
@@ -180,13 +190,20 @@ fn finish(servers: &Servers, user: &str) {
     let mailbox = format!("user.{user}");
     let again = servers.push(&mailbox, &["--route-command", "true", "--json"]).expect(0);
     let report = again.report().unwrap();
-    assert_eq!(numbers(&report), [7, 3, 1, 4, 3, 0], "{report:#}");
+    assert_eq!(numbers(&report), [7, 3, 1, 4, 6, 0], "{report:#}");
     assert_eq!(folders(&servers.target, user), everything());
     let print = fingerprint(&servers.target, user, &[]);
     let subscribed: Vec<_> = print.own.subscribed.keys().collect();
     assert_eq!(subscribed, ["INBOX.new"]);
     let bob = print.own.mailboxes["INBOX.work"].acl.get("bob").map(String::as_str);
     assert_eq!(bob, Some("lrs"));
+    let scripts = print.sieve.iter().map(|(name, script)| {
+        (name.as_str(), script.text.trim(), script.active)
+    });
+    let scripts: Vec<_> = scripts.collect();
+    let wanted =
+        [("changed", "discard;", false), ("kept", "keep;", false), ("my new", "stop;", true)];
+    assert_eq!(scripts, wanted);
     let refused = servers.source.imap(user).unwrap().attempt("EXAMINE INBOX").unwrap();
     assert!(!refused.tagged.is_ok(), "the source still serves {user}");
     // Nothing of it stays behind, and nobody is left who could use it.

@@ -57,7 +57,7 @@ impl Imap {
         let mut line = verb.as_bytes().to_vec();
         for argument in arguments {
             line.push(b' ');
-            line.extend_from_slice(&string(argument));
+            line.extend_from_slice(&quoted(argument));
         }
         self.raw(&line, b"")
     }
@@ -94,7 +94,7 @@ impl Imap {
     ) -> Result<Answer, ImapError> {
         let flags = flags.join(&b' ');
         let head = format!(" \"{date}\" {{{}+}}\r\n", message.len());
-        let command = [b"APPEND ", &string(mailbox)[..], b" (", &flags, b")", head.as_bytes()];
+        let command = [b"APPEND ", &quoted(mailbox)[..], b" (", &flags, b")", head.as_bytes()];
         self.raw(&command.concat(), message)
     }
 
@@ -189,7 +189,7 @@ pub fn is_flag(flag: &[u8]) -> bool {
 }
 
 /// A string as an argument.
-fn string(text: &[u8]) -> Vec<u8> {
+pub fn quoted(text: &[u8]) -> Vec<u8> {
     let plain = |b: &u8| (32..127).contains(b) && !b"\\\"".contains(b);
     match text.iter().all(plain) {
         true => [b"\"", text, b"\""].concat(),
@@ -262,8 +262,8 @@ mod tests {
 
     #[test]
     fn what_is_sent_cannot_be_misread() {
-        assert_eq!(string(b"user.a b"), b"\"user.a b\"");
-        assert_eq!(string(b"a\"\r\nb"), b"{5+}\r\na\"\r\nb");
+        assert_eq!(quoted(b"user.a b"), b"\"user.a b\"");
+        assert_eq!(quoted(b"a\"\r\nb"), b"{5+}\r\na\"\r\nb");
         assert_eq!(set(&[1, 2, 3, 9]), "1:3,9");
         assert!(is_flag(b"\\Seen") && is_flag(b"$Label1"));
         for bad in [&b""[..], b"a b", b"a)", b"\\Recent", b"a\r\nb", b"\xff"] {

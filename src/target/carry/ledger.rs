@@ -85,8 +85,10 @@ pub enum How {
 pub enum Deed {
     /// A mailbox was made, renamed or deleted.
     Mailbox,
-    /// Rights or subscriptions were changed.
+    /// Rights, subscriptions or sieve scripts were changed.
     Other,
+    /// Something was begun; does not count.
+    Begun,
 }
 
 /// The ledger of a move.

@@ -98,6 +98,17 @@ impl Mailbox {
     }
 }
 
+/// The bytes of a message; `None` when its file is not there.
+pub fn message(host: &Host, entry: &MailboxEntry, uid: u32) -> Option<Vec<u8>> {
+    let (id, partition) = (entry.uniqueid.as_ref()?, entry.partition.as_ref()?);
+    let style = match entry.mbtype.has(Flag::LegacyDirs) {
+        true => DirStyle::Name,
+        false => DirStyle::Id(id),
+    };
+    let directory = Layout::new(&host.config).mailbox_dir(&entry.name, style, partition).ok()?;
+    std::fs::read(directory.join(format!("{uid}."))).ok()
+}
+
 /// The uniqueid of a mailbox, as text.
 pub fn id_of(entry: &MailboxEntry) -> String {
     entry.uniqueid.as_ref().map(UniqueId::as_str).unwrap_or_default().to_owned()

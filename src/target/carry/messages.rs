@@ -342,11 +342,11 @@ impl Addressee {
 
 /// A message that is different on the source.
 #[derive(Debug, Clone, Copy)]
-struct Different {
+pub struct Different {
     /// Its UID there.
-    uid: u32,
+    pub uid: u32,
     /// Its MODSEQ there.
-    modseq: u64,
+    pub modseq: u64,
 }
 
 /// Where a message of the source is here.
@@ -403,7 +403,7 @@ impl Offered {
         Ok(all)
     }
 
-    fn settled(&self, message: &Different, here: u64, how: How) -> Line {
+    pub fn settled(&self, message: &Different, here: u64, how: How) -> Line {
         Line::Settled(self.message(message.uid), Settled { modseq: message.modseq, here, how })
     }
 }
