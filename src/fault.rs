@@ -37,6 +37,12 @@ pub enum Point {
     RouteChanged,
     /// Both journals know that the route was changed.
     Routed,
+    /// The target has marked what it will expunge as the source has.
+    CarryExpunging,
+    /// The target's ledger says that it appends a straggler.
+    Carrying,
+    /// The target has appended a straggler, its ledger does not know it yet.
+    Carried,
     /// The source's journal says that it retires.
     RetireBegun,
     /// The source's records are changed.
@@ -68,6 +74,9 @@ pub enum Point {
 }
 
 impl Point {
+    /// The places that are reached only when the source has stragglers.
+    pub const OF_STRAGGLERS: [Point; 3] = [Point::CarryExpunging, Point::Carrying, Point::Carried];
+
     /// The boundaries between two steps.
     pub const STEPS: [Point; 21] = [
         Point::Planned,

@@ -1,6 +1,7 @@
 //! What both agents compute alike, so that they can compare.
 
-use crate::cyrus::index::{IndexError, IndexView, Record};
+use crate::cyrus::header::MailboxHeader;
+use crate::cyrus::index::{IndexError, IndexView, Record, system};
 
 /// BLAKE3 over what a client can observe of the records of an index, in UID
 /// order, and whether each is expunged: equal digests mean equal mailboxes.
@@ -39,4 +40,22 @@ pub fn records_digest(index: &IndexView<'_>) -> Result<[u8; 32], IndexError> {
         digest.add(&record?);
     }
     Ok(digest.finish())
+}
+
+/// The flags of a message as IMAP writes them; \Seen only if it is wanted.
+pub fn flags<'a>(
+    record: &'a Record,
+    names: &'a MailboxHeader,
+    seen: bool,
+) -> impl Iterator<Item = &'a [u8]> {
+    let bits: [(u16, &[u8]); 5] = [
+        (system::ANSWERED, b"\\Answered"),
+        (system::FLAGGED, b"\\Flagged"),
+        (system::DELETED, b"\\Deleted"),
+        (system::DRAFT, b"\\Draft"),
+        (if seen { system::SEEN } else { 0 }, b"\\Seen"),
+    ];
+    let of_system = bits.into_iter().filter(|(bit, _)| record.system_flags & bit != 0);
+    let keywords = record.user_flag_numbers().filter_map(|number| names.user_flag(number));
+    of_system.map(|(_, name)| name).chain(keywords)
 }

@@ -51,7 +51,9 @@ pub fn serve(
             Some(_) if !welcomed => Err(protocol("a request came before the greeting")),
             Some(op) => {
                 let store = matches!(op, v1::request::Op::Store(_));
-                if store || matches!(op, v1::request::Op::Offer(_)) {
+                let parts =
+                    matches!(op, v1::request::Op::Offer(_) | v1::request::Op::OfferStragglers(_));
+                if store || parts {
                     link.expect_stream(store);
                 }
                 handler.handle(op, &mut link)

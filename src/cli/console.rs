@@ -3,7 +3,8 @@
 use super::log::Syslog;
 use crate::moves::Phase;
 use crate::push::monitor::{Event, Monitor};
-use crate::push::report::{Outcome, Report, SCHEMA, Severity};
+use crate::push::report::{Outcome, Problem, Report, SCHEMA, Severity};
+use crate::wire::STRAGGLER_LEFT;
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
@@ -98,7 +99,11 @@ impl Console {
                 HumanCount(report.records_compared)
             ));
         }
-        let skipped = report.problems.iter().filter(|p| p.severity == Severity::BadMessage);
+        if let Some(carried) = &report.carried {
+            self.line(&carried.to_string());
+        }
+        let left = |p: &&Problem| p.severity == Severity::BadMessage || p.code == STRAGGLER_LEFT;
+        let skipped = report.problems.iter().filter(left);
         for problem in skipped {
             self.line(&format!("skipped: {problem}"));
         }

@@ -24,8 +24,9 @@ impl Push<'_> {
                         self.note(format!("tidying up failed, which harms nobody: {e}"));
                     }
                 }
+                let left = self.report.carried.is_some_and(|carried| carried.left > 0);
                 let skipped =
-                    self.report.problems.iter().any(|p| p.severity == Severity::BadMessage);
+                    left || self.report.problems.iter().any(|p| p.severity == Severity::BadMessage);
                 self.report.outcome =
                     if skipped { Outcome::DoneWithSkipped } else { Outcome::Done };
                 self.report.failure = None;
@@ -135,11 +136,6 @@ impl Push<'_> {
             _ => None,
         };
         let (state, advice) = guidance.unwrap_or(match phase {
-            Phase::Refreezing if matches!(trouble, Trouble::Stragglers) => (
-                "the target serves the user; the source has changes that the target has not",
-                "carry them over by hand, then remove the source's mailboxes; this version of \
-                 mbcopy cannot",
-            ),
             Phase::Refreezing | Phase::Retiring | Phase::Thawing => (
                 "the target serves the user; the source's copy is not retired yet",
                 "run the same push again",

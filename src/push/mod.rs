@@ -14,6 +14,7 @@ pub mod peer;
 mod phases;
 pub mod report;
 pub mod route;
+mod stragglers;
 mod trouble;
 
 use crate::fault::{self, Point};
@@ -175,6 +176,7 @@ fn blank(options: &Options, source: &str, target: &str) -> Report {
         publish_ms: 0.0,
         total_ms: 0.0,
         records_compared: 0,
+        carried: None,
         differences: Vec::new(),
         problems: Vec::new(),
         notes: Vec::new(),

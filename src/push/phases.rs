@@ -181,7 +181,7 @@ impl Push<'_> {
         }
         // The route may or may not lead to the target; make that certain.
         self.run_route_command(&self.change()).await?;
-        Err(Trouble::Stragglers)
+        self.carry_over().await
     }
 
     pub(super) async fn copy(&mut self) -> Result<(), Trouble> {

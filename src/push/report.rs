@@ -168,6 +168,9 @@ pub struct Report {
     pub total_ms: f64,
     /// Records that were compared under the freeze.
     pub records_compared: u64,
+    /// What reached the source after it was published, and was carried over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub carried: Option<Carried>,
     /// What is not as it was, by the names that `docs/cyrus.md` explains.
     pub differences: Vec<String>,
     /// Everything that was found, skipped messages included.
@@ -179,6 +182,36 @@ pub struct Report {
     pub failure: Option<Failure>,
     /// Commands that make sense now.
     pub next_steps: Vec<String>,
+}
+
+/// What reached the source after the user was published on the target, and was
+/// carried over, in this push or in one before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Carried {
+    /// New messages.
+    pub messages: u64,
+    /// Messages whose flags were changed.
+    pub flags: u64,
+    /// Messages that were expunged.
+    pub expunged: u64,
+    /// Mailboxes that were made, renamed or deleted.
+    pub mailboxes: u64,
+    /// Rights and subscriptions that were changed.
+    pub other: u64,
+    /// What is not carried over; the problems name it.
+    pub left: u64,
+}
+
+impl std::fmt::Display for Carried {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { messages, flags, expunged, mailboxes, other, left } = self;
+        write!(
+            f,
+            "carried over from the source: new messages {messages}, changed flags {flags}, \
+             expunged messages {expunged}, changed mailboxes {mailboxes}, rights and \
+             subscriptions {other}; left there: {left}"
+        )
+    }
 }
 
 /// What failed.

@@ -19,11 +19,6 @@ pub(super) enum Trouble {
     Interrupted,
     #[error("the freeze limit of {0:?} was reached")]
     Limit(Duration),
-    #[error(
-        "the source has received mail or changes after it was frozen for the move and before it \
-         could be retired"
-    )]
-    Stragglers,
     #[error("the other side did not answer within {0:?}")]
     Silence(Duration),
 }

@@ -8,6 +8,7 @@ mod purge;
 pub(crate) mod retire;
 mod send;
 mod sessions;
+mod stragglers;
 
 use crate::agent::{self, Handler, Link};
 use crate::cyrus::index::IndexView;
@@ -16,7 +17,7 @@ use crate::fault::{self, Point};
 use crate::host::userlock::LockError;
 use crate::host::{Host, ofd};
 use crate::moves::journal::{Entry, Hold, JournalError, now_ms, state};
-use crate::moves::{Journal, MoveId};
+use crate::moves::{Journal, MoveId, sealed};
 use crate::wire::v1::{self, FileKind, failure::Kind, problem::Severity};
 use crate::wire::v1::{reply::Result as Answer, request::Op};
 use bytes::Bytes;
@@ -29,6 +30,7 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
+use stragglers::Baseline;
 
 /// How long a user's own database is waited for, while he is frozen.
 const DATABASE_WAIT: Duration = Duration::from_secs(1);
@@ -56,6 +58,8 @@ struct Session {
     known: BTreeMap<u32, Known>,
     /// What the last scan found, as a digest.
     snapshot: String,
+    /// What the last scan under a freeze found, to compare with later.
+    baseline: Baseline,
     freeze: Option<Freeze>,
 }
 
@@ -95,9 +99,12 @@ impl Handler for Source {
             Op::SendItems(items) => session.send(host, &items, link).map(Answer::SendDone),
             Op::Freeze(freeze) => session.freeze(host, &freeze).map(Answer::Frozen),
             Op::Thaw(_) => Ok(Answer::Thawed(session.thaw())),
+            Op::FindStragglers(_) => {
+                session.find_stragglers(host, link).map(Answer::StragglersFound)
+            }
             Op::Retire(retire) => session.retire(host, &retire.server).map(Answer::Retired),
             Op::Record(record) => {
-                session.note(&record)?;
+                session.note(host, &record)?;
                 Ok(Answer::Recorded(v1::Recorded {}))
             }
             Op::Finish(finish) => {
@@ -239,6 +246,7 @@ impl Session {
             user_files: UserFiles::default(),
             known: BTreeMap::new(),
             snapshot: String::new(),
+            baseline: Baseline::default(),
             freeze: None,
         }
     }
@@ -320,15 +328,25 @@ impl Session {
     }
 
     fn scan(&mut self, host: &Host, link: &Link) -> Result<v1::ScanDone, v1::Failure> {
-        let frozen = self.check_freeze()?;
         let sender = link.sender();
-        let gone = |e: std::io::Error| v1::Failure::from(crate::agent::LinkError::from(e));
+        self.survey(host, &|part| {
+            sender.part(part).map_err(|e| v1::Failure::from(crate::agent::LinkError::from(e)))
+        })
+    }
+
+    /// Looks at everything that has changed since the last time, and tells it.
+    fn survey(
+        &mut self,
+        host: &Host,
+        tell: &dyn Fn(v1::part::Part) -> Result<(), v1::Failure>,
+    ) -> Result<v1::ScanDone, v1::Failure> {
+        let frozen = self.check_freeze()?;
         self.listing = inventory::list(host, &self.top, &mut self.ordinals)?;
         let table = v1::Table {
             identity: Some(self.identity(host)),
             mailboxes: self.listing.mailboxes.iter().map(to_wire).collect(),
         };
-        sender.part(v1::part::Part::Table(table)).map_err(gone)?;
+        tell(v1::part::Part::Table(table))?;
         let mut done = v1::ScanDone::default();
         for mailbox in &self.listing.mailboxes {
             if mailbox.entry.partition.is_none() {
@@ -341,7 +359,7 @@ impl Session {
             };
             done.problems.extend(found.problems);
             for part in found.parts {
-                sender.part(v1::part::Part::MailboxScan(part)).map_err(gone)?;
+                tell(v1::part::Part::MailboxScan(part))?;
             }
         }
         let unreadable = |text: String| {
@@ -376,7 +394,47 @@ impl Session {
         done.totals = Some(self.totals());
         self.snapshot = self.take_snapshot(&done);
         done.snapshot = Bytes::copy_from_slice(self.snapshot.as_bytes());
+        if frozen {
+            self.baseline = Baseline::of(&self.listing, &self.known, &self.user_files, &done);
+        }
         Ok(done)
+    }
+
+    /// Tells what is different from what was published.
+    fn find_stragglers(
+        &mut self,
+        host: &Host,
+        link: &Link,
+    ) -> Result<v1::StragglersFound, v1::Failure> {
+        let failed = |text: String| {
+            v1::Failure::new(
+                Kind::Internal,
+                format!(
+                    "the source has changes that the target has not, which cannot be found: {text}"
+                ),
+                "the target serves the user; the source's copy is not retired yet",
+                "mend the cause and run the same push again",
+            )
+        };
+        let path = self.baseline_path(host)?;
+        let baseline: Baseline = sealed::load(&path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => v1::Failure {
+                advice: "an older mbcopy began this move: carry the changes over by hand, then \
+                         remove the source's mailboxes"
+                    .into(),
+                ..failed(format!("{} is missing", path.display()))
+            },
+            _ => failed(format!("{}: {e}", path.display())),
+        })?;
+        let done = self.survey(host, &|_| Ok(()))?;
+        let (listing, files) = (&self.listing, &self.user_files);
+        stragglers::find(host, listing, &self.known, files, &done, &baseline, &link.sender())
+            .map_err(failed)
+    }
+
+    fn baseline_path(&self, host: &Host) -> Result<PathBuf, v1::Failure> {
+        let directory = host.config.configdirectory().map_err(|e| refused(e.to_string()))?;
+        Ok(directory.join("mbcopy/moves").join(self.id.as_str()).join(stragglers::FILE))
     }
 
     /// A digest of all that the user is, as text.
@@ -559,9 +617,18 @@ impl Session {
     }
 
     /// What the coordinator wants remembered.
-    fn note(&mut self, record: &v1::Record) -> Result<(), v1::Failure> {
+    fn note(&mut self, host: &Host, record: &v1::Record) -> Result<(), v1::Failure> {
         match record.state.as_str() {
             state::PUBLISHING => {
+                let path = self.baseline_path(host)?;
+                sealed::save(&path, &self.baseline).map_err(|e| {
+                    v1::Failure::new(
+                        Kind::Internal,
+                        format!("cannot write {}: {e}", path.display()),
+                        "the source serves the user and is unchanged",
+                        "mend the cause and run the same push again",
+                    )
+                })?;
                 let detail =
                     Detail { snapshot: self.snapshot.clone(), route_command: record.route_command };
                 self.entry.detail = serde_json::to_string(&detail).unwrap_or_default();

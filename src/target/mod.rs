@@ -2,6 +2,7 @@
 //! and publishes it.
 
 mod base;
+mod carry;
 mod offer;
 mod plan;
 mod publish;
@@ -26,6 +27,7 @@ use crate::moves::verdict::has_user;
 use crate::moves::{Journal, MoveId, sealed};
 use crate::wire::v1::{self, failure::Kind, reply::Result as Answer, request::Op};
 use base::Base;
+use carry::{CarryError, Carrying};
 use offer::{Checked, Inventory, Listing, MailboxWants, OfferError};
 use publish::Publication;
 use receive::{Expected, Receipt, Writers};
@@ -68,6 +70,8 @@ struct Session {
     syncing: Option<Syncing>,
     /// Whether this session has begun to stage.
     staged: bool,
+    /// What has reached the source since and is to be carried over.
+    carrying: Option<Carrying>,
 }
 
 impl Target {
@@ -102,6 +106,8 @@ impl Handler for Target {
             Op::Rehearse(rehearse) => session.rehearse(host, &rehearse).map(Answer::Rehearsed),
             Op::Settle(settle) => session.settle(host, &settle).map(Answer::Prepared),
             Op::Publish(_) => session.publish(host).map(Answer::Published),
+            Op::OfferStragglers(_) => session.offer_stragglers(host, link).map(Answer::Wants),
+            Op::Carry(_) => session.carry(host).map(Answer::Carried),
             Op::Unpublish(step) => session.unpublish(host, step.hold).map(Answer::Unpublished),
             Op::Record(record) => {
                 session.record(&record.state)?;
@@ -248,6 +254,7 @@ impl Target {
             withdrawing: None,
             syncing: None,
             staged: false,
+            carrying: None,
         })
     }
 
@@ -324,18 +331,21 @@ impl Target {
                 "mend the cause and run the same push again",
             )
         };
+        let begun = [state::PUBLISHING, state::UNPUBLISHING].contains(&entry.state.as_str());
+        if !begun {
+            // The records change as soon as somebody uses the mailboxes.
+            return Ok(());
+        }
         let committed = publication.is_committed(&self.host).map_err(failed)?;
         let state = match entry.state.as_str() {
             state::PUBLISHING if committed => state::PUBLISHED,
-            state::PUBLISHING | state::UNPUBLISHING => {
+            _ => {
                 let top = MailboxName::from_internal(&entry.name)
                     .map_err(|e| agent::protocol(e.to_string()))?;
                 let _lock = lock(&self.host, &top)?;
                 publication.undo(&self.host).map_err(failed)?;
                 state::PREPARED
             }
-            // The records change as soon as somebody uses the mailboxes.
-            _ => return Ok(()),
         };
         entry.state = state.into();
         Ok(())
@@ -398,9 +408,7 @@ impl Session {
                     }
                 }
                 v1::part::Part::ScanDone(done) => self.inventory.scan_done(&self.stage, done),
-                v1::part::Part::Received(_) => {
-                    Err(OfferError::Nonsense("a receipt within a scan".into()))
-                }
+                _ => Err(OfferError::Nonsense("something else within a scan".into())),
             };
             taken.map_err(|e| internal(e.to_string(), "the source serves the user"))?;
         }
@@ -417,6 +425,42 @@ impl Session {
             wants: wants.iter().map(|(ordinal, wants)| wants.to_wire(*ordinal)).collect(),
             user_files,
         })
+    }
+
+    /// Hears what has reached the source since the user was published here.
+    fn offer_stragglers(&mut self, host: &Host, link: &mut Link) -> Result<v1::Wants, v1::Failure> {
+        self.writable()?;
+        if !has_user(&self.entry.state) {
+            return Err(agent::protocol("stragglers of a user who was not published"));
+        }
+        let mut offer = carry::Offer::default();
+        while let Some(part) = link.next_part()? {
+            match part {
+                v1::part::Part::StragglerMailbox(part) => {
+                    let mailbox = part.mailbox.clone().unwrap_or_default();
+                    let checked = check(&self.top, &self.partitions, host, &mailbox);
+                    let checked = checked.map_err(|e| agent::protocol(e.to_string()))?;
+                    offer.mailbox(part, checked).map_err(|e| not_carried(&e))?;
+                }
+                v1::part::Part::StragglersFound(found) => offer.found(found),
+                _ => return Err(agent::protocol("something else among stragglers")),
+            }
+        }
+        let carrying = Carrying::begin(host, &self.stage, &self.top, offer);
+        let carrying = carrying.map_err(|e| not_carried(&e))?;
+        let (wants, asked) = carrying.wants().map_err(|e| not_carried(&e))?;
+        self.asked = Some(asked);
+        self.carrying = Some(carrying);
+        Ok(wants)
+    }
+
+    /// Carries over what was offered, and whose messages have arrived.
+    fn carry(&mut self, host: &Host) -> Result<v1::Carried, v1::Failure> {
+        let mut carrying = self
+            .carrying
+            .take()
+            .ok_or_else(|| agent::protocol("carrying over what was not offered"))?;
+        carrying.run(host, &self.top).map_err(|e| not_carried(&e))
     }
 
     fn store(
@@ -797,6 +841,15 @@ fn remove_stage(stage: &Stage) {
 
 fn internal(text: impl Into<String>, state: &str) -> v1::Failure {
     v1::Failure::new(Kind::Internal, text, state, "mend the cause and run the same push again")
+}
+
+fn not_carried(error: &CarryError) -> v1::Failure {
+    v1::Failure::new(
+        Kind::Internal,
+        format!("what has reached the source since cannot be carried over: {error}"),
+        "the target serves the user; the source's copy is not retired yet",
+        "mend the cause and run the same push again: nothing is carried over twice",
+    )
 }
 
 fn journal_failure(error: &JournalError) -> v1::Failure {

@@ -15,6 +15,9 @@ pub mod v1 {
 /// The lowest and highest protocol version that this program speaks.
 pub const PROTOCOL: std::ops::RangeInclusive<u32> = 1..=1;
 
+/// The code of a problem that says what of the source is not carried over.
+pub const STRAGGLER_LEFT: &str = "straggler-left";
+
 /// The mailbox ordinal that stands for the user himself in bulk data.
 pub const USER: u32 = u32::MAX;
 

@@ -12,4 +12,5 @@ mod preflight;
 mod repeat;
 mod reverse;
 mod rich;
+mod stragglers;
 mod support;

@@ -39,6 +39,12 @@ impl Sieve {
         self.command(command.as_bytes()).map(drop)
     }
 
+    /// Deletes a script.
+    pub fn delete(&mut self, name: &str) -> Result<()> {
+        self.command(format!("DELETESCRIPT {}", quoted(name)).as_bytes())?;
+        Ok(())
+    }
+
     /// The scripts' names and whether they are active.
     pub fn list(&mut self) -> Result<Vec<(String, bool)>> {
         let lines = self.command(b"LISTSCRIPTS")?;

@@ -1,0 +1,368 @@
+//! Carrying over: what reached the source after the user was published here comes
+//! to the live mailboxes, by this server's own imapd, as if a client had brought it.
+//!
+//! The source tells what is different ([`Offer`]). Messages get new UIDs here, and
+//! keep their flags and INTERNALDATE; [`decide`] has the rules for everything that
+//! was changed on both servers. The [`ledger`] makes each step happen once: an
+//! append is announced in it before it is done, and one whose end is not known is
+//! looked for in the live index, by its content, before it is done again.
+
+mod decide;
+mod folders;
+mod imap;
+mod instance;
+mod ledger;
+mod live;
+mod messages;
+mod sieve;
+
+use super::offer::Checked;
+use super::receive::{Expected, Item, ItemKey};
+use super::stage::{Stage, StagedDirectory};
+use crate::cyrus::mboxlist::MailboxEntry;
+use crate::cyrus::mboxlist::mbtype::Kind;
+use crate::cyrus::name::{MailboxName, UniqueId};
+use crate::host::Host;
+use crate::wire::manifest;
+use crate::wire::v1::{self, FileKind, problem::Severity};
+use bytes::Bytes;
+use imap::ImapError;
+use instance::{Instance, InstanceError};
+use ledger::{Deed, How, Ledger};
+use live::{LiveError, Tree};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Where the messages wait, below the move's directory.
+const STAGE: &str = "stragglers";
+
+/// Why carrying over stopped. What was done is in the ledger.
+#[derive(Debug, thiserror::Error)]
+pub enum CarryError {
+    /// The source said what cannot be.
+    #[error("the source sent {0}")]
+    Nonsense(String),
+    /// A file of the move fails.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The ledger fails.
+    #[error("the ledger of the move: {0}")]
+    Ledger(#[from] io::Error),
+    /// The live mailboxes cannot be read.
+    #[error(transparent)]
+    Live(#[from] LiveError),
+    /// imapd does not start.
+    #[error(transparent)]
+    Instance(#[from] InstanceError),
+    /// The session broke.
+    #[error(transparent)]
+    Imap(#[from] ImapError),
+}
+
+type Result<T> = std::result::Result<T, CarryError>;
+
+/// What is different on the source.
+#[derive(Debug, Default)]
+pub struct Offer {
+    mailboxes: BTreeMap<u32, Offered>,
+    found: v1::StragglersFound,
+}
+
+/// A mailbox that is different on the source.
+#[derive(Debug)]
+struct Offered {
+    id: UniqueId,
+    name: MailboxName,
+    /// Its name when it was published, if it was.
+    name_then: Option<MailboxName>,
+    last_uid: u32,
+    highestmodseq: u64,
+    gone: bool,
+    /// All messages that are left of those that were published, as runs; `None`:
+    /// none has gone without a trace.
+    present: Option<Vec<u32>>,
+    stragglers: Vec<v1::Straggler>,
+    rights: Vec<v1::RightsChange>,
+    /// Whether it is a name without messages.
+    name_only: bool,
+    /// What it holds.
+    kind: Kind,
+}
+
+impl Offer {
+    /// Takes a part of a mailbox whose identity was checked.
+    pub fn mailbox(&mut self, part: v1::StragglerMailbox, checked: Checked) -> Result<()> {
+        let nonsense =
+            |text: &str| CarryError::Nonsense(format!("{}: {text}", checked.name.display()));
+        for straggler in &part.stragglers {
+            if straggler.uid == 0 || straggler.guid.len() != 20 {
+                return Err(nonsense("an impossible message"));
+            }
+            if !straggler.flags.iter().all(|flag| imap::is_flag(flag)) {
+                return Err(nonsense("an impossible flag"));
+            }
+        }
+        let wire = part.mailbox.unwrap_or_default();
+        if let Some(known) = self.mailboxes.get_mut(&wire.ordinal) {
+            if known.id != checked.id {
+                return Err(nonsense("two mailboxes in one"));
+            }
+            known.stragglers.extend(part.stragglers);
+            return Ok(());
+        }
+        let name_then = part.known.then(|| MailboxName::from_internal(&part.name_then));
+        let name_then = name_then.transpose().map_err(|_| nonsense("an impossible name"))?;
+        let raw = wire.name_record.clone();
+        let record = MailboxEntry::parse(checked.name.clone(), Bytes::new(), raw);
+        let kind = record.map(|record| record.mbtype.kind).unwrap_or_default();
+        let offered = Offered {
+            kind,
+            id: checked.id,
+            name: checked.name,
+            name_then,
+            last_uid: part.last_uid_then,
+            highestmodseq: part.highestmodseq_then,
+            gone: part.gone,
+            present: part.listed.then_some(part.present_runs),
+            stragglers: part.stragglers,
+            rights: part.rights,
+            name_only: wire.partition.is_empty() && !part.gone,
+        };
+        self.mailboxes.insert(wire.ordinal, offered);
+        Ok(())
+    }
+
+    /// Takes the end.
+    pub fn found(&mut self, found: v1::StragglersFound) {
+        self.found = found;
+    }
+}
+
+/// Carrying over what was offered.
+#[derive(Debug)]
+pub struct Carrying {
+    offer: Offer,
+    ledger: Ledger,
+    /// The move's directory.
+    directory: PathBuf,
+}
+
+/// The messages that may arrive: where, and of what size, by UID.
+struct Asked(BTreeMap<u32, (Arc<StagedDirectory>, BTreeMap<u32, u64>)>);
+
+impl Expected for Asked {
+    fn item(&self, key: ItemKey) -> Option<Item> {
+        let (mailbox, kind, uid) = key;
+        let (directory, messages) = self.0.get(&mailbox)?;
+        let size = messages.get(&uid).filter(|_| kind == FileKind::Message as u8)?;
+        Some(Item {
+            directory: Arc::clone(directory),
+            name: file_name(uid),
+            size: Some(*size),
+            replaces: false,
+        })
+    }
+}
+
+impl Carrying {
+    /// Takes up what was offered, and what an earlier attempt has begun.
+    pub fn begin(host: &Host, stage: &Stage, top: &MailboxName, offer: Offer) -> Result<Self> {
+        let directory = stage.directory.clone();
+        let ledger = Ledger::open(&directory.join("ledger"))?;
+        let mut carrying = Self { offer, ledger, directory };
+        messages::settle_pending(&mut carrying.ledger, &Tree::read(host, top)?, host)?;
+        Ok(carrying)
+    }
+
+    /// The messages whose bytes are needed, and how they are taken in.
+    pub fn wants(&self) -> Result<(v1::Wants, Arc<dyn Expected>)> {
+        let root = self.directory.join(STAGE);
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |source| CarryError::Io { path, source }
+        };
+        match std::fs::remove_dir_all(&root) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io(&root)(e)),
+            _ => {}
+        }
+        let (mut wants, mut asked) = (v1::Wants::default(), BTreeMap::new());
+        for (ordinal, offered) in &self.offer.mailboxes {
+            let needed = |s: &&v1::Straggler| {
+                s.uid > offered.last_uid
+                    && !s.expunged
+                    && !self.ledger.appended.contains_key(&offered.message(s.uid))
+            };
+            let sizes: BTreeMap<u32, u64> =
+                offered.stragglers.iter().filter(needed).map(|s| (s.uid, s.size)).collect();
+            if sizes.is_empty() {
+                continue;
+            }
+            wants.messages += sizes.len() as u64;
+            wants.bytes += sizes.values().sum::<u64>();
+            wants.wants.push(v1::Want {
+                mailbox: *ordinal,
+                uid_runs: manifest::runs(sizes.keys().copied()),
+                files: Vec::new(),
+            });
+            let directory = StagedDirectory::make(&root, Path::new(&ordinal.to_string()));
+            asked.insert(*ordinal, (Arc::new(directory.map_err(io(&root))?), sizes));
+        }
+        Ok((wants, Arc::new(Asked(asked))))
+    }
+
+    /// Carries everything over; what is done is in the ledger, whatever happens.
+    pub fn run(&mut self, host: &Host, top: &MailboxName) -> Result<v1::Carried> {
+        let mut run = Run {
+            host,
+            top,
+            tree: Tree::read(host, top)?,
+            ledger: &mut self.ledger,
+            directory: &self.directory,
+            sessions: BTreeMap::new(),
+            left: Vec::new(),
+        };
+        let mut ordered: Vec<_> = self.offer.mailboxes.iter().collect();
+        // Parents before what is below them.
+        ordered.sort_by(|(_, a), (_, b)| a.name.as_bytes().cmp(b.name.as_bytes()));
+        for (_, offered) in ordered.iter().filter(|(_, o)| !o.gone && o.kind != Kind::Sieve) {
+            folders::place(&mut run, offered)?;
+        }
+        for (ordinal, offered) in ordered.iter().filter(|(_, o)| !o.gone && !o.name_only) {
+            match offered.kind {
+                Kind::Sieve => sieve::carry(&mut run, **ordinal, offered, &self.offer.found)?,
+                _ => messages::carry(&mut run, **ordinal, offered)?,
+            }
+        }
+        for (_, offered) in &ordered {
+            folders::rights(&mut run, offered)?;
+        }
+        // What is below before its parents.
+        for (_, offered) in ordered.iter().rev().filter(|(_, o)| o.gone) {
+            folders::delete(&mut run, offered)?;
+        }
+        folders::subscribe(&mut run, &self.offer.found)?;
+        let problems = std::mem::take(&mut run.left);
+        drop(run);
+        let _ = std::fs::remove_dir_all(self.directory.join(STAGE));
+        let ledger = &self.ledger;
+        Ok(v1::Carried {
+            messages: ledger.appended.len() as u64,
+            flags: ledger.count(How::Flags),
+            expunged: ledger.count(How::Expunged),
+            mailboxes: ledger.deeds(Deed::Mailbox),
+            other: ledger.deeds(Deed::Other),
+            problems,
+        })
+    }
+}
+
+impl Offered {
+    /// A message of it, as the ledger names it.
+    fn message(&self, uid: u32) -> ledger::Message {
+        (self.id.as_str().to_owned(), uid)
+    }
+}
+
+/// One attempt to carry everything over.
+struct Run<'a> {
+    host: &'a Host,
+    top: &'a MailboxName,
+    tree: Tree,
+    ledger: &'a mut Ledger,
+    directory: &'a Path,
+    /// Sessions with imapd, by who is logged in.
+    sessions: BTreeMap<String, Instance>,
+    left: Vec<v1::Problem>,
+}
+
+impl Run<'_> {
+    /// The live mailbox that is the offered one.
+    fn here(&self, offered: &Offered) -> Option<&MailboxEntry> {
+        let id = self.ledger.placed.get(offered.id.as_str());
+        self.tree.by_id(id.map_or(offered.id.as_str(), String::as_str))
+    }
+
+    /// The name of a mailbox, as a session is told.
+    fn external(&self, name: &MailboxName) -> Result<Vec<u8>> {
+        let namespace = self.host.namespace();
+        let namespace = namespace.map_err(|e| LiveError::Unreadable(e.to_string()))?;
+        Ok(name.to_external(&namespace))
+    }
+
+    /// A session of somebody's.
+    fn session(&mut self, identity: &str) -> Result<&mut imap::Imap> {
+        if !self.sessions.contains_key(identity) {
+            let instance = Instance::start(self.host, self.directory, identity)?;
+            self.sessions.insert(identity.to_owned(), instance);
+        }
+        let instance = self.sessions.get_mut(identity);
+        instance
+            .map(|i| &mut i.imap)
+            .ok_or_else(|| CarryError::Instance(InstanceError::Start("its session is lost".into())))
+    }
+
+    /// Who makes, renames and deletes mailboxes: the user himself, or an admin.
+    fn owner(&self) -> Option<String> {
+        match self.top.userid() {
+            Some(user) => Some(String::from_utf8_lossy(user.as_bytes()).into_owned()),
+            None => self.host.config.admins().into_iter().next(),
+        }
+    }
+
+    /// Who may put mail into a mailbox: its owner, if its rights let him, or
+    /// anybody else whom they let.
+    fn writer(&self, entry: &MailboxEntry) -> Option<String> {
+        let rights = |id: &[u8]| -> BTreeSet<u8> {
+            let listed = |id: &[u8]| entry.acl.rights(id).unwrap_or_default().iter().copied();
+            let denied = |id: &[u8]| listed(&[b"-", id].concat()).collect::<BTreeSet<_>>();
+            let not = &denied(id) | &denied(b"anyone");
+            let mut has: BTreeSet<u8> =
+                listed(id).chain(listed(b"anyone")).filter(|right| !not.contains(right)).collect();
+            // What older servers wrote for both.
+            if has.contains(&b'd') {
+                has.extend(b"te");
+            }
+            has
+        };
+        let may =
+            |id: &&String| b"lrswite".iter().all(|right| rights(id.as_bytes()).contains(right));
+        let can_log_in = |id: &&String| {
+            !id.starts_with(['-'])
+                && !id.contains(':')
+                && !["anyone", "anonymous"].contains(&id.as_str())
+        };
+        let owner = self.owner().into_iter();
+        let listed = entry.acl.0.iter().filter_map(|(id, _)| String::from_utf8(id.clone()).ok());
+        let all: Vec<String> = owner.chain(listed).collect();
+        all.iter().filter(can_log_in).find(may).cloned()
+    }
+
+    /// Notes what is not carried over.
+    fn leave(&mut self, severity: Severity, name: &MailboxName, uid: u32, text: impl Into<String>) {
+        self.left.push(v1::Problem {
+            severity: severity.into(),
+            code: crate::wire::STRAGGLER_LEFT.into(),
+            mailbox: self.host.external(name),
+            uid,
+            text: text.into(),
+            advice: "the source's retired copy has it".into(),
+            ..v1::Problem::default()
+        });
+    }
+
+    fn write(&mut self, lines: impl IntoIterator<Item = ledger::Line>) -> Result<()> {
+        Ok(self.ledger.write(lines)?)
+    }
+}
+
+/// The name of a message's file on the stage.
+fn file_name(uid: u32) -> String {
+    format!("{uid}.")
+}

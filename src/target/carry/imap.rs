@@ -1,0 +1,273 @@
+//! As much of an IMAP client as carrying stragglers over needs: it sends a
+//! command and hears what came of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+
+/// Most bytes of one response that are kept.
+const MAX_RESPONSE: usize = 1 << 20;
+
+/// The connection broke, or what came is not IMAP.
+#[derive(Debug, thiserror::Error)]
+pub enum ImapError {
+    /// The connection.
+    #[error("the session with this server's imapd broke: {0}")]
+    Io(#[from] io::Error),
+    /// What came.
+    #[error("this server's imapd said {0}")]
+    Strange(String),
+}
+
+/// What came of a command.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Whether it was done.
+    pub ok: bool,
+    /// What the server said, with the code.
+    pub text: String,
+    /// The new MODSEQs that it told of, by UID.
+    pub modseqs: BTreeMap<u32, u64>,
+}
+
+/// A session.
+pub struct Imap {
+    stream: BufReader<UnixStream>,
+    commands: u32,
+}
+
+impl Imap {
+    /// A session over a connection.
+    pub fn new(stream: UnixStream) -> Self {
+        Self { stream: BufReader::new(stream), commands: 0 }
+    }
+
+    /// Reads the server's first words.
+    pub fn greeting(&mut self) -> Result<(), ImapError> {
+        let line = self.response()?;
+        match line.starts_with(b"* OK") {
+            true => Ok(()),
+            false => Err(ImapError::Strange(readable(&line))),
+        }
+    }
+
+    /// Sends a command whose arguments are strings.
+    pub fn command(&mut self, verb: &str, arguments: &[&[u8]]) -> Result<Answer, ImapError> {
+        let mut line = verb.as_bytes().to_vec();
+        for argument in arguments {
+            line.push(b' ');
+            line.extend_from_slice(&quoted(argument));
+        }
+        self.raw(&line, b"")
+    }
+
+    /// Sends a command as it is, in two pieces.
+    pub fn raw(&mut self, command: &[u8], rest: &[u8]) -> Result<Answer, ImapError> {
+        self.commands += 1;
+        let tag = format!("m{} ", self.commands);
+        self.stream.get_mut().write_all(&[tag.as_bytes(), command].concat())?;
+        self.stream.get_mut().write_all(rest)?;
+        self.stream.get_mut().write_all(b"\r\n")?;
+        let mut answer = Answer::default();
+        loop {
+            let line = self.response()?;
+            if let Some(rest) = line.strip_prefix(tag.as_bytes()) {
+                answer.ok = rest.starts_with(b"OK");
+                answer.text = readable(rest);
+                return Ok(answer);
+            }
+            if line.starts_with(b"* BYE") {
+                return Err(ImapError::Strange(readable(&line)));
+            }
+            answer.modseqs.extend(modseq(&line));
+        }
+    }
+
+    /// Appends a message; `date` is in IMAP's form.
+    pub fn append(
+        &mut self,
+        mailbox: &[u8],
+        flags: &[&[u8]],
+        date: &str,
+        message: &[u8],
+    ) -> Result<Answer, ImapError> {
+        let flags = flags.join(&b' ');
+        let head = format!(" \"{date}\" {{{}+}}\r\n", message.len());
+        let command = [b"APPEND ", &quoted(mailbox)[..], b" (", &flags, b")", head.as_bytes()];
+        self.raw(&command.concat(), message)
+    }
+
+    /// Changes flags of messages: `sign` is `+` or `-`. Those whose MODSEQ is above
+    /// `unchanged_since` are left as they are, and named by [`Answer::modified`].
+    pub fn store(
+        &mut self,
+        uids: &[u32],
+        unchanged_since: Option<u64>,
+        sign: char,
+        flags: &[&[u8]],
+    ) -> Result<Answer, ImapError> {
+        let condition = unchanged_since.map(|m| format!(" (UNCHANGEDSINCE {m})"));
+        let condition = condition.unwrap_or_default();
+        let head = format!("UID STORE {}{condition} {sign}FLAGS.SILENT (", set(uids));
+        self.raw(&[head.as_bytes(), &flags.join(&b' '), b")"].concat(), b"")
+    }
+
+    /// Ends the session; the server sees that nobody is there any more.
+    pub fn close(&mut self) {
+        let _ = self.stream.get_ref().shutdown(Shutdown::Both);
+    }
+
+    /// One response: a line, with the literals in it.
+    fn response(&mut self) -> Result<Vec<u8>, ImapError> {
+        let mut response = Vec::new();
+        loop {
+            let room = (MAX_RESPONSE - response.len()) as u64;
+            let read = (&mut self.stream).take(room).read_until(b'\n', &mut response)?;
+            let Some(line) = response.strip_suffix(b"\n") else {
+                return Err(match read {
+                    0 if response.len() < MAX_RESPONSE => {
+                        io::Error::from(io::ErrorKind::UnexpectedEof).into()
+                    }
+                    _ => ImapError::Strange(readable(&response)),
+                });
+            };
+            let line = line.strip_suffix(b"\r").unwrap_or(line);
+            match literal(line) {
+                None => return Ok(line.to_vec()),
+                Some(length) if response.len() + length < MAX_RESPONSE => {
+                    (&mut self.stream).take(length as u64).read_to_end(&mut response)?;
+                }
+                Some(_) => return Err(ImapError::Strange("a very long answer".into())),
+            }
+        }
+    }
+}
+
+impl Answer {
+    /// The UID that an APPEND was given.
+    pub fn appended(&self) -> Option<u32> {
+        self.code("APPENDUID")?.split(' ').nth(1)?.parse().ok()
+    }
+
+    /// The messages that a STORE left as they were, since they were changed.
+    pub fn modified(&self) -> BTreeSet<u32> {
+        let mut uids = BTreeSet::new();
+        for range in self.code("MODIFIED").unwrap_or_default().split(',') {
+            let (first, last) = range.split_once(':').unwrap_or((range, range));
+            if let (Ok(first), Ok(last)) = (first.parse::<u32>(), last.parse::<u32>())
+                && last.saturating_sub(first) < 1 << 20
+            {
+                uids.extend(first..=last);
+            }
+        }
+        uids
+    }
+
+    fn code(&self, word: &str) -> Option<&str> {
+        let rest = self.text.strip_prefix("OK [")?;
+        rest.split_once(']')?.0.strip_prefix(word)?.strip_prefix(' ')
+    }
+}
+
+/// UIDs, ascending, as a set: runs are put together.
+pub fn set(uids: &[u32]) -> String {
+    let runs = crate::wire::manifest::runs(uids.iter().copied());
+    let ranges = runs.as_chunks::<2>().0.iter().map(|[first, count]| match count {
+        1 => first.to_string(),
+        count => format!("{first}:{}", first + (count - 1)),
+    });
+    ranges.collect::<Vec<_>>().join(",")
+}
+
+/// Whether this may stand among the flags of a command.
+pub fn is_flag(flag: &[u8]) -> bool {
+    let system: [&[u8]; 5] = [b"\\Answered", b"\\Flagged", b"\\Deleted", b"\\Draft", b"\\Seen"];
+    let atom = |b: &u8| b.is_ascii_graphic() && !b"(){%*\"\\]".contains(b);
+    let keyword = !flag.is_empty() && flag.len() <= 1000 && flag.iter().all(atom);
+    keyword || system.contains(&flag)
+}
+
+/// A string as an argument.
+pub fn quoted(text: &[u8]) -> Vec<u8> {
+    let plain = |b: &u8| (32..127).contains(b) && !b"\\\"".contains(b);
+    match text.iter().all(plain) {
+        true => [b"\"", text, b"\""].concat(),
+        false => [format!("{{{}+}}\r\n", text.len()).as_bytes(), text].concat(),
+    }
+}
+
+/// The length of the literal that a line announces at its end.
+fn literal(line: &[u8]) -> Option<usize> {
+    let rest = line.strip_suffix(b"}")?;
+    let at = rest.iter().rposition(|b| *b == b'{')?;
+    std::str::from_utf8(rest.get(at + 1..)?).ok()?.parse().ok()
+}
+
+/// UID and MODSEQ of a `* 1 FETCH (UID 7 MODSEQ (12))`.
+fn modseq(line: &[u8]) -> Option<(u32, u64)> {
+    let line = std::str::from_utf8(line).ok()?;
+    let after = |word: &str| {
+        let rest = line.split_once(word)?.1;
+        rest.split(|c: char| !c.is_ascii_digit()).next()
+    };
+    line.split(' ').nth(2).filter(|word| *word == "FETCH")?;
+    Some((after("UID ")?.parse().ok()?, after("MODSEQ (")?.parse().ok()?))
+}
+
+fn readable(bytes: &[u8]) -> String {
+    crate::wire::printable(&String::from_utf8_lossy(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A session with a server that says `script` whatever it is told.
+    fn hears(script: &[u8]) -> Imap {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(script).unwrap();
+        theirs.shutdown(Shutdown::Write).unwrap();
+        // Kept open for what we write.
+        std::mem::forget(theirs);
+        Imap::new(ours)
+    }
+
+    #[test]
+    fn answers_are_understood() {
+        let mut imap = hears(
+            b"* OK hello\r\n\
+              * 3 FETCH (FLAGS (\\Recent) UID 7 MODSEQ (12))\r\n\
+              * METADATA a {5}\r\nm1 OK more\r\n\
+              m1 OK [MODIFIED 1,4:6] Completed\r\n\
+              m2 OK [APPENDUID 99 15] Completed\r\n\
+              m3 NO Permission denied\r\n",
+        );
+        imap.greeting().unwrap();
+        let stored = imap.store(&[1, 4, 5, 6, 7], Some(9), '+', &[b"\\Seen"]).unwrap();
+        assert_eq!(stored.modseqs, BTreeMap::from([(7, 12)]));
+        assert_eq!(stored.modified(), BTreeSet::from([1, 4, 5, 6]));
+        assert_eq!(imap.command("APPEND", &[]).unwrap().appended(), Some(15));
+        let refused = imap.command("SELECT", &[b"x"]).unwrap();
+        assert_eq!((refused.ok, refused.text.as_str()), (false, "NO Permission denied"));
+        assert!(matches!(imap.raw(b"NOOP", b""), Err(ImapError::Io(_))));
+    }
+
+    #[test]
+    fn nothing_endless_is_read() {
+        let mut imap = hears(&vec![b'x'; MAX_RESPONSE + 10][..100_000]);
+        assert!(imap.greeting().is_err());
+        assert!(hears(b"* x {999999999999}\r\n").greeting().is_err());
+    }
+
+    #[test]
+    fn what_is_sent_cannot_be_misread() {
+        assert_eq!(quoted(b"user.a b"), b"\"user.a b\"");
+        assert_eq!(quoted(b"a\"\r\nb"), b"{5+}\r\na\"\r\nb");
+        assert_eq!(set(&[1, 2, 3, 9]), "1:3,9");
+        assert!(is_flag(b"\\Seen") && is_flag(b"$Label1"));
+        for bad in [&b""[..], b"a b", b"a)", b"\\Recent", b"a\r\nb", b"\xff"] {
+            assert!(!is_flag(bad), "{bad:?}");
+        }
+    }
+}
