@@ -1,4 +1,5 @@
-//! Places where a test can kill the process, to see what a crash there leaves.
+//! Places where a test can kill the process, to see what a crash there leaves,
+//! and steps that it can have left out, to see that their lack is noticed.
 //!
 //! Compiled in by the feature `faults` only. A process that reaches the point
 //! whose name stands in the file `/run/mbcopy-fault` ends there at once, as if
@@ -90,4 +91,35 @@ pub fn point(point: Point) {
         }
     }
     let _ = point;
+}
+
+/// Things that a test can have left undone, to see that their lack is noticed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sabotage {
+    /// The target does not put its stage onto stable storage.
+    SkipSync,
+    /// The journal is not put onto stable storage.
+    JournalUnsynced,
+}
+
+impl Sabotage {
+    /// The word for it in the file `/run/mbcopy-sabotage`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::SkipSync => "skip-sync",
+            Self::JournalUnsynced => "journal-unsynced",
+        }
+    }
+}
+
+/// Whether a test wants this left undone; never in a release.
+pub fn sabotaged(sabotage: Sabotage) -> bool {
+    #[cfg(feature = "faults")]
+    return std::fs::read_to_string("/run/mbcopy-sabotage")
+        .is_ok_and(|words| words.split_whitespace().any(|word| word == sabotage.as_str()));
+    #[cfg(not(feature = "faults"))]
+    {
+        let _ = sabotage;
+        false
+    }
 }
