@@ -7,6 +7,7 @@
 mod crash;
 mod engines;
 mod live;
+mod power;
 mod preflight;
 mod repeat;
 mod rich;

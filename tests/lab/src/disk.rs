@@ -41,6 +41,7 @@ pub struct Disk {
     device: PathBuf,
     /// What the disk was when its power was cut, until the host is down.
     held: Option<Medium>,
+    kind: Kind,
 }
 
 impl Disk {
@@ -49,7 +50,7 @@ impl Disk {
     pub fn insert(host: &Host, kind: Kind) -> Result<Disk> {
         host.down()?;
         let (wire, device) = attach(host, Medium::default())?;
-        let disk = Disk { host: host.clone(), wire, device, held: None };
+        let disk = Disk { host: host.clone(), wire, device, held: None, kind };
         let device = disk.device.as_os_str();
         match kind {
             Kind::Ext4 => run("mkfs.ext4", &[OsStr::new("-q"), device])?,
@@ -85,7 +86,20 @@ impl Disk {
         detached(&self.device)?;
         let (medium, loss) = medium.without_power(fate);
         (self.wire, self.device) = attach(&self.host, medium)?;
+        self.check().context("no real disk would have been left like this")?;
         Ok(loss)
+    }
+
+    /// Has the filesystem recover, and looks whether it is sound then: it must be, if the disk has
+    /// kept what it was told to flush, as it would have to be on any machine.
+    fn check(&self) -> Result<()> {
+        let check = match self.kind {
+            Kind::Ext4 => "e2fsck -fn",
+            Kind::Xfs => "xfs_repair -n",
+        };
+        let script = format!(r#"mount "$0" /mnt; umount /mnt; {check} "$0""#);
+        let shell = ["--mount", "sh", "-ec", &script].map(OsStr::new);
+        run("unshare", &[&shell[..], &[self.device.as_os_str()]].concat())
     }
 
     /// Starts the host again.

@@ -17,7 +17,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -68,6 +68,8 @@ pub enum When {
     After(Duration),
     /// When a process has just died at this place.
     At(&'static str),
+    /// When the push has just said that the user is moved.
+    Ended,
 }
 
 /// What the admin does when the power is back.
@@ -90,6 +92,8 @@ pub struct Trial {
     pub fate: Fate,
     /// Whether mail arrives all the time.
     pub mail: bool,
+    /// Whether the kernel writes back all the time, so that more is under way when it happens.
+    pub busy: bool,
     /// What is done then.
     pub recovery: Recovery,
     /// What mbcopy is told to leave undone until then; words for `/run/mbcopy-sabotage`.
@@ -111,6 +115,14 @@ pub struct Finding {
     pub violations: Vec<String>,
     /// How long all of it took.
     pub took: Duration,
+}
+
+impl Finding {
+    /// Whether the move could not be finished because the source, thawed by its agent's death, had
+    /// taken mail that waited there: no loss of power is needed for that.
+    pub fn stragglers(&self) -> bool {
+        self.violations.iter().any(|v| v.contains("received mail or changes after it was frozen"))
+    }
 }
 
 /// Two servers on disks that can be cut.
@@ -222,6 +234,10 @@ impl Rig {
         if let When::At(place) = trial.when {
             self.tell("mbcopy-fault", place)?;
         }
+        let hosts = self.hosts().into_iter();
+        let failing = hosts.filter(|host| fails(trial.side, *host == &self.target));
+        let writers = failing.filter(|_| trial.busy).map(WriteBack::start);
+        let _writers = writers.collect::<Result<Vec<_>>>()?;
         let mut push = self.push(&user, &command)?;
         self.await_instant(&trial.when, &mut push)?;
         let cut = Instant::now();
@@ -248,18 +264,9 @@ impl Rig {
             violations.push("after the cut nobody serves the user".to_owned());
         }
 
-        let mut again = match trial.recovery {
-            Recovery::Again => self.push(&user, &command)?,
-            Recovery::Abort => Running::start(&self.source, &["abort", &format!("user.{user}")])?,
-        };
         // Where the move had ended, there is nothing left to finish.
-        let over = first == 0;
-        let code = again.ended()?;
-        if code != Some(0) && !over {
-            violations.push(match code {
-                Some(code) => format!("{:?} ended with {code}:\n{}", trial.recovery, again.said()),
-                None => format!("{:?} hangs:\n{}", trial.recovery, again.said()),
-            });
+        if first != 0 {
+            violations.extend(self.recover(trial.recovery, &user, &command, &push)?);
         }
         let history = mail.map(Deliverer::stop).unwrap_or_default();
 
@@ -293,11 +300,12 @@ impl Rig {
             let due: Vec<_> =
                 history.iter().filter(|s| s.bounce.is_none()).filter(counts).collect();
             accepted = due.len();
-            for sent in due {
-                if !seen.messages().any(|(_, _, message)| message.message_id == sent.id) {
-                    let Sent { id, host, .. } = sent;
-                    violations.push(format!("{id}, which {host} had accepted, is missing"));
-                }
+            let there = |id: &str| seen.messages().any(|(.., message)| message.message_id == id);
+            let missing: Vec<_> = due.into_iter().filter(|sent| !there(&sent.id)).collect();
+            if let Some(Sent { id, host, .. }) = missing.first() {
+                let more = missing.len() - 1;
+                violations
+                    .push(format!("{id}, which {host} had accepted, and {more} more are missing"));
             }
         }
         for Sent { id, host, bounce, .. } in &history {
@@ -314,6 +322,27 @@ impl Rig {
             self.before = Some((user, before));
         }
         Ok(Finding { first, between, loss, mail: accepted, violations, took: start.elapsed() })
+    }
+
+    /// Does what the admin does; how that failed, if it did.
+    fn recover(
+        &self,
+        recovery: Recovery,
+        user: &str,
+        route_command: &str,
+        before: &Running,
+    ) -> Result<Option<String>> {
+        let mut again = match recovery {
+            Recovery::Again => self.push(user, route_command)?,
+            Recovery::Abort => Running::start(&self.source, &["abort", &format!("user.{user}")])?,
+        };
+        let ended = match again.ended()? {
+            Some(0) => return Ok(None),
+            Some(code) => format!("ended with {code}"),
+            None => "hangs".to_owned(),
+        };
+        let (before, said) = (before.said(), again.said());
+        Ok(Some(format!("{recovery:?} {ended}:\n{said}The push before it:\n{before}")))
     }
 
     /// Puts a word where mbcopy looks for it, on both hosts.
@@ -342,6 +371,11 @@ impl Rig {
         let place = match when {
             When::After(time) => {
                 std::thread::sleep(*time);
+                return Ok(());
+            }
+            When::Ended => {
+                let code = push.ended()?;
+                ensure!(code == Some(0), "the push ended with {code:?}:\n{}", push.said());
                 return Ok(());
             }
             When::At(place) => place,
@@ -448,7 +482,10 @@ struct Running {
 
 impl Running {
     fn start(host: &Host, arguments: &[&str]) -> Result<Running> {
-        let log = state_dir().join("run").join(format!("power-{}.log", arguments[0]));
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        // Two at a time are of interest.
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed) % 2;
+        let log = state_dir().join("run").join(format!("power-{number}.log"));
         let sink = std::fs::File::create(&log)?;
         let command: Vec<&str> = [PROGRAM].iter().chain(arguments).copied().collect();
         let mut command = host.command(&command);
@@ -471,6 +508,32 @@ impl Running {
 
     fn said(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+/// Has a host's kernel write back what is dirty, again and again, until its disk fails.
+struct WriteBack(Arc<AtomicBool>);
+
+impl WriteBack {
+    fn start(host: &Host) -> Result<WriteBack> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, directory) = (Arc::clone(&stop), host.root()?.join("var/lib/cyrus"));
+        std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                let synced = std::fs::File::open(&directory).map(rustix::fs::syncfs);
+                if !matches!(synced, Ok(Ok(()))) {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        Ok(WriteBack(stop))
+    }
+}
+
+impl Drop for WriteBack {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -539,15 +602,18 @@ pub fn plan(side: Side, runs: usize, usual: Duration, seed: u64) -> Vec<Trial> {
             0 => {
                 When::After(usual.mul_f64(1.2 * (n as f64 + random.random::<f64>()) / runs as f64))
             }
-            _ => When::At(PLACES[(n / 2) % PLACES.len()]),
+            _ => {
+                let place = PLACES.get((n / 2) % (PLACES.len() + 1));
+                place.map_or(When::Ended, |place| When::At(place))
+            }
         };
         let fate = match random.random_range(0..10) {
             0 => Fate::Kept,
             1..5 => Fate::Lost,
             _ => Fate::Mixed(random.random()),
         };
-        let mail = random.random_range(0..3) == 0;
-        Trial { side, when, fate, mail, recovery: Recovery::Again, sabotage: String::new() }
+        let (mail, busy) = (random.random_range(0..3) == 0, random.random_range(0..2) == 0);
+        Trial { side, when, fate, mail, busy, recovery: Recovery::Again, sabotage: String::new() }
     };
     (0..runs).map(trial).collect()
 }
@@ -562,8 +628,10 @@ impl std::fmt::Display for Trial {
         match &self.when {
             When::After(time) => write!(f, "{side} after {} ms", time.as_millis())?,
             When::At(place) => write!(f, "{side} at {place}")?,
+            When::Ended => write!(f, "{side} when the push had ended")?,
         }
-        write!(f, "{}", if self.mail { ", mail flowing" } else { "" })
+        let also = |is: bool, text: &'static str| if is { text } else { "" };
+        write!(f, "{}{}", also(self.mail, ", mail flowing"), also(self.busy, ", writing back"))
     }
 }
 
@@ -593,12 +661,12 @@ mod tests {
     #[test]
     fn a_plan_covers_the_whole_move_and_all_places() {
         let plan = plan(Side::Source, 100, Duration::from_secs(1), 1);
-        for place in PLACES {
-            assert!(plan.iter().any(|t| t.when == When::At(place)), "{place}");
+        for when in PLACES.map(When::At).into_iter().chain([When::Ended]) {
+            assert!(plan.iter().any(|t| t.when == when), "{when:?}");
         }
         let after = |t: &Trial| match t.when {
             When::After(time) => Some(time.as_millis()),
-            When::At(_) => None,
+            _ => None,
         };
         let mut times: Vec<_> = plan.iter().filter_map(after).collect();
         times.sort();

@@ -32,7 +32,7 @@ pub struct PowerArgs {
     /// The filesystem on the disks.
     #[arg(long, value_enum, default_value = "ext4")]
     filesystem: On,
-    /// Only at these places, as src/fault.rs names them.
+    /// Only at these places, as src/fault.rs names them, or "Ended".
     #[arg(long, value_delimiter = ',')]
     at: Vec<String>,
     /// Other instants and other losses.
@@ -89,13 +89,14 @@ pub fn run(args: &PowerArgs) -> Result<ExitCode> {
     println!("An undisturbed move takes {} ms.", usual.as_millis());
     let mut broken = 0;
     for side in sides {
-        let (mut violated, mut lost) = (0, 0);
+        let (mut violated, mut lost, mut stragglers) = (0, 0, 0);
         for (n, trial) in trials(args, side, usual)?.iter().enumerate() {
             let finding = rig.run(trial).with_context(|| format!("{trial}"))?;
             println!("{n:3} {trial}: {finding}");
             lost += usize::from(finding.loss.lost > 0);
             if !finding.violations.is_empty() {
                 violated += 1;
+                stragglers += usize::from(finding.stragglers());
                 if args.stop {
                     println!("Both servers are as they are now until you press Enter.");
                     std::io::stdin().read_line(&mut String::new())?;
@@ -104,7 +105,11 @@ pub fn run(args: &PowerArgs) -> Result<ExitCode> {
                 rig.renew()?; // what is broken must not count twice
             }
         }
-        println!("{side:?}: {} power cuts, {lost} with losses, {violated} violations", args.runs);
+        println!(
+            "{side:?}: {} power cuts, {lost} with losses in the disk's cache, {violated} not as \
+             promised ({stragglers} of them: mail had reached the source after the switch)",
+            args.runs
+        );
         broken += violated;
     }
     println!("{:.0} s in all", start.elapsed().as_secs_f64());
@@ -113,12 +118,15 @@ pub fn run(args: &PowerArgs) -> Result<ExitCode> {
 
 fn trials(args: &PowerArgs, side: Side, usual: std::time::Duration) -> Result<Vec<Trial>> {
     let mut trials = power::plan(side, args.runs, usual, args.seed);
-    let known = |name: &String| PLACES.into_iter().find(|place| place == name);
+    let known = |name: &String| match PLACES.into_iter().find(|place| place == name) {
+        None if name == "Ended" => Some(When::Ended),
+        place => place.map(When::At),
+    };
     let at: Option<Vec<_>> = args.at.iter().map(known).collect();
-    let at = at.with_context(|| format!("the places are {}", PLACES.join(", ")))?;
+    let at = at.with_context(|| format!("the places are {}, Ended", PLACES.join(", ")))?;
     for (n, trial) in trials.iter_mut().enumerate() {
         if !at.is_empty() {
-            trial.when = When::At(at[n % at.len()]);
+            trial.when = at[n % at.len()].clone();
         }
         trial.sabotage.clone_from(&args.sabotage);
         trial.recovery = match args.recovery {
