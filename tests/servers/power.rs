@@ -15,8 +15,16 @@ fn rig() -> Rig {
 }
 
 fn trial(side: Side, when: When) -> Trial {
-    let (fate, sabotage) = (Fate::Mixed(1), String::new());
-    Trial { side, when, fate, mail: false, busy: false, recovery: Recovery::Again, sabotage }
+    Trial {
+        side,
+        when,
+        fate: Fate::Mixed(1),
+        mail: false,
+        busy: false,
+        lives: false,
+        recovery: Recovery::Again,
+        sabotage: String::new(),
+    }
 }
 
 #[test]

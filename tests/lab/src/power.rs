@@ -2,8 +2,8 @@
 //! and the user is whole on exactly one server.
 //!
 //! Each [`Trial`] moves a user of its own between two hosts whose data lie on a [`Disk`] each.
-//! At some instant the disk is cut off, then the network, then all processes end; on the server
-//! that has survived mbcopy is killed too, for what a dead peer means to it is tried elsewhere.
+//! At some instant the disk is cut off, then the network, then all processes end. On the server
+//! that has survived mbcopy is killed too, or lives on until it finds out.
 
 use crate::disk::{Disk, Kind};
 use crate::fingerprint::{self, Fingerprint, Take, volatile};
@@ -94,6 +94,8 @@ pub struct Trial {
     pub mail: bool,
     /// Whether the kernel writes back all the time, so that more is under way when it happens.
     pub busy: bool,
+    /// Whether mbcopy goes on on the server that has power, and must find out by itself.
+    pub lives: bool,
     /// What is done then.
     pub recovery: Recovery,
     /// What mbcopy is told to leave undone until then; words for `/run/mbcopy-sabotage`.
@@ -243,9 +245,10 @@ impl Rig {
         let cut = Instant::now();
         let loss = self.cut(trial)?;
         for (host, disk) in self.hosts().into_iter().zip(&self.disks) {
-            match fails(trial.side, host == &self.target) {
-                true => disk.start()?,
-                false => self.forget(host)?,
+            if fails(trial.side, host == &self.target) {
+                disk.start()?;
+            } else {
+                self.forget(host, trial.lives)?;
             }
         }
         let first = push.ended()?.unwrap_or(-1);
@@ -354,9 +357,10 @@ impl Rig {
         Ok(())
     }
 
-    /// Takes such words back, and kills what is left of mbcopy.
-    fn forget(&self, host: &Host) -> Result<()> {
-        for pid in host.pids("mbcopy (push|agent)")? {
+    /// Takes such words back, and kills what is left of mbcopy, unless it lives on.
+    fn forget(&self, host: &Host, lives: bool) -> Result<()> {
+        let pids = if lives { Vec::new() } else { host.pids("mbcopy (push|agent)")? };
+        for pid in pids {
             if let Some(pid) = rustix::process::Pid::from_raw(pid as i32) {
                 // It may have ended by itself.
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
@@ -613,7 +617,8 @@ pub fn plan(side: Side, runs: usize, usual: Duration, seed: u64) -> Vec<Trial> {
             _ => Fate::Mixed(random.random()),
         };
         let (mail, busy) = (random.random_range(0..3) == 0, random.random_range(0..2) == 0);
-        Trial { side, when, fate, mail, busy, recovery: Recovery::Again, sabotage: String::new() }
+        let (lives, recovery, sabotage) = (false, Recovery::Again, String::new());
+        Trial { side, when, fate, mail, busy, lives, recovery, sabotage }
     };
     (0..runs).map(trial).collect()
 }

@@ -29,6 +29,9 @@ pub struct PowerArgs {
     /// What the admin does then.
     #[arg(long, value_enum, default_value = "again")]
     recovery: Then,
+    /// Let mbcopy live on on the server that has power.
+    #[arg(long)]
+    lives: bool,
     /// The filesystem on the disks.
     #[arg(long, value_enum, default_value = "ext4")]
     filesystem: On,
@@ -128,6 +131,7 @@ fn trials(args: &PowerArgs, side: Side, usual: std::time::Duration) -> Result<Ve
         if !at.is_empty() {
             trial.when = at[n % at.len()].clone();
         }
+        trial.lives = args.lives;
         trial.sabotage.clone_from(&args.sabotage);
         trial.recovery = match args.recovery {
             Then::Again => Recovery::Again,
