@@ -18,6 +18,7 @@ fn trial(side: Side, when: When) -> Trial {
     Trial {
         side,
         when,
+        once_more: None,
         fate: Fate::Mixed(1),
         mail: false,
         busy: false,

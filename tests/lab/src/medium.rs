@@ -43,6 +43,13 @@ pub struct Loss {
     pub lost: usize,
 }
 
+impl Loss {
+    /// Both together.
+    pub fn and(self, other: Loss) -> Loss {
+        Loss { cached: self.cached + other.cached, lost: self.lost + other.lost }
+    }
+}
+
 impl Medium {
     /// What stands at `offset`.
     pub fn read(&self, offset: u64, length: usize) -> Vec<u8> {

@@ -88,6 +88,8 @@ pub struct Trial {
     pub side: Side,
     /// When.
     pub when: When,
+    /// How long after the push was started again the power fails once more.
+    pub once_more: Option<Duration>,
     /// What becomes of what was in the disks' caches.
     pub fate: Fate,
     /// Whether mail arrives all the time.
@@ -105,7 +107,7 @@ pub struct Trial {
 /// What a trial has shown.
 #[derive(Debug)]
 pub struct Finding {
-    /// Exit code of the push whose power was cut.
+    /// Exit code of the push whose power was cut last.
     pub first: i32,
     /// Who showed the user when the power was back: source, target.
     pub between: [bool; 2],
@@ -233,39 +235,15 @@ impl Rig {
         if !trial.sabotage.is_empty() {
             self.tell("mbcopy-sabotage", &trial.sabotage)?;
         }
-        if let When::At(place) = trial.when {
-            self.tell("mbcopy-fault", place)?;
+        let mut blow = self.strike(trial, &trial.when, &user, &command)?;
+        let mut between = self.look(&user, &judge, &mut violations)?;
+        if let (Some(time), true) = (trial.once_more, blow.code != 0) {
+            let second = self.strike(trial, &When::After(time), &user, &command)?;
+            let loss = blow.loss.and(second.loss);
+            blow = Blow { loss, at: blow.at, ..second };
+            between = self.look(&user, &judge, &mut violations)?;
         }
-        let hosts = self.hosts().into_iter();
-        let failing = hosts.filter(|host| fails(trial.side, *host == &self.target));
-        let writers = failing.filter(|_| trial.busy).map(WriteBack::start);
-        let _writers = writers.collect::<Result<Vec<_>>>()?;
-        let mut push = self.push(&user, &command)?;
-        self.await_instant(&trial.when, &mut push)?;
-        let cut = Instant::now();
-        let loss = self.cut(trial)?;
-        for (host, disk) in self.hosts().into_iter().zip(&self.disks) {
-            if fails(trial.side, host == &self.target) {
-                disk.start()?;
-            } else {
-                self.forget(host, trial.lives)?;
-            }
-        }
-        let first = push.ended()?.unwrap_or(-1);
-        let back = Instant::now();
-
-        // Whoever shows the user shows all of him.
-        let mut between = [false, false];
-        for (host, shown) in self.hosts().into_iter().zip(&mut between) {
-            if let Some(seen) = sees(host, &user)? {
-                *shown = true;
-                let wrong = judge.differences(&seen)?;
-                violations.extend(wrong.iter().map(|w| format!("after the cut {host} has {w}")));
-            }
-        }
-        if between == [false, false] {
-            violations.push("after the cut nobody serves the user".to_owned());
-        }
+        let Blow { code: first, loss, at: cut, back, push } = blow;
 
         // Where the move had ended, there is nothing left to finish.
         if first != 0 {
@@ -325,6 +303,46 @@ impl Rig {
             self.before = Some((user, before));
         }
         Ok(Finding { first, between, loss, mail: accepted, violations, took: start.elapsed() })
+    }
+
+    /// Starts a push, cuts the power at the instant, and brings it back.
+    fn strike(&mut self, trial: &Trial, when: &When, user: &str, route: &str) -> Result<Blow> {
+        if let When::At(place) = when {
+            self.tell("mbcopy-fault", place)?;
+        }
+        let hosts = self.hosts().into_iter();
+        let failing = hosts.filter(|host| fails(trial.side, *host == &self.target));
+        let writers = failing.filter(|_| trial.busy).map(WriteBack::start);
+        let _writers = writers.collect::<Result<Vec<_>>>()?;
+        let mut push = self.push(user, route)?;
+        self.await_instant(when, &mut push)?;
+        let at = Instant::now();
+        let loss = self.cut(trial)?;
+        for (host, disk) in self.hosts().into_iter().zip(&self.disks) {
+            if fails(trial.side, host == &self.target) {
+                disk.start()?;
+            } else {
+                self.forget(host, trial.lives)?;
+            }
+        }
+        let code = push.ended()?.unwrap_or(-1);
+        Ok(Blow { push, code, loss, at, back: Instant::now() })
+    }
+
+    /// Who shows the user; whoever does must show all of him.
+    fn look(&self, user: &str, judge: &Judge, wrong: &mut Vec<String>) -> Result<[bool; 2]> {
+        let mut shown = [false, false];
+        for (host, shown) in self.hosts().into_iter().zip(&mut shown) {
+            if let Some(seen) = sees(host, user)? {
+                *shown = true;
+                let differences = judge.differences(&seen)?;
+                wrong.extend(differences.iter().map(|w| format!("after the cut {host} has {w}")));
+            }
+        }
+        if shown == [false, false] {
+            wrong.push("after the cut nobody serves the user".to_owned());
+        }
+        Ok(shown)
     }
 
     /// Does what the admin does; how that failed, if it did.
@@ -408,8 +426,7 @@ impl Rig {
         fallen.iter_mut().for_each(|disk| disk.cut());
         let mut loss = Loss::default();
         for disk in fallen {
-            let Loss { cached, lost } = disk.fall(trial.fate)?;
-            loss = Loss { cached: loss.cached + cached, lost: loss.lost + lost };
+            loss = loss.and(disk.fall(trial.fate)?);
         }
         Ok(loss)
     }
@@ -425,6 +442,17 @@ impl Rig {
 
 fn fails(side: Side, target: bool) -> bool {
     side == Side::Together || (side == Side::Target) == target
+}
+
+/// A power cut that is over.
+struct Blow {
+    push: Running,
+    /// Of the push.
+    code: i32,
+    loss: Loss,
+    at: Instant,
+    /// When both servers ran again.
+    back: Instant,
 }
 
 struct Routed {
@@ -617,8 +645,10 @@ pub fn plan(side: Side, runs: usize, usual: Duration, seed: u64) -> Vec<Trial> {
             _ => Fate::Mixed(random.random()),
         };
         let (mail, busy) = (random.random_range(0..3) == 0, random.random_range(0..2) == 0);
+        let again = random.random_range(0..4) == 0;
+        let once_more = again.then(|| usual.mul_f64(1.2 * random.random::<f64>()));
         let (lives, recovery, sabotage) = (false, Recovery::Again, String::new());
-        Trial { side, when, fate, mail, busy, lives, recovery, sabotage }
+        Trial { side, when, once_more, fate, mail, busy, lives, recovery, sabotage }
     };
     (0..runs).map(trial).collect()
 }
@@ -634,6 +664,9 @@ impl std::fmt::Display for Trial {
             When::After(time) => write!(f, "{side} after {} ms", time.as_millis())?,
             When::At(place) => write!(f, "{side} at {place}")?,
             When::Ended => write!(f, "{side} when the push had ended")?,
+        }
+        if let Some(time) = self.once_more {
+            write!(f, ", once more after {} ms", time.as_millis())?;
         }
         let also = |is: bool, text: &'static str| if is { text } else { "" };
         write!(f, "{}{}", also(self.mail, ", mail flowing"), also(self.busy, ", writing back"))
