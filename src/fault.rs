@@ -1,4 +1,5 @@
-//! Places where a test can break things, to see what that leaves.
+//! Places where a test can break things, to see what that leaves, and steps that
+//! it can have left out, to see that their lack is noticed.
 //!
 //! Compiled in by the feature `faults` only. The file `/run/mbcopy-fault` holds
 //! the name of a place, what is to happen there (`kill`, `hang`, or the error
@@ -156,5 +157,36 @@ pub fn check(point: Point) -> io::Result<()> {
     {
         let _ = point;
         Ok(())
+    }
+}
+
+/// Things that a test can have left undone, to see that their lack is noticed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sabotage {
+    /// The target does not put its stage onto stable storage.
+    SkipSync,
+    /// The journal is not put onto stable storage.
+    JournalUnsynced,
+}
+
+impl Sabotage {
+    /// The word for it in the file `/run/mbcopy-sabotage`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::SkipSync => "skip-sync",
+            Self::JournalUnsynced => "journal-unsynced",
+        }
+    }
+}
+
+/// Whether a test wants this left undone; never in a release.
+pub fn sabotaged(sabotage: Sabotage) -> bool {
+    #[cfg(feature = "faults")]
+    return std::fs::read_to_string("/run/mbcopy-sabotage")
+        .is_ok_and(|words| words.split_whitespace().any(|word| word == sabotage.as_str()));
+    #[cfg(not(feature = "faults"))]
+    {
+        let _ = sabotage;
+        false
     }
 }

@@ -6,7 +6,7 @@
 //! changed is refused, never misread.
 
 use super::MoveId;
-use crate::fault::{self, Point};
+use crate::fault::{self, Point, Sabotage};
 use crate::wire::v1;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -137,7 +137,8 @@ impl Journal {
         let database = Connection::open(path)?;
         database.busy_timeout(std::time::Duration::from_secs(10))?;
         database.pragma_update(None, "journal_mode", "WAL")?;
-        database.pragma_update(None, "synchronous", "FULL")?;
+        let unsynced = fault::sabotaged(Sabotage::JournalUnsynced);
+        database.pragma_update(None, "synchronous", if unsynced { "OFF" } else { "FULL" })?;
         database.execute_batch(
             "CREATE TABLE IF NOT EXISTS move (
                  id TEXT PRIMARY KEY, role INTEGER NOT NULL, name BLOB NOT NULL,

@@ -333,7 +333,7 @@ impl Now {
             guid: Bytes::copy_from_slice(&r.guid.as_ref().map_or([0; 20], |g| *g.as_bytes())),
             internaldate: r.internaldate.seconds(),
             size: r.size,
-            flags: flags(r, &self.names, seen).map(|f| Bytes::copy_from_slice(f)).collect(),
+            flags: flags(r, &self.names, seen).map(Bytes::copy_from_slice).collect(),
         });
         Ok(found.collect())
     }

@@ -836,6 +836,9 @@ fn remove_stage(stage: &Stage) {
         if let Some(parent) = root.parent() {
             let _ = std::fs::remove_dir(parent);
         }
+        // Durable, or a power cut brings it back when no journal knows of it any more.
+        let above = root.ancestors().skip(1).find(|above| above.is_dir());
+        let _ = above.map(|above| std::fs::File::open(above).and_then(|d| d.sync_all()));
     }
 }
 

@@ -8,6 +8,7 @@ mod commands;
 mod crash;
 mod engines;
 mod live;
+mod power;
 mod preflight;
 mod repeat;
 mod reverse;

@@ -49,8 +49,11 @@ fn folders(host: &Host, user: &str) -> Folders {
     folders
 }
 
+/// Flags, as a test writes them down.
+type Flags<'a> = &'a [&'a str];
+
 /// The same, as a test writes it down: id and flags; delivered ones have no date.
-fn expected(list: &[(&str, &[(&str, &[&str])])]) -> Folders {
+fn expected(list: &[(&str, &[(&str, Flags)])]) -> Folders {
     let mut folders = Folders::new();
     for (folder, messages) in list {
         let of = folders.entry((*folder).to_owned()).or_default();

@@ -160,7 +160,7 @@ pub fn assert_same(before: &Fingerprint, after: &Fingerprint, known: &[&str]) {
 }
 
 /// The program under test.
-fn program() -> &'static Path {
+pub fn program() -> &'static Path {
     static PATH: OnceLock<&'static Path> = OnceLock::new();
     PATH.get_or_init(|| Path::new(env!("CARGO_BIN_EXE_mbcopy")))
 }

@@ -2,6 +2,7 @@
 
 mod bench;
 mod demo;
+mod power_command;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -56,6 +57,10 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Measures push beside rsync, XFER and sync_client. What the two hosts hold is lost.
     Bench(bench::BenchArgs),
+    /// Cuts the power of one server in the middle of a move, many times, and checks that the same
+    /// command finishes each; exits with 1 if anything is not as promised. What the two hosts hold
+    /// is lost.
+    Power(power_command::PowerArgs),
     /// Delivers a message from a file by LMTP.
     Deliver { host: String, recipient: String, file: PathBuf },
 }
@@ -168,6 +173,7 @@ fn main() -> Result<ExitCode> {
         }
         Command::Demo(args) => return demo::run(&args),
         Command::Bench(args) => bench::run(&args)?,
+        Command::Power(args) => return power_command::run(&args),
         Command::Deliver { host, recipient, file } => {
             let message = std::fs::read(&file)?;
             let reply = lab::lmtp::deliver(&Host::new(host), &recipient, &message).accepted()?;
