@@ -5,6 +5,7 @@ mod console;
 mod log;
 mod push;
 mod status;
+mod verify;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -44,6 +45,8 @@ enum Command {
     Push(push::PushArgs),
     /// Show the moves that this server knows, and what their states mean
     Status(status::StatusArgs),
+    /// Compare what this server and another one have of a user; changes nothing
+    Verify(verify::VerifyArgs),
     /// Serve one side of a move on standard input and output
     #[command(hide = true)]
     Agent(agent::AgentArgs),
@@ -55,6 +58,7 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Push(args) => push::run(&cli.common, args),
         Command::Status(args) => status::run(&cli.common, args),
+        Command::Verify(args) => verify::run(&cli.common, args),
         Command::Agent(args) => agent::run(&cli.common, args),
     }
 }

@@ -156,32 +156,44 @@ async fn connect_and_push(
 pub(super) async fn local_agent(
     common: &Common,
 ) -> Result<(tokio::process::Child, Peer), Box<dyn std::error::Error>> {
+    agent_here(common, "source", v1::Role::Source).await
+}
+
+/// An agent on this server in the role of that name.
+pub(super) async fn agent_here(
+    common: &Common,
+    word: &str,
+    role: v1::Role,
+) -> Result<(tokio::process::Child, Peer), Box<dyn std::error::Error>> {
     let mut arguments: Vec<OsString> =
-        ["agent", "--role", "source", "--config"].map(OsString::from).into();
+        ["agent", "--role", word, "--config"].map(OsString::from).into();
     arguments.push(common.config.clone().into());
     if let Some(directory) = &common.cyrus_bin {
         arguments.extend(["--cyrus-bin".into(), directory.clone().into()]);
     }
     let (child, streams) = local::spawn(std::env::current_exe()?.into(), &arguments)?;
-    Ok((child, Peer::greet("this server", v1::Role::Source, streams).await?))
+    Ok((child, Peer::greet("this server", role, streams).await?))
 }
 
 async fn remote_target(
     session: &Session,
     args: &PushArgs,
 ) -> Result<Peer, Box<dyn std::error::Error>> {
-    let words = [
-        args.remote_program.as_str(),
-        "agent",
-        "--role",
-        "target",
-        "--config",
-        &args.remote_config,
-    ];
-    let process = session.exec(&words).await?;
+    let program = (args.remote_program.as_str(), args.remote_config.as_str());
+    agent_there(session, program, "target", v1::Role::Target).await
+}
+
+/// An agent on the other server in the role of that name; `program` and
+/// Cyrus's configuration there.
+pub(super) async fn agent_there(
+    session: &Session,
+    (program, config): (&str, &str),
+    word: &str,
+    role: v1::Role,
+) -> Result<Peer, Box<dyn std::error::Error>> {
+    let process = session.exec(&[program, "agent", "--role", word, "--config", config]).await?;
     let server = session.at().to_owned();
-    let peer: Result<Peer, PeerError> =
-        Peer::greet(&server, v1::Role::Target, process.into()).await;
+    let peer: Result<Peer, PeerError> = Peer::greet(&server, role, process.into()).await;
     Ok(peer?)
 }
 

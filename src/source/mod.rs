@@ -2,10 +2,10 @@
 //! him, and retires his copy.
 
 mod freeze;
-mod inventory;
-mod mailbox;
-mod retire;
-mod send;
+pub(crate) mod inventory;
+pub(crate) mod mailbox;
+pub(crate) mod retire;
+pub(crate) mod send;
 mod sessions;
 
 use crate::agent::{self, Handler, Link};
@@ -625,7 +625,7 @@ fn moves(host: &Host, mailbox: &str) -> Result<v1::Moves, v1::Failure> {
 }
 
 /// The mailbox that an admin means by what he types.
-fn top_of(host: &Host, typed: &str) -> Result<MailboxName, v1::Failure> {
+pub(crate) fn top_of(host: &Host, typed: &str) -> Result<MailboxName, v1::Failure> {
     host.namespace()
         .map_err(|e| e.to_string())
         .and_then(|namespace| {

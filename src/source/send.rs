@@ -335,7 +335,7 @@ pub fn user_job(number: u32, kind: FileKind, path: PathBuf) -> Job {
 
 /// Opens a file for reading, not following links, and without a write to its
 /// access time where that is allowed.
-fn open(path: &Path) -> io::Result<File> {
+pub(crate) fn open(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let opened = rustix::fs::open(path, flags | OFlags::NOATIME, Mode::empty());
     let fd = match opened {

@@ -7,7 +7,7 @@ mod publish;
 mod receive;
 mod settle;
 mod shadow;
-mod stage;
+pub(crate) mod stage;
 
 pub use plan::crossing;
 
@@ -314,6 +314,7 @@ impl Session {
                     }
                 }
                 v1::part::Part::ScanDone(done) => self.inventory.scan_done(&self.stage, done),
+                _ => Err(OfferError::Nonsense("what is no part of an offer".into())),
             };
             taken.map_err(|e| internal(e.to_string(), "the source serves the user"))?;
         }
