@@ -5,7 +5,7 @@ use super::push::{agent_here, agent_there};
 use crate::push::report::SCHEMA;
 use crate::transport::{ConnectOptions, Destination, Session};
 use crate::verify::finding::{Finding, Relation};
-use crate::verify::report::{Report, later_text};
+use crate::verify::report::{CopyName, Report, later_text};
 use crate::verify::{self, Event, Monitor, Options};
 use crate::wire::v1;
 use clap::Args;
@@ -54,17 +54,14 @@ pub(super) fn run(common: &Common, args: VerifyArgs) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-    {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("mbcopy: cannot start: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
+    let runtime =
+        match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                eprintln!("mbcopy: cannot start: {error}");
+                return ExitCode::FAILURE;
+            }
+        };
     let printer = Printer::new(common, &args);
     let report = runtime.block_on(connect_and_verify(common, &args, &destination, &printer));
     printer.report(&report);
@@ -220,7 +217,16 @@ impl Monitor for Printer {
                 *self.names.borrow_mut() =
                     [report.here.server.clone(), report.there.server.clone()];
                 if self.json {
-                    self.document("copies", report);
+                    #[derive(Serialize)]
+                    struct Copies<'a> {
+                        mailbox: &'a str,
+                        here: &'a CopyName,
+                        there: &'a CopyName,
+                        #[serde(flatten)]
+                        relation: Option<Relation>,
+                    }
+                    let Report { mailbox, here, there, relation, .. } = report;
+                    self.document("copies", Copies { mailbox, here, there, relation: *relation });
                 } else if !self.quiet {
                     eprintln!("{}: {} against {}", report.mailbox, report.here, report.there);
                 }

@@ -204,9 +204,8 @@ fn retired_records(retirement: &Retirement) -> Result<Vec<MailboxEntry>, v1::Fai
         let Some(name) = key.strip_prefix(b"N") else { continue };
         let name = MailboxName::from_db_key(name).map_err(|e| unreadable(e.to_string()))?;
         let (key, record) = (Bytes::copy_from_slice(key), Bytes::copy_from_slice(record));
-        entries.push(
-            MailboxEntry::parse(name, key, record).map_err(|e| unreadable(e.to_string()))?,
-        );
+        entries
+            .push(MailboxEntry::parse(name, key, record).map_err(|e| unreadable(e.to_string()))?);
     }
     Ok(entries)
 }
@@ -223,7 +222,9 @@ fn staged_headers(files: &Host, top: &MailboxName) -> Vec<MailboxEntry> {
             .filter_map(|file| staged_header(file.path(), partition))
     });
     let mut found: Vec<MailboxEntry> = found.collect();
-    found.sort_by(|a, b| (a.name != *top, a.name.as_bytes()).cmp(&(b.name != *top, b.name.as_bytes())));
+    found.sort_by(|a, b| {
+        (a.name != *top, a.name.as_bytes()).cmp(&(b.name != *top, b.name.as_bytes()))
+    });
     found
 }
 

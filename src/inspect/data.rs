@@ -123,7 +123,10 @@ pub fn properties(top: &MailboxName, index: &Header, header: &MailboxHeader) -> 
 }
 
 /// The annotations of the messages of a mailbox, by UID.
-pub fn message_annotations(path: &Path, copy: &Copy) -> Result<BTreeMap<u32, Vec<CopyItem>>, String> {
+pub fn message_annotations(
+    path: &Path,
+    copy: &Copy,
+) -> Result<BTreeMap<u32, Vec<CopyItem>>, String> {
     let mut found: BTreeMap<u32, Vec<CopyItem>> = BTreeMap::new();
     for (key, value) in entries(path, copy, DbKind::Annotations)? {
         let Ok(key) = AnnotationKey::parse_message(&key) else { continue };
@@ -184,7 +187,8 @@ fn quota(copy: &Copy) -> Result<Vec<CopyGroup>, String> {
     if copy.kind == CopyKind::Stage {
         return Ok(Vec::new());
     }
-    let legacy = copy.files.config.db_engine(DbKind::Quota) == crate::cyrus::db::Engine::QuotaLegacy;
+    let legacy =
+        copy.files.config.db_engine(DbKind::Quota) == crate::cyrus::db::Engine::QuotaLegacy;
     let roots = copy.listing.quota_roots(if legacy { &copy.files } else { &copy.databases })?;
     let mut items = Vec::new();
     for root in roots {
@@ -265,7 +269,8 @@ fn sieve(copy: &Copy, files: &UserFiles) -> Result<Vec<CopyGroup>, String> {
             _ => continue,
         };
         let bytes = std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
-        let hash = format!("BLAKE3 {}", blake3::hash(&bytes).to_hex());
+        let size = bytes.len();
+        let hash = format!("{size} bytes of BLAKE3 {}", blake3::hash(&bytes).to_hex());
         items.push(item(&[name, suffix].concat(), hash.as_bytes(), &[modified(path)?]));
     }
     let mut groups = vec![group("sieve", items, &stamps)];

@@ -101,10 +101,7 @@ impl Snapshot {
             internaldate_ns: record.internaldate.nanoseconds(),
             savedate_ns: record.savedate.nanoseconds(),
             size: record.size,
-            guid: record
-                .guid
-                .map(|g| Bytes::copy_from_slice(g.as_bytes()))
-                .unwrap_or_default(),
+            guid: record.guid.map(|g| Bytes::copy_from_slice(g.as_bytes())).unwrap_or_default(),
             expunged: record.is_expunged(),
             annotations: self.annotations.get(&record.uid).cloned().unwrap_or_default(),
             file: file.into(),
@@ -179,19 +176,25 @@ fn look(
             .ok_or_else(|| Trouble::Unreadable("it has no directory here".into()))?;
         let shown = path.display();
         let found = match path.symlink_metadata() {
-            Ok(stat) if stat.len() == record.size => continue,
+            Ok(stat) if stat.len() == record.size => match readable(&path) {
+                Ok(()) => continue,
+                Err(e) => (Standing::Unreadable, format!("{shown}: {e}")),
+            },
             Ok(stat) => (
                 Standing::OtherSize,
                 format!("{shown} has {} bytes, the index says {}", stat.len(), record.size),
             ),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                (Standing::Absent, shown.to_string())
-            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => (Standing::Absent, shown.to_string()),
             Err(e) => (Standing::Unreadable, format!("{shown}: {e}")),
         };
         odd.insert(record.uid, found);
     }
     Ok(odd)
+}
+
+fn readable(path: &Path) -> io::Result<()> {
+    let (read, flags) = (rustix::fs::Access::READ_OK, rustix::fs::AtFlags::EACCESS);
+    Ok(rustix::fs::accessat(rustix::fs::CWD, path, read, flags)?)
 }
 
 fn file_path(copy: &Copy, mailbox: &SourceMailbox, record: &Record) -> Option<PathBuf> {
@@ -235,7 +238,8 @@ fn hash_one(copy: &Copy, mailbox: &SourceMailbox, record: &Record, told: &mut v1
             told.blake3 = Bytes::copy_from_slice(blake3.as_bytes());
             match &record.guid {
                 Some(guid) if *guid.as_bytes() != sha1 => {
-                    (Standing::Rotten, path.display().to_string())
+                    let text = format!("the SHA-1 of {} is not the index's", path.display());
+                    (Standing::Rotten, text)
                 }
                 _ => return,
             }

@@ -88,9 +88,6 @@ mod tests {
         let here = [copy(CopyKind::Retired, "bw3"), copy(CopyKind::Retired, "bw2")];
         let there = [copy(CopyKind::Live, "")];
         assert_eq!(chosen(&here, &there), Some(([1, 0], Relation::AfterSwitch(Side::There))));
-        assert_eq!(
-            chosen(&here[..1], &there),
-            Some(([0, 0], Relation::AfterSwitch(Side::There)))
-        );
+        assert_eq!(chosen(&here[..1], &there), Some(([0, 0], Relation::AfterSwitch(Side::There))));
     }
 }

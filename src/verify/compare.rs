@@ -9,8 +9,8 @@
 
 use super::finding::{Finding, Kind, Relation, Side};
 use crate::cyrus::index::{Time, system};
-use crate::wire::v1::{self, copy_record::File};
 use crate::wire::printable;
+use crate::wire::v1::{self, copy_record::File};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -172,8 +172,7 @@ pub fn compare_groups(
                 continue;
             }
             let kind = group_kind(&group.kind);
-            let finding =
-                Finding::differs(kind, owner, 0, text(name), values.map(|v| v.map(text)));
+            let finding = Finding::differs(kind, owner, 0, text(name), values.map(|v| v.map(text)));
             let stamps = [group, other].map(|g| g.stamps.as_slice());
             let own = items.map(|item| item.map_or(&[][..], |i| &i.stamps));
             if is_later(relation, own) || is_later(relation, stamps) {
@@ -203,7 +202,8 @@ fn is_later(relation: Relation, stamps: [&[i64]; 2]) -> bool {
 fn group_kind(word: &str) -> Kind {
     match word {
         "rights" => Kind::Rights,
-        "property" => Kind::Property,
+        "property" | "index" => Kind::Property,
+        "keyword" => Kind::Keyword,
         "annotation" => Kind::Annotation,
         "subscription" => Kind::Subscription,
         "seen" => Kind::Seen,
@@ -259,9 +259,8 @@ impl MailboxComparison {
 
     /// The side whose messages are needed next; `None` when all were compared.
     pub fn needs(&self) -> Option<Side> {
-        let needs = |side: &Side| {
-            self.waiting[*side as usize].is_empty() && !self.ended[*side as usize]
-        };
+        let needs =
+            |side: &Side| self.waiting[*side as usize].is_empty() && !self.ended[*side as usize];
         Side::BOTH.into_iter().find(needs)
     }
 
@@ -319,9 +318,10 @@ impl MailboxComparison {
         let both = [self.header(Side::Here), self.header(Side::There)];
         let mut check = |kind, values: [u64; 2], grows: bool| {
             let grown = grows
-                && self.relation.later().is_some_and(|later| {
-                    values[later as usize] >= values[later.other() as usize]
-                });
+                && self
+                    .relation
+                    .later()
+                    .is_some_and(|later| values[later as usize] >= values[later.other() as usize]);
             if values[0] != values[1] && !grown {
                 let values = values.map(|v| Some(v.to_string()));
                 sink.difference(Finding::differs(kind, &self.name, 0, "", values));
@@ -346,9 +346,7 @@ impl MailboxComparison {
             Some(later) if later == side => record.uid > other.last_uid,
             // Expunged and cleaned up: only an expunge after all that the earlier
             // copy knows takes a message away that was not expunged there.
-            Some(_) if !record.expunged => {
-                other.deleted_modseq > self.header(side).highestmodseq
-            }
+            Some(_) if !record.expunged => other.deleted_modseq > self.header(side).highestmodseq,
             _ => record.expunged && other.deleted_modseq >= record.modseq,
         };
         self.file(side, record, sink);
@@ -502,4 +500,363 @@ impl MailboxComparison {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use v1::{CopyGroup, CopyHeader, CopyItem, CopyMailbox, CopyRecord, CopyRecords};
+
+    const BEFORE: Relation = Relation::BeforeSwitch(Side::Here);
+    const AFTER: Relation = Relation::AfterSwitch(Side::There);
+
+    #[derive(Default)]
+    struct Seen {
+        differences: Vec<Finding>,
+        later: Vec<Finding>,
+    }
+
+    impl Sink for Seen {
+        fn difference(&mut self, finding: Finding) {
+            self.differences.push(finding);
+        }
+        fn later(&mut self, finding: Finding) {
+            self.later.push(finding);
+        }
+    }
+
+    impl Seen {
+        fn kinds(&self) -> Vec<(Kind, u32)> {
+            self.differences.iter().map(|f| (f.kind, f.uid)).collect()
+        }
+    }
+
+    /// Ten messages with MODSEQs 1 to 10.
+    fn records() -> Vec<CopyRecord> {
+        let record = |uid: u32| CopyRecord {
+            uid,
+            modseq: uid.into(),
+            size: 100,
+            guid: vec![uid as u8; 20].into(),
+            internaldate_ns: i64::from(uid) * 1_000_000_000,
+            savedate_ns: 7_000_000_000,
+            ..CopyRecord::default()
+        };
+        (1..=10).map(record).collect()
+    }
+
+    fn header(minor: u32) -> CopyHeader {
+        CopyHeader {
+            index_minor: minor,
+            uidvalidity: 5,
+            last_uid: 10,
+            highestmodseq: 10,
+            has_modseqs: true,
+            keywords: vec![Bytes::from_static(b"Junk"), Bytes::from_static(b"Work")],
+            ..CopyHeader::default()
+        }
+    }
+
+    /// Compares in parts of some records each, as they cross the wire.
+    fn run(
+        relation: Relation,
+        headers: [CopyHeader; 2],
+        records: [Vec<CopyRecord>; 2],
+        part: usize,
+    ) -> (Seen, Later) {
+        let mut seen = Seen::default();
+        let mut comparison = MailboxComparison::new(relation, "user.x", headers, &mut seen);
+        let mut left = records.map(VecDeque::from);
+        while let Some(side) = comparison.needs() {
+            let from = &mut left[side as usize];
+            let records: Vec<_> = from.drain(..part.min(from.len())).collect();
+            let part = CopyRecords { last: records.is_empty(), records };
+            comparison.take(side, part, &mut seen).unwrap();
+        }
+        (seen, comparison.later)
+    }
+
+    fn same_headers(records: [Vec<CopyRecord>; 2]) -> Seen {
+        let (seen, later) = run(Relation::BothLive, [header(17), header(17)], records, 3);
+        assert!(later.is_empty(), "{later:?}");
+        seen
+    }
+
+    #[test]
+    fn equal_mailboxes_are_equal_however_they_are_cut() {
+        for relation in [Relation::BothLive, BEFORE, AFTER] {
+            for part in 1..12 {
+                let (seen, later) =
+                    run(relation, [header(17), header(17)], [records(), records()], part);
+                assert_eq!(seen.kinds(), []);
+                assert!(later.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn each_field_is_compared() {
+        type Change = fn(&mut CopyRecord);
+        let changes: [(Kind, Change); 11] = [
+            (Kind::Size, |r| r.size += 1),
+            (Kind::Guid, |r| r.guid = vec![99; 20].into()),
+            (Kind::InternalDate, |r| r.internaldate_ns += 1_000_000_000),
+            (Kind::SaveDate, |r| r.savedate_ns += 1_000_000_000),
+            (Kind::Flags, |r| r.system_flags |= u32::from(system::SEEN)),
+            (Kind::Flags, |r| r.keywords = vec![1]),
+            (Kind::Expunged, |r| r.expunged = true),
+            (Kind::Modseq, |r| r.modseq += 1),
+            (Kind::MissingFile, |r| r.file = File::Absent.into()),
+            (Kind::RottenFile, |r| r.file = File::Rotten.into()),
+            (Kind::MessageAnnotation, |r| {
+                r.annotations = vec![CopyItem { name: "/comment".into(), ..CopyItem::default() }];
+            }),
+        ];
+        for (kind, change) in changes {
+            for changed in Side::BOTH {
+                let mut both = [records(), records()];
+                change(&mut both[changed as usize][4]);
+                for relation in [Relation::BothLive, AFTER] {
+                    let headers = [header(17), header(17)];
+                    let (seen, _) = run(relation, headers, both.clone(), 4);
+                    assert_eq!(seen.kinds(), [(kind, 5)], "{relation:?} {changed:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_bytes_are_compared_unless_one_file_is_known_to_be_rotten() {
+        let with_hash = |byte: u8, file: File| {
+            let mut all = records();
+            all[2].blake3 = vec![byte; 32].into();
+            all[2].file = file.into();
+            all
+        };
+        let there = File::There;
+        assert_eq!(same_headers([with_hash(1, there), with_hash(1, there)]).kinds(), []);
+        assert_eq!(
+            same_headers([with_hash(1, there), with_hash(2, there)]).kinds(),
+            [(Kind::Content, 3)]
+        );
+        let rotten = same_headers([with_hash(1, there), with_hash(2, File::Rotten)]);
+        assert_eq!(rotten.kinds(), [(Kind::RottenFile, 3)]);
+        assert_eq!(rotten.differences[0].side, Some(Side::There));
+    }
+
+    #[test]
+    fn keywords_are_compared_by_name() {
+        let mut both = [records(), records()];
+        both[0][0].keywords = vec![0];
+        both[1][0].keywords = vec![1];
+        let mut headers = [header(17), header(17)];
+        headers[1].keywords.reverse();
+        let (seen, _) = run(Relation::BothLive, headers, both.clone(), 5);
+        assert_eq!(seen.kinds(), []);
+        let seen = same_headers(both);
+        assert_eq!(seen.differences[0].here.as_deref(), Some("Junk"));
+        assert_eq!(seen.differences[0].there.as_deref(), Some("Work"));
+    }
+
+    #[test]
+    fn what_a_version_cannot_express_is_not_compared() {
+        let mut both = [records(), records()];
+        both[0][0].internaldate_ns += 5;
+        both[0][1].savedate_ns = 0;
+        both[0][2].guid = Bytes::new();
+        let minors = |a, b| [header(a), header(b)];
+        let kinds = |headers, both: &[Vec<CopyRecord>; 2]| {
+            run(Relation::BothLive, headers, both.clone(), 5).0.kinds()
+        };
+        assert_eq!(kinds(minors(17, 20), &both), []);
+        assert_eq!(kinds(minors(20, 20), &both), [(Kind::InternalDate, 1)]);
+        both[0][3].savedate_ns = 1;
+        both[0][4].system_flags |= u32::from(system::SEEN);
+        both[0][5].modseq = 1;
+        let mut old = minors(10, 17);
+        old[0].has_modseqs = false;
+        assert_eq!(kinds(old, &both), []);
+        let now = [(Kind::SaveDate, 4), (Kind::Flags, 5), (Kind::Modseq, 6)];
+        assert_eq!(kinds(minors(17, 17), &both), now);
+    }
+
+    #[test]
+    fn only_what_can_be_proven_to_be_later_is_excused() {
+        // The source goes on; the stage stays.
+        let mut source = header(17);
+        (source.last_uid, source.highestmodseq) = (12, 15);
+        let mut now = records();
+        now.push(CopyRecord { uid: 12, modseq: 11, ..CopyRecord::default() });
+        (now[0].system_flags, now[0].modseq) = (1, 12);
+        (now[1].expunged, now[1].modseq) = (true, 13);
+        let headers = || [source.clone(), header(17)];
+        let (seen, later) = run(BEFORE, headers(), [now.clone(), records()], 3);
+        assert_eq!(seen.kinds(), []);
+        assert_eq!(later, Later { new: 1, changed: 1, expunged: 1 });
+        // The same between two live copies is all different.
+        let (seen, _) = run(Relation::BothLive, headers(), [now.clone(), records()], 3);
+        let expected = [
+            (Kind::LastUid, 0),
+            (Kind::HighestModseq, 0),
+            (Kind::Flags, 1),
+            (Kind::Expunged, 2),
+            (Kind::Message, 12),
+        ];
+        assert_eq!(seen.kinds(), expected);
+        // Other flags with a MODSEQ that the stage knows already prove nothing.
+        now[0].modseq = 10;
+        let (seen, _) = run(BEFORE, headers(), [now.clone(), records()], 3);
+        assert_eq!(seen.kinds(), [(Kind::Flags, 1)]);
+        // Nor does a message below the stage's last UID that the stage has not.
+        now[0] = records()[0].clone();
+        let mut stage = records();
+        stage.remove(6);
+        let (seen, _) = run(BEFORE, headers(), [now, stage], 3);
+        assert_eq!(seen.kinds(), [(Kind::Message, 7)]);
+    }
+
+    #[test]
+    fn the_copy_in_use_must_not_fall_behind() {
+        let mut target = header(17);
+        (target.last_uid, target.highestmodseq, target.uidvalidity) = (9, 9, 6);
+        let (seen, _) = run(AFTER, [header(17), target], [records(), records()], 5);
+        let expected = [(Kind::UidValidity, 0), (Kind::LastUid, 0), (Kind::HighestModseq, 0)];
+        assert_eq!(seen.kinds(), expected);
+    }
+
+    #[test]
+    fn a_message_that_went_is_excused_only_by_an_expunge_that_was_cleaned_up() {
+        let mut there = records();
+        there.remove(3);
+        let lost =
+            |header_there| run(AFTER, [header(17), header_there], [records(), there.clone()], 5);
+        assert_eq!(lost(header(17)).0.kinds(), [(Kind::Message, 4)]);
+        let mut cleaned = header(17);
+        (cleaned.highestmodseq, cleaned.deleted_modseq) = (12, 11);
+        let (seen, later) = lost(cleaned);
+        assert_eq!(seen.kinds(), []);
+        assert_eq!(later, Later { expunged: 1, ..Later::default() });
+        // One that was expunged before is needed as long as Cyrus keeps it.
+        let mut here = records();
+        here[3].expunged = true;
+        let kinds = |deleted_modseq| {
+            let there_header = CopyHeader { deleted_modseq, ..header(17) };
+            run(AFTER, [header(17), there_header], [here.clone(), there.clone()], 5).0.kinds()
+        };
+        assert_eq!(kinds(3), [(Kind::Message, 4)]);
+        assert_eq!(kinds(4), []);
+    }
+
+    #[test]
+    fn what_a_stage_lacks_is_not_copied_yet() {
+        let mut staged = records();
+        staged[0].file = File::Absent.into();
+        let (seen, later) = run(BEFORE, [header(17), header(17)], [records(), staged.clone()], 5);
+        assert_eq!(seen.kinds(), []);
+        assert_eq!(later.new, 1);
+        // The source has nobody to get it from.
+        let (seen, _) = run(BEFORE, [header(17), header(17)], [staged, records()], 5);
+        assert_eq!(seen.kinds(), [(Kind::MissingFile, 1)]);
+    }
+
+    #[test]
+    fn messages_out_of_order_are_no_answer() {
+        let mut seen = Seen::default();
+        let mut comparison =
+            MailboxComparison::new(AFTER, "x", [header(17), header(17)], &mut seen);
+        let mut records = records();
+        records.swap(0, 1);
+        let part = CopyRecords { records, last: false };
+        assert_eq!(comparison.take(Side::Here, part, &mut seen), Err(OutOfOrder));
+    }
+
+    fn mailbox(name: &str, id: &str, folder_modseq: u64) -> CopyMailbox {
+        CopyMailbox {
+            name: Bytes::copy_from_slice(name.as_bytes()),
+            display: name.into(),
+            unique_id: id.into(),
+            folder_modseq,
+            ..CopyMailbox::default()
+        }
+    }
+
+    #[test]
+    fn mailboxes_pair_by_id_and_then_by_name() {
+        let here = [mailbox("a", "1", 1), mailbox("b", "2", 1), mailbox("c", "3", 1)];
+        let there = [mailbox("b", "9", 1), mailbox("x", "1", 1), mailbox("d", "4", 1)];
+        let pairs = [
+            Pair([Some(0), Some(1)]),
+            Pair([Some(1), Some(0)]),
+            Pair([Some(2), None]),
+            Pair([None, Some(2)]),
+        ];
+        assert_eq!(pair(&here, &there), pairs);
+    }
+
+    #[test]
+    fn a_mailbox_that_went_is_excused_by_its_tombstone() {
+        let judge = |relation, side, mailbox: &CopyMailbox, other: &[CopyMailbox]| {
+            let mut seen = Seen::default();
+            single_mailbox(relation, side, mailbox, other, 3, &mut seen);
+            seen.differences.is_empty()
+        };
+        let lost = mailbox("user.x.a", "1", 4);
+        let grave = |modseq| CopyMailbox { tombstone: true, ..mailbox("user.x.a", "", modseq) };
+        assert!(!judge(AFTER, Side::Here, &lost, &[]));
+        assert!(!judge(AFTER, Side::Here, &lost, &[grave(4)]));
+        assert!(judge(AFTER, Side::Here, &lost, &[grave(5)]));
+        assert!(judge(AFTER, Side::There, &lost, &[]));
+        assert!(judge(BEFORE, Side::Here, &lost, &[]));
+        assert!(!judge(BEFORE, Side::There, &lost, &[]));
+        assert!(!judge(Relation::BothLive, Side::Here, &lost, &[grave(5)]));
+    }
+
+    #[test]
+    fn ids_never_change_and_names_only_later() {
+        let judge = |there: CopyMailbox| {
+            let mut seen = Seen::default();
+            compare_mailboxes(AFTER, &mailbox("a", "1", 4), &there, &mut seen);
+            (seen.kinds(), seen.later.len())
+        };
+        assert_eq!(judge(mailbox("a", "1", 4)), (vec![], 0));
+        assert_eq!(judge(mailbox("b", "1", 5)), (vec![], 1));
+        assert_eq!(judge(mailbox("b", "1", 4)), (vec![(Kind::Name, 0)], 0));
+        assert_eq!(judge(mailbox("a", "2", 9)), (vec![(Kind::UniqueId, 0)], 0));
+    }
+
+    fn group(kind: &str, stamps: &[i64], items: &[(&str, &str, &[i64])]) -> CopyGroup {
+        let items = items.iter().map(|(name, value, stamps)| CopyItem {
+            name: Bytes::copy_from_slice(name.as_bytes()),
+            value: Bytes::copy_from_slice(value.as_bytes()),
+            stamps: stamps.to_vec(),
+        });
+        CopyGroup { kind: kind.into(), items: items.collect(), stamps: stamps.to_vec() }
+    }
+
+    #[test]
+    fn entries_are_later_by_their_stamps_and_else_different() {
+        let judge = |relation, here: CopyGroup, there: CopyGroup| {
+            let mut seen = Seen::default();
+            compare_groups(relation, "user.x", [&[here], &[there]], &mut seen);
+            (seen.differences.len(), seen.later.len())
+        };
+        let rights = |stamp, value| group("rights", &[stamp], &[("anna", value, &[])]);
+        assert_eq!(judge(AFTER, rights(4, "lrs"), rights(4, "lrs")), (0, 0));
+        assert_eq!(judge(AFTER, rights(4, "lrs"), rights(4, "l")), (1, 0));
+        assert_eq!(judge(AFTER, rights(4, "lrs"), rights(5, "l")), (0, 1));
+        assert_eq!(judge(AFTER, rights(5, "lrs"), rights(4, "l")), (1, 0));
+        assert_eq!(judge(BEFORE, rights(5, "lrs"), rights(4, "l")), (0, 1));
+        assert_eq!(judge(Relation::BothLive, rights(4, "lrs"), rights(5, "l")), (1, 0));
+        // One entry's own stamp excuses no other entry.
+        let two = |a: i64, value| group("seen", &[], &[("1", value, &[a]), ("2", value, &[7])]);
+        assert_eq!(judge(AFTER, two(7, "x"), two(8, "y")), (1, 1));
+        // What has no stamps may be behind in a stage, and nowhere else.
+        let bare = |value| group("annotation", &[], &[("/comment", value, &[])]);
+        assert_eq!(judge(BEFORE, bare("x"), bare("y")), (0, 1));
+        assert_eq!(judge(AFTER, bare("x"), bare("y")), (1, 0));
+        // Damage is told of each side, and a group that one side lacks is not compared.
+        assert_eq!(judge(AFTER, group(DAMAGE, &[], &[("sub.db", "torn", &[])]), bare("")), (1, 0));
+        assert_eq!(judge(AFTER, rights(4, "lrs"), bare("")), (0, 0));
+    }
 }

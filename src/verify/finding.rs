@@ -115,6 +115,8 @@ pub enum Kind {
     Rights,
     /// A property of a mailbox.
     Property,
+    /// The name of a keyword that a mailbox knows.
+    Keyword,
     /// An annotation of a mailbox or of the server.
     Annotation,
     /// A subscription.
@@ -154,12 +156,13 @@ impl Kind {
             Kind::Modseq => "MODSEQ",
             Kind::MessageAnnotation | Kind::Annotation => "the annotation",
             Kind::MissingFile => "its file is missing",
-            Kind::FileSize => "its file has another size than the index says",
+            Kind::FileSize => "its file has another size",
             Kind::UnreadableFile => "its file cannot be read",
-            Kind::RottenFile => "its file has rotted: its SHA-1 is not the index's",
+            Kind::RottenFile => "its file has rotted",
             Kind::Content => "BLAKE3 of its file",
             Kind::Rights => "the ACL entry of",
             Kind::Property => "the property",
+            Kind::Keyword => "the keyword",
             Kind::Subscription => "the subscription to",
             Kind::Seen => "what was read in",
             Kind::SieveScript => "the sieve script",

@@ -12,8 +12,8 @@ pub mod report;
 use crate::push::peer::{Peer, PeerError};
 use crate::push::report::Failure;
 use crate::wire::frame::Kind as FrameKind;
-use crate::wire::v1::{self, part::Part, reply::Result as Answer, request::Op};
 use crate::wire::printable;
+use crate::wire::v1::{self, part::Part, reply::Result as Answer, request::Op};
 use choose::Offer;
 use compare::{Later, MailboxComparison, Pair, Sink};
 use finding::{Finding, Kind, Relation, Side};
@@ -96,11 +96,8 @@ pub async fn verify(options: &Options, here: Peer, there: Peer, monitor: &dyn Mo
 /// The report of a comparison that could not begin.
 pub fn stillborn(options: &Options, text: String, advice: &str) -> Report {
     let mut report = Report::new(&options.mailbox, options.content);
-    report.failure = Some(Failure {
-        text,
-        state: "nothing was changed".into(),
-        advice: advice.into(),
-    });
+    report.failure =
+        Some(Failure { text, state: "nothing was changed".into(), advice: advice.into() });
     report
 }
 
@@ -194,12 +191,8 @@ impl Verify<'_> {
             let scan = v1::InspectScan { mailboxes: ordinals, content: self.options.content };
             self.peers[at].begin(Op::InspectScan(scan)).await?;
         }
-        let mut counter = Counter {
-            report: self.report,
-            monitor: self.monitor,
-            relation,
-            later: false,
-        };
+        let mut counter =
+            Counter { report: self.report, monitor: self.monitor, relation, later: false };
         let top = counter.report.mailbox.clone();
         let groups = [0, 1].map(|at| listed[at].groups.as_slice());
         compare::compare_groups(relation, &top, groups, &mut counter);
@@ -239,7 +232,8 @@ impl Verify<'_> {
         self.report.mailbox = printable(&identity.display);
         let ask = v1::Inspect { name: identity.name, ..v1::Inspect::default() };
         let theirs = inspect(there, ask).await?;
-        let names = |welcome: &v1::Welcome| [&welcome.servername, &welcome.hostname].map(Clone::clone);
+        let names =
+            |welcome: &v1::Welcome| [&welcome.servername, &welcome.hostname].map(Clone::clone);
         let mut offers = [
             Offer { copies: &ours.copies, names: names(&here.welcome).into() },
             Offer { copies: &theirs.copies, names: names(&there.welcome).into() },
@@ -332,9 +326,7 @@ async fn one_mailbox(
     Pair(at): Pair,
     counter: &mut Counter<'_>,
 ) -> Result<(), Trouble> {
-    let mailbox = |side: Side| {
-        at[side as usize].map(|n| &listed[side as usize].mailboxes[n])
-    };
+    let mailbox = |side: Side| at[side as usize].map(|n| &listed[side as usize].mailboxes[n]);
     let (Some(here), Some(there)) = (mailbox(Side::Here), mailbox(Side::There)) else {
         for side in Side::BOTH {
             let Some(mailbox) = mailbox(side) else { continue };
@@ -380,10 +372,9 @@ async fn one_mailbox(
     while let Some(side) = comparison.needs() {
         let peer = &mut peers[side as usize];
         let part = records(peer).await?;
-        comparison.take(side, part, counter).map_err(|source| Trouble::OutOfOrder {
-            server: peer.server().to_owned(),
-            source,
-        })?;
+        comparison
+            .take(side, part, counter)
+            .map_err(|source| Trouble::OutOfOrder { server: peer.server().to_owned(), source })?;
         counter.report.messages = messages + comparison.messages;
         counter.report.bytes = bytes + comparison.bytes;
         counter.progress(counter.report.mailboxes, 0);

@@ -1,0 +1,1 @@
+//! `mbcopy verify`: what it finds, what it excuses, and what it says.
