@@ -11,3 +11,4 @@ mod preflight;
 mod repeat;
 mod rich;
 mod support;
+mod verify;
