@@ -106,3 +106,24 @@ fn serve(common: &Common, args: AgentArgs) -> Result<(), Box<dyn std::error::Err
     agent::serve(input, output, &mut Agent { host, roles: args.role, handler: None })?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cyrus::config::{Config, Defaults};
+
+    #[test]
+    fn an_agent_takes_only_the_roles_that_it_was_given() {
+        let config = Config::parse(b"configdirectory: /nowhere\n", Defaults::V3, &mut |_| {
+            Err("nothing is included".into())
+        });
+        let host = Host::new("/nowhere".into(), config.unwrap(), None, vec!["*".into()]);
+        let hello = |role: v1::Role| v1::Hello { role: role.into(), ..v1::Hello::default() };
+        let mut agent = Agent { host, roles: vec![Role::Target, Role::Inspect], handler: None };
+        assert!(agent.welcome(&hello(v1::Role::Inspect)).is_ok());
+        assert!(agent.welcome(&hello(v1::Role::Target)).is_ok());
+        let refused = agent.welcome(&hello(v1::Role::Source)).unwrap_err();
+        assert_eq!(refused.text, "this agent may only be: target, inspect");
+        assert!(agent.welcome(&hello(v1::Role::Unspecified)).is_err());
+    }
+}

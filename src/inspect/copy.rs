@@ -132,6 +132,7 @@ fn records(
 
 fn listing(top: &MailboxName, entries: Vec<MailboxEntry>) -> Result<Listing, v1::Failure> {
     let mut mailboxes = Vec::new();
+    // The position is the number on the wire.
     for (ordinal, entry) in entries.into_iter().enumerate() {
         let id = entry.uniqueid.clone().ok_or_else(|| {
             refused(

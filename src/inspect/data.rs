@@ -18,7 +18,7 @@ use crate::source::inventory::{SourceMailbox, UserFiles};
 use crate::verify::compare::DAMAGE;
 use crate::wire::v1::{self, CopyGroup, CopyItem, CopyKind, FileKind};
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
@@ -229,9 +229,10 @@ fn subscriptions(copy: &Copy, files: &UserFiles) -> Result<Vec<CopyGroup>, Strin
 fn seen(copy: &Copy, files: &UserFiles) -> Result<Vec<CopyGroup>, String> {
     let mut items = Vec::new();
     if let Some(path) = path_of(files, FileKind::UserSeen) {
-        let own = |id: &[u8]| copy.listing.mailboxes.iter().any(|m| m.id.as_str().as_bytes() == id);
+        let own: BTreeSet<&[u8]> =
+            copy.listing.mailboxes.iter().map(|m| m.id.as_str().as_bytes()).collect();
         for (id, value) in entries(path, copy, DbKind::Seen)? {
-            if own(&id) {
+            if own.contains(&*id) {
                 continue;
             }
             match Seen::parse(&value) {

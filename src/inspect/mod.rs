@@ -102,8 +102,7 @@ impl Inspector {
             let mailbox = copy
                 .listing
                 .mailboxes
-                .iter()
-                .find(|m| m.ordinal == *ordinal)
+                .get(*ordinal as usize)
                 .ok_or_else(|| agent::protocol("a mailbox that was not listed"))?;
             messages::tell(copy, mailbox, scan.content, &link.sender()).map_err(gone)?;
         }

@@ -34,14 +34,15 @@ pub fn choose(here: &Offer<'_>, there: &Offer<'_>) -> Option<([usize; 2], Relati
     if let (Some(a), Some(b)) = (live_here, live_there) {
         return Some(([a, b], Relation::BothLive));
     }
-    let kinds: [(CopyKind, fn(Side) -> Relation); 2] =
-        [(CopyKind::Stage, Relation::BeforeSwitch), (CopyKind::Retired, Relation::AfterSwitch)];
-    kinds.into_iter().find_map(|(kind, relation)| {
-        let live_is_here =
-            live_here.zip(there.moved(kind, here)).map(|(a, b)| ([a, b], relation(Side::Here)));
-        let live_is_there =
-            here.moved(kind, there).zip(live_there).map(|(a, b)| ([a, b], relation(Side::There)));
-        live_is_here.or(live_is_there)
+    [CopyKind::Stage, CopyKind::Retired].into_iter().find_map(|kind| {
+        let relation = |later| match kind {
+            CopyKind::Stage => Relation::BeforeSwitch(later),
+            _ => Relation::AfterSwitch(later),
+        };
+        let used_here = live_here.zip(there.moved(kind, here)).map(|(a, b)| [a, b]);
+        let used_there = here.moved(kind, there).zip(live_there).map(|(a, b)| [a, b]);
+        let used_here = used_here.map(|at| (at, relation(Side::Here)));
+        used_here.or_else(|| used_there.map(|at| (at, relation(Side::There))))
     })
 }
 

@@ -257,6 +257,7 @@ impl Verify<'_> {
                 server: std::mem::take(&mut name.server),
                 copy: word(copy.kind()).into(),
                 move_id: printable(&copy.move_id),
+                peer: printable(&copy.peer),
                 state: printable(&copy.state),
             };
         }

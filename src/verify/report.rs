@@ -42,6 +42,9 @@ pub struct CopyName {
     /// The move that it belongs to, of a stage and of a retired copy.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub move_id: String,
+    /// The other server of that move, as this one knows it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub peer: String,
     /// More about it.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub state: String,
@@ -51,7 +54,8 @@ impl std::fmt::Display for CopyName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} ({}", self.server, self.copy)?;
         if !self.move_id.is_empty() {
-            write!(f, " of move {}", self.move_id)?;
+            let direction = if self.copy == "retired" { "to" } else { "from" };
+            write!(f, " of move {} {direction} {}", self.move_id, self.peer)?;
         }
         if !self.state.is_empty() {
             write!(f, ", {}", self.state)?;

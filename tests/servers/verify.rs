@@ -106,7 +106,7 @@ fn after_a_push_nothing_is_different_and_nothing_is_changed_by_looking() {
     let before = servers.both().map(files);
     let plain = verify(&servers, "user.anna", &[]).expect(0);
     assert_eq!(plain.stdout, "user.anna: no differences between bw1 and bw2\n");
-    plain.says(&["user.anna: bw1 (retired of move ", ", done) against bw2 (live)"]);
+    plain.says(&["user.anna: bw1 (retired of move ", " to bw2, done) against bw2 (live)"]);
     let content = verify(&servers, "user.anna", &["--content", "--json"]).expect(0);
     let report = content.report().unwrap();
     assert_eq!(report["schema"], 1);
@@ -140,7 +140,7 @@ fn before_the_switch_it_tells_what_is_not_copied_yet() {
     push_until(&servers, "user.soon", Point::Copied);
     let said = verify(&servers, "user.soon", &["--content"]).expect(0);
     assert_eq!(said.last_line(), "user.soon: no differences between bw1 and bw2");
-    said.says(&["bw1 (live) against bw2 (stage of move ", ", copying)"]);
+    said.says(&["bw1 (live) against bw2 (stage of move ", " from bw1, copying)"]);
 
     deliver(&servers.source, "soon", 3);
     imap(&servers.source, "soon", &["SELECT INBOX", "STORE 1 +FLAGS (\\Flagged $Later)"]);
