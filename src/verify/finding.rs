@@ -28,7 +28,7 @@ impl Side {
 
 /// How the two copies belong together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case", tag = "relation", content = "later")]
+#[serde(rename_all = "kebab-case", tag = "relation", content = "in_use")]
 pub enum Relation {
     /// Both are in use: they should be equal.
     BothLive,

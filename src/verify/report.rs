@@ -184,6 +184,16 @@ mod tests {
     use crate::verify::finding::Side;
 
     #[test]
+    fn no_key_of_the_document_is_there_twice() {
+        let mut report = Report::new("user.x", true);
+        report.relation = Some(Relation::AfterSwitch(Side::There));
+        report.failure = Some(Failure { text: "t".into(), state: "s".into(), advice: "a".into() });
+        let text = serde_json::to_string(&report).unwrap();
+        let read: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(read.to_string().len(), text.len(), "{text}");
+    }
+
+    #[test]
     fn exit_codes_are_as_documented() {
         let codes = [Outcome::Same, Outcome::Failed, Outcome::Refused, Outcome::Different];
         assert_eq!(codes.map(Outcome::exit_code), [0, 1, 4, 8]);

@@ -339,6 +339,23 @@ fn between_two_live_copies_each_difference_is_found_and_named() {
 }
 
 #[test]
+fn what_a_failed_xfer_has_left_is_told_copy_against_copy() {
+    let servers = with_user("wreck");
+    let sent = directory(&servers.source, "user.wreck.Sent");
+    shell(&servers.source, &format!("chmod 000 {sent}/1."));
+    drop(servers.source.admin().unwrap().attempt("XFER user.wreck bw2"));
+    let said = verify(&servers, "user.wreck", &[]).expect(8).says(&[
+        "user.wreck: bw1 (live) against bw2 (live)",
+        &format!("user.wreck.Sent: message 1: its file cannot be read on bw1: {sent}/1."),
+        "user.wreck.Sent: message 8: it is missing on bw2\n",
+        "user.wreck.a: the mailbox is missing on bw2; bw1 has 4 messages\n",
+        "user.wreck: the subscription to user.wreck.a is missing on bw2\n",
+        "user.wreck: the quota limit STORAGE of user.wreck is missing on bw2; bw1 has ",
+    ]);
+    assert!(said.last_line().ends_with(" differences between bw1 and bw2"), "{}", said.last_line());
+}
+
+#[test]
 fn what_cannot_be_compared_is_said_in_words_and_by_the_exit_code() {
     let servers = with_user("none");
     servers.push("user.none", &[]).expect(0);
