@@ -13,11 +13,12 @@ use crate::moves::journal::{Entry, state};
 use crate::moves::{Journal, MoveId};
 use crate::source::inventory::{Listing, SourceMailbox};
 use crate::source::mailbox::meta_paths;
-use crate::source::retire::Retirement;
+use crate::source::retire::{RetireError, Retirement};
 use crate::target::stage::Stage;
 use crate::wire::v1::{self, CopyKind, FileKind};
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::io::ErrorKind::NotFound;
 use std::path::{Path, PathBuf};
 
 /// One copy of a user.
@@ -50,9 +51,10 @@ pub fn of_user(host: &Host, top: &MailboxName) -> Result<Vec<v1::UserCopy>, v1::
     for entry in moves(host, top)? {
         let kind = match (entry.role, entry.state.as_str()) {
             (v1::Role::Source, state::RETIRED | state::DONE) => {
+                // What was purged is no copy; one that is damaged says so when it is opened.
                 match Retirement::load(host, &entry.id) {
-                    Ok(_) => CopyKind::Retired,
-                    Err(_) => continue,
+                    Err(RetireError::Io { source, .. }) if source.kind() == NotFound => continue,
+                    _ => CopyKind::Retired,
                 }
             }
             (v1::Role::Target, state::PLANNED | state::COPYING | state::PREPARED) => {

@@ -5,12 +5,12 @@ use super::copy::Copy;
 use super::data;
 use crate::agent::Sender;
 use crate::cyrus::header::MailboxHeader;
-use crate::cyrus::index::{IndexView, Record};
+use crate::cyrus::index::{IndexError, IndexView, Record};
 use crate::cyrus::path::Layout;
 use crate::source::inventory::SourceMailbox;
 use crate::source::mailbox::{meta_paths, read_index};
 use crate::source::send;
-use crate::wire::v1::{self, CopyItem, FileKind, copy_record::File as Standing};
+use crate::wire::v1::{self, CopyItem, CopyKind, FileKind, copy_record::File as Standing};
 use bytes::Bytes;
 use sha1::{Digest, Sha1};
 use std::collections::BTreeMap;
@@ -115,19 +115,43 @@ fn read(copy: &Copy, mailbox: &SourceMailbox) -> Result<Snapshot, Trouble> {
     if mailbox.entry.partition.is_none() {
         return Err(Trouble::Gone);
     }
-    let (index, header, annotations, lock) = at_one_moment(copy, mailbox)?;
     // Looking at many files takes long on a cold disk, and must not keep mail
-    // waiting: the lock is given back first. What is odd then is looked at again
-    // under the lock, where index and directory belong together for certain.
+    // waiting: the lock is given back first.
+    let (index, header, annotations, lock) = at_one_moment(copy, mailbox)?;
     drop(lock);
-    let odd = look(copy, mailbox, &index, |_| true)?;
+    let view = parse(copy, mailbox, &index)?;
+    let mut odd = Odd::new();
+    for record in view.records() {
+        let record = record.map_err(|e| bad_index(copy, mailbox, &e))?;
+        look(copy, mailbox, &record, &mut odd);
+    }
     if odd.is_empty() || !copy.is_live() {
         return Ok(Snapshot { index, header, annotations, odd });
     }
-    let seen = IndexView::parse(&index).map_or(0, |i| i.header().last_uid);
+    // What is odd, and what has come since, is looked at again under the lock,
+    // where index and directory belong together for certain.
+    let seen = view.header().last_uid;
     let (index, header, annotations, _lock) = at_one_moment(copy, mailbox)?;
-    let odd = look(copy, mailbox, &index, |uid| uid > seen || odd.contains_key(&uid))?;
+    let view = parse(copy, mailbox, &index)?;
+    let newest = (0..view.len()).rev().filter_map(|n| view.record(n).ok());
+    let mut again: Vec<Record> = newest.take_while(|r| r.uid > seen).collect();
+    again.extend(odd.keys().filter_map(|uid| view.find(*uid).ok().flatten()));
+    let mut odd = Odd::new();
+    again.iter().for_each(|record| look(copy, mailbox, record, &mut odd));
     Ok(Snapshot { index, header, annotations, odd })
+}
+
+fn parse<'a>(
+    copy: &Copy,
+    mailbox: &SourceMailbox,
+    index: &'a [u8],
+) -> Result<IndexView<'a>, Trouble> {
+    IndexView::parse(index).map_err(|e| bad_index(copy, mailbox, &e))
+}
+
+fn bad_index(copy: &Copy, mailbox: &SourceMailbox, error: &IndexError) -> Trouble {
+    let path = super::copy::index_path(&copy.files, mailbox).unwrap_or_default();
+    Trouble::Unreadable(format!("{}: {error}", path.display()))
 }
 
 type Moment = (Bytes, MailboxHeader, BTreeMap<u32, Vec<CopyItem>>, Option<std::fs::File>);
@@ -149,47 +173,41 @@ fn at_one_moment(copy: &Copy, mailbox: &SourceMailbox) -> Result<Moment, Trouble
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(Trouble::Gone),
         Err(e) => return Err(failed(index_path, &e)),
     };
-    let view = IndexView::parse(&index).map_err(|e| failed(index_path, &e))?;
-    if let Some(Err(error)) = view.records().find(Result::is_err) {
-        return Err(failed(index_path, &error));
-    }
     let header_path = path(FileKind::Header)?;
-    let header = std::fs::read(header_path).map_err(|e| failed(header_path, &e))?;
+    let header = match std::fs::read(header_path) {
+        Ok(header) => header,
+        // It was still to come when the copying stopped.
+        Err(e) if e.kind() == io::ErrorKind::NotFound && copy.kind == CopyKind::Stage => {
+            return Err(Trouble::Gone);
+        }
+        Err(e) => return Err(failed(header_path, &e)),
+    };
     let header = MailboxHeader::parse(&header).map_err(|e| failed(header_path, &e))?;
     let annotations = data::message_annotations(path(FileKind::Annotations)?, copy)
         .map_err(Trouble::Unreadable)?;
     Ok((index, header, annotations, lock))
 }
 
-/// Looks at the files of the messages that `wanted` names.
-fn look(
-    copy: &Copy,
-    mailbox: &SourceMailbox,
-    index: &[u8],
-    wanted: impl Fn(u32) -> bool,
-) -> Result<Odd, Trouble> {
-    let index = IndexView::parse(index).map_err(|e| Trouble::Unreadable(e.to_string()))?;
-    let mut odd = Odd::new();
-    let records = index.records().filter_map(Result::ok);
-    for record in records.filter(|r| !r.is_unlinked() && wanted(r.uid)) {
-        let path = file_path(copy, mailbox, &record)
-            .ok_or_else(|| Trouble::Unreadable("it has no directory here".into()))?;
-        let shown = path.display();
-        let found = match path.symlink_metadata() {
-            Ok(stat) if stat.len() == record.size => match readable(&path) {
-                Ok(()) => continue,
-                Err(e) => (Standing::Unreadable, format!("{shown}: {e}")),
-            },
-            Ok(stat) => (
-                Standing::OtherSize,
-                format!("{shown} has {} bytes, the index says {}", stat.len(), record.size),
-            ),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => (Standing::Absent, shown.to_string()),
-            Err(e) => (Standing::Unreadable, format!("{shown}: {e}")),
-        };
-        odd.insert(record.uid, found);
+/// Looks at the file of a message, and notes what is odd about it.
+fn look(copy: &Copy, mailbox: &SourceMailbox, record: &Record, odd: &mut Odd) {
+    if record.is_unlinked() {
+        return;
     }
-    Ok(odd)
+    let Some(path) = file_path(copy, mailbox, record) else { return };
+    let shown = path.display();
+    let found = match path.symlink_metadata() {
+        Ok(stat) if stat.len() == record.size => match readable(&path) {
+            Ok(()) => return,
+            Err(e) => (Standing::Unreadable, format!("{shown}: {e}")),
+        },
+        Ok(stat) => (
+            Standing::OtherSize,
+            format!("{shown} has {} bytes, the index says {}", stat.len(), record.size),
+        ),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => (Standing::Absent, shown.to_string()),
+        Err(e) => (Standing::Unreadable, format!("{shown}: {e}")),
+    };
+    odd.insert(record.uid, found);
 }
 
 fn readable(path: &Path) -> io::Result<()> {

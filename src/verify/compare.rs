@@ -474,7 +474,8 @@ impl MailboxComparison {
         let kind = match record.file() {
             File::There | File::NotLookedFor => return,
             File::Absent if record.expunged => return,
-            File::Absent if self.relation.incomplete(side) => {
+            // It may have been half written when the copying stopped.
+            File::Absent | File::OtherSize if self.relation.incomplete(side) => {
                 self.later.new += 1;
                 return;
             }
@@ -756,12 +757,13 @@ mod tests {
     fn what_a_stage_lacks_is_not_copied_yet() {
         let mut staged = records();
         staged[0].file = File::Absent.into();
+        staged[1].file = File::OtherSize.into();
         let (seen, later) = run(BEFORE, [header(17), header(17)], [records(), staged.clone()], 5);
         assert_eq!(seen.kinds(), []);
-        assert_eq!(later.new, 1);
+        assert_eq!(later.new, 2);
         // The source has nobody to get it from.
         let (seen, _) = run(BEFORE, [header(17), header(17)], [staged, records()], 5);
-        assert_eq!(seen.kinds(), [(Kind::MissingFile, 1)]);
+        assert_eq!(seen.kinds(), [(Kind::MissingFile, 1), (Kind::FileSize, 2)]);
     }
 
     #[test]
