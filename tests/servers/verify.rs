@@ -1,6 +1,6 @@
 //! `mbcopy verify`: what it finds, what it excuses, and what it says.
 
-use crate::support::{Pushed, Servers};
+use crate::support::{OptionsPutBack, Pushed, Servers};
 use lab::host::Host;
 use lab::seed::{self, Seed, Size};
 use lab::workload::{Crew, Route};
@@ -219,6 +219,37 @@ fn mail_that_flows_meanwhile_is_no_difference() {
     assert!(later > 20, "only {later} messages came meanwhile");
     let longest = history.longest();
     assert!(longest < Duration::from_secs(1), "somebody was blocked for {longest:?}");
+}
+
+#[test]
+fn messages_that_are_removed_meanwhile_are_not_missed() {
+    let servers = Servers::fresh();
+    let _put_back = OptionsPutBack;
+    // Files go at once, while they are looked for.
+    servers.source.set_option("expunge_mode", "immediate").unwrap();
+    servers.accounts(&["away"]);
+    Seed::new(&servers.source, "away").bulk(4000, Size::Fixed(500), 1).unwrap();
+    push_until(&servers, "user.away", Point::Copied);
+    let source = servers.source.clone();
+    let expunger = std::thread::spawn(move || {
+        let mut imap = source.imap("away").unwrap();
+        imap.command("SELECT INBOX").unwrap();
+        for first in (1..4000).step_by(20).rev() {
+            let set = format!("UID STORE {first}:{} +FLAGS.SILENT (\\Deleted)", first + 19);
+            imap.command(set).unwrap();
+            imap.command("EXPUNGE").unwrap();
+        }
+    });
+    let mut runs = 0;
+    while !expunger.is_finished() {
+        let options: &[&str] = if runs % 2 == 0 { &[] } else { &["--content"] };
+        verify(&servers, "user.away", options).expect(0);
+        runs += 1;
+    }
+    expunger.join().unwrap();
+    assert!(runs > 5, "only {runs} looks");
+    let said = verify(&servers, "user.away", &["--json"]).expect(0);
+    assert_eq!(said.report().unwrap()["later"]["expunged"], 4000);
 }
 
 #[test]
