@@ -8,6 +8,7 @@ mod push;
 mod request;
 mod resume;
 mod status;
+mod verify;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -58,6 +59,8 @@ enum Command {
     Purge(purge::PurgeArgs),
     /// Show the moves that this server knows, and what their states mean
     Status(status::StatusArgs),
+    /// Compare what this server and another one have of a user; changes nothing
+    Verify(verify::VerifyArgs),
     /// Serve one side of a move on standard input and output
     #[command(hide = true)]
     Agent(agent::AgentArgs),
@@ -74,6 +77,7 @@ pub fn main() -> ExitCode {
         Command::Reverse(args) => resume::reverse(&cli.common, args),
         Command::Purge(args) => purge::run(&cli.common, args),
         Command::Status(args) => status::run(&cli.common, args),
+        Command::Verify(args) => verify::run(&cli.common, args),
         Command::Agent(args) => agent::run(&cli.common, args),
     }
 }

@@ -257,7 +257,11 @@ pub(super) async fn local_agent(
 }
 
 fn role_name(role: v1::Role) -> &'static str {
-    if role == v1::Role::Target { "target" } else { "source" }
+    match role {
+        v1::Role::Target => "target",
+        v1::Role::Inspect => "inspect",
+        _ => "source",
+    }
 }
 
 /// The agent of the other server, over SSH; an error comes with what to do
@@ -270,19 +274,21 @@ async fn remote_agent(
     let advice = "mend the connection and run the same command again";
     let session = Session::connect(destination, &ConnectOptions::from_env()).await;
     let session = session.map_err(|e| (e.into(), advice))?;
-    let words = [
-        options.remote_program.as_str(),
-        "agent",
-        "--role",
-        role_name(role),
-        "--config",
-        &options.remote_config,
-    ];
+    let program = (options.remote_program.as_str(), options.remote_config.as_str());
     let advice = "install mbcopy on the target where SSH finds it, or name it by --remote-program";
-    let process = session.exec(&words).await.map_err(|e| (e.into(), advice))?;
-    let server = session.at().to_owned();
-    let peer = Peer::greet(&server, role, process.into()).await;
-    Ok((session, peer.map_err(|e| (e.into(), advice))?))
+    let peer = agent_there(&session, program, role).await.map_err(|e| (e, advice))?;
+    Ok((session, peer))
+}
+
+/// An agent on the other server; `program` and Cyrus's configuration there.
+pub(super) async fn agent_there(
+    session: &Session,
+    (program, config): (&str, &str),
+    role: v1::Role,
+) -> Result<Peer, Box<dyn std::error::Error>> {
+    let words = [program, "agent", "--role", role_name(role), "--config", config];
+    let process = session.exec(&words).await?;
+    Ok(Peer::greet(session.at(), role, process.into()).await?)
 }
 
 /// The command as it was typed, so that a shell takes it again.

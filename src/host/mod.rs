@@ -24,7 +24,7 @@ use tools::{DbOp, Tools};
 const DATABASE_WAIT: Duration = Duration::from_secs(10);
 
 /// This server.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Host {
     /// Cyrus's imapd.conf.
     pub conf: PathBuf,

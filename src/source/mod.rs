@@ -2,11 +2,11 @@
 //! him, and retires his copy.
 
 mod freeze;
-mod inventory;
-mod mailbox;
+pub(crate) mod inventory;
+pub(crate) mod mailbox;
 mod purge;
 pub(crate) mod retire;
-mod send;
+pub(crate) mod send;
 mod sessions;
 mod stragglers;
 
@@ -728,7 +728,7 @@ fn moves(host: &Host, mailbox: &str) -> Result<v1::Moves, v1::Failure> {
 }
 
 /// The mailbox that an admin means by what he types.
-fn top_of(host: &Host, typed: &str) -> Result<MailboxName, v1::Failure> {
+pub(crate) fn top_of(host: &Host, typed: &str) -> Result<MailboxName, v1::Failure> {
     host.namespace()
         .map_err(|e| e.to_string())
         .and_then(|namespace| {

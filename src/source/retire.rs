@@ -121,6 +121,11 @@ impl Retirement {
         sealed::load(&path).map_err(io("read", &path))
     }
 
+    /// The records as they were before: key and value.
+    pub fn records(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.changes.iter().map(|(key, old, _)| (key.as_slice(), old.as_slice()))
+    }
+
     fn path(host: &Host, id: &MoveId) -> Result<PathBuf, RetireError> {
         let directory =
             host.config.configdirectory().map_err(|e| RetireError::Record(e.to_string()))?;

@@ -9,7 +9,7 @@ mod publish;
 mod receive;
 mod settle;
 mod shadow;
-mod stage;
+pub(crate) mod stage;
 mod sync;
 
 pub use plan::crossing;

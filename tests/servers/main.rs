@@ -15,3 +15,4 @@ mod reverse;
 mod rich;
 mod stragglers;
 mod support;
+mod verify;
