@@ -16,20 +16,28 @@ impl Push<'_> {
         let dry = self.options.dry_run;
         match phase {
             Phase::Done => {
-                for server in [Server::Target, Server::Source] {
-                    if server == Server::Source {
-                        fault::point(Point::TargetFinished);
-                    }
-                    if let Err(e) = self.finish(server, true).await {
-                        self.note(format!("tidying up failed, which harms nobody: {e}"));
-                    }
+                self.report.failure = None;
+                let mut ended = self.finish(Server::Target, true).await;
+                fault::point(Point::TargetFinished);
+                if ended.is_ok() {
+                    ended = self.finish(Server::Source, true).await;
                 }
                 let left = self.report.carried.is_some_and(|carried| carried.left > 0);
                 let skipped =
                     left || self.report.problems.iter().any(|p| p.severity == Severity::BadMessage);
                 self.report.outcome =
                     if skipped { Outcome::DoneWithSkipped } else { Outcome::Done };
-                self.report.failure = None;
+                // The source still knows of the move: it has to tell the target to end it.
+                if let Err(trouble) = ended {
+                    self.report.outcome = Outcome::Resumable;
+                    self.report.failure = Some(Failure {
+                        text: format!("the move could not be ended: {trouble}"),
+                        state: "the target serves the user; both servers keep what they need to \
+                                end the move"
+                            .into(),
+                        advice: "run the same push again: it only tidies up".into(),
+                    });
+                }
                 self.report.differences = DIFFERENCES.map(str::to_owned).into();
             }
             Phase::CommitUnknown | Phase::Routed if self.broken => {

@@ -211,7 +211,8 @@ impl Target {
         }
         let journal = Journal::open(&directory).map_err(|e| journal_failure(&e))?;
         let holder = format!("process {}, an abort", std::process::id());
-        let hold = journal.hold(top.as_bytes(), &holder).map_err(|e| journal_failure(&e))?;
+        let hold =
+            journal.hold_for(top.as_bytes(), &holder, &id).map_err(|e| journal_failure(&e))?;
         let known = journal.find(&id).map_err(|e| journal_failure(&e))?;
         let Some(mut entry) = known.filter(|e| e.name == top.as_bytes()) else {
             return Ok(v1::Attached::default());
@@ -286,7 +287,8 @@ impl Target {
             .map_err(|e| internal(e.to_string(), "nothing was changed"))?;
         let journal = Journal::open(&directory).map_err(|e| journal_failure(&e))?;
         let holder = format!("process {}, a move from {}", std::process::id(), fresh.peer);
-        let hold = journal.hold(&fresh.name, &holder).map_err(|e| journal_failure(&e))?;
+        let hold =
+            journal.hold_for(&fresh.name, &holder, &fresh.id).map_err(|e| journal_failure(&e))?;
         let known = journal.find(&fresh.id).map_err(|e| journal_failure(&e))?;
         let unfinished =
             journal.unfinished(&fresh.name, fresh.role).map_err(|e| journal_failure(&e))?;
