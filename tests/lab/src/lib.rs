@@ -7,6 +7,7 @@
 
 #![warn(missing_docs)]
 
+pub mod chaos;
 pub mod disk;
 pub mod fingerprint;
 pub mod host;
