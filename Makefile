@@ -3,13 +3,13 @@
 #   make test     everything that must be true
 #   make power    a hundred power cuts of each server in the middle of moves
 #   make chaos    five hundred moves with harm at random (RUNS=, SEED=)
-#   make bench    push beside rsync, XFER and sync_client
+#   make bench    push beside rsync, XFER and sync_client; make microbench: formats and wire
 #   make lint     formatting, clippy, licences; make audit: advisories
 
 CARGO ?= cargo
 LAB := tests/lab/lab.sh
 
-.PHONY: demo test chaos power bench lint audit tools lab lab-down
+.PHONY: demo test chaos power bench microbench lint audit tools lab lab-down
 
 demo: lab
 	$(CARGO) build --release --bin mbcopy
@@ -30,6 +30,9 @@ power: lab
 bench: lab
 	$(CARGO) build --release --bin mbcopy
 	$(CARGO) run --release -p mbcopy-lab --bin lab -- bench --mbcopy target/release/mbcopy
+
+microbench:
+	$(CARGO) bench --bench formats --bench wire
 
 lint:
 	$(CARGO) fmt --all --check
