@@ -2,7 +2,7 @@
 //! and harms nothing that has come there since.
 
 use crate::crash::{arm, disarm};
-use crate::support::{Servers, fingerprint};
+use crate::support::{OptionsPutBack, Servers, fingerprint};
 use lab::host::Host;
 use lab::imap::{Imap, NewMessage};
 use lab::seed::{Seed, Size};
@@ -50,8 +50,11 @@ fn folders(host: &Host, user: &str) -> Folders {
     folders
 }
 
-/// The same, as a test writes it down: id and flags; delivered ones have no date.
-fn expected(list: &[(&str, &[(&str, &[&str])])]) -> Folders {
+/// A message as a test writes it down: id and flags.
+type Written<'a> = (&'a str, &'a [&'a str]);
+
+/// The same, as a test writes it down; only what was appended has our date.
+fn expected(list: &[(&str, &[Written<'_>])]) -> Folders {
     let mut folders = Folders::new();
     for (folder, messages) in list {
         let of = folders.entry((*folder).to_owned()).or_default();
@@ -121,6 +124,7 @@ fn use_source(servers: &Servers, user: &str) {
             "UNSUBSCRIBE INBOX.work",
             "DELETE INBOX.gone",
             "SETACL INBOX.work bob lrs",
+            "SETACL INBOX.new bob lr",
         ],
     );
     append(&mut imap, "INBOX.new", "late-new", &["\\Flagged"]);
@@ -190,16 +194,15 @@ fn finish(servers: &Servers, user: &str) {
     let mailbox = format!("user.{user}");
     let again = servers.push(&mailbox, &["--route-command", "true", "--json"]).expect(0);
     let report = again.report().unwrap();
-    assert_eq!(numbers(&report), [7, 3, 1, 4, 6, 0], "{report:#}");
+    assert_eq!(numbers(&report), [7, 3, 1, 4, 7, 0], "{report:#}");
     assert_eq!(folders(&servers.target, user), everything());
     let print = fingerprint(&servers.target, user, &[]);
     let subscribed: Vec<_> = print.own.subscribed.keys().collect();
     assert_eq!(subscribed, ["INBOX.new"]);
-    let bob = print.own.mailboxes["INBOX.work"].acl.get("bob").map(String::as_str);
-    assert_eq!(bob, Some("lrs"));
-    let scripts = print.sieve.iter().map(|(name, script)| {
-        (name.as_str(), script.text.trim(), script.active)
-    });
+    let bob = |folder: &str| print.own.mailboxes[folder].acl.get("bob").map(String::as_str);
+    assert_eq!((bob("INBOX.work"), bob("INBOX.new")), (Some("lrs"), Some("lr")));
+    let scripts =
+        print.sieve.iter().map(|(name, script)| (name.as_str(), script.text.trim(), script.active));
     let scripts: Vec<_> = scripts.collect();
     let wanted =
         [("changed", "discard;", false), ("kept", "keep;", false), ("my new", "stop;", true)];
@@ -302,4 +305,131 @@ fn many_stragglers_come_in_rounds_while_the_source_is_in_use() {
     assert_eq!(numbers(&report)[0], 1000);
     assert!(report["freeze_ms"].as_f64().unwrap() < 2000.0);
     assert_eq!(folders(&servers.target, "many"), source);
+}
+
+/// The SHA-1 of every message of a user, as often as he has it.
+fn contents(host: &Host, user: &str) -> Vec<String> {
+    let print = fingerprint(host, user, &[]);
+    let mut all: Vec<_> = print.messages().map(|(_, _, m)| m.sha1.clone()).collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn messages_that_are_hardly_messages_are_carried_over_as_they_are() {
+    let servers = Servers::fresh();
+    seed(&servers, "odd");
+    stop_at(&servers, "odd", Point::Routed);
+    let long = [b"Subject: long\r\n\r\n", "y".repeat(70_000).as_bytes(), b"\r\n"].concat();
+    let odd: [&[u8]; 10] = [
+        b"x",
+        b"no header, no end",
+        b"Subject: only a header\r\n",
+        b"\r\nonly a body\r\n",
+        b"Subject: \xe4\xf6\xfc\r\n\r\n\xff\xfe\r\n",
+        b"Subject: lone\r\n\r\na\rb\nc\r\r\n",
+        b"From x@y Mon Jan  1 00:00:00 2001\r\nSubject: mbox\r\n\r\nz\r\n",
+        b"Subject: nothing\r\nthis is no field\r\n\r\nz\r\n",
+        b"Subject : space\r\n\r\nz\r\n",
+        &long,
+    ];
+    let mut accepted = 0;
+    for message in odd {
+        let outcome = lab::lmtp::deliver(&servers.source, "odd", message);
+        println!("{:?}: {outcome:?}", String::from_utf8_lossy(&message[..message.len().min(30)]));
+        accepted += usize::from(outcome.accepted().is_ok());
+    }
+    assert!(accepted > 5, "only {accepted} were accepted");
+    let source = contents(&servers.source, "odd");
+    let again = servers.push("user.odd", &["--route-command", "true", "--json"]);
+    println!("{}", again.stdout);
+    again.expect(0);
+    assert_eq!(contents(&servers.target, "odd"), source);
+}
+
+#[test]
+fn names_and_namespaces_and_expunge_modes_make_no_difference() {
+    drop(OptionsPutBack);
+    let servers = Servers::fresh();
+    let _put_back = OptionsPutBack;
+    servers.source.set_option("expunge_mode", "immediate").unwrap();
+    servers.target.set_option("unixhierarchysep", "yes").unwrap();
+    servers.target.set_option("altnamespace", "yes").unwrap();
+    seed(&servers, "names");
+    stop_at(&servers, "names", Point::Routed);
+    let mut there = servers.source.imap("names").unwrap();
+    commands(
+        &mut there,
+        &[
+            "SELECT INBOX",
+            "UID STORE 3:4 +FLAGS (\\Deleted)",
+            "UID EXPUNGE 3:4",
+            "UNSELECT",
+            "CREATE \"INBOX.a b.&APY-l (x)\"",
+            "SUBSCRIBE \"INBOX.a b.&APY-l (x)\"",
+        ],
+    );
+    append(&mut there, "INBOX.a b.&APY-l (x)", "late-odd", &["$x"]);
+    append(&mut there, "INBOX.work", "late-work", &[]);
+    there.logout();
+    let mut here = servers.target.imap("names").unwrap();
+    commands(&mut here, &["SELECT INBOX", "UID STORE 4 +FLAGS (\\Flagged)", "UNSELECT"]);
+    // The fourth was changed here, and stays; the parent of the new one is made, too.
+    let again = servers.push("user.names", &["--route-command", "true", "--json"]).expect(3);
+    assert_eq!(numbers(&again.report().unwrap()), [2, 0, 1, 2, 1, 1]);
+    let mut uids = |folder: &str| {
+        here.command(format!("EXAMINE \"{folder}\"")).unwrap();
+        let found = here.command("UID SEARCH ALL").unwrap();
+        let uids = found.of("SEARCH").flat_map(|words| &words[1..]).filter_map(|w| w.number());
+        uids.collect::<Vec<_>>()
+    };
+    assert_eq!(uids("INBOX"), [1, 2, 4, 5, 6, 7]);
+    assert_eq!(uids("work"), [1, 2]);
+    assert_eq!(uids("a b/&APY-l (x)"), [1]);
+}
+
+#[test]
+fn a_shared_tree_gets_its_stragglers_by_somebody_who_may_write_there() {
+    let servers = Servers::fresh();
+    servers.accounts(&["carl", "dora"]);
+    lab::seed::shared_tree(&servers.source, "team.sales", &["carl", "dora"]).unwrap();
+    arm(&servers, Point::Routed);
+    servers.push("team.sales", &["--route-command", "true"]);
+    assert!(disarm(&servers));
+    let mut carl = servers.source.imap("carl").unwrap();
+    append(&mut carl, "team.sales", "late-team", &["\\Flagged", "\\Seen"]);
+    append(&mut carl, "team.sales.empty", "late-empty", &["$x"]);
+    let started =
+        ["SELECT team.sales", "UID STORE 1 -FLAGS (\\Flagged)", "UID STORE 3 +FLAGS (new)"];
+    commands(&mut carl, &started);
+    commands(&mut carl, &["UID STORE 4 +FLAGS (\\Deleted)", "UID EXPUNGE 4", "UNSELECT"]);
+    commands(&mut carl, &["CREATE team.sales.made"]);
+    append(&mut carl, "team.sales.made", "late-made", &[]);
+    carl.logout();
+    let look = |host: &Host| {
+        let users = ["carl", "dora"];
+        let take = lab::fingerprint::Take::default();
+        let print = lab::fingerprint::Fingerprint::take_tree(host, "team.sales", &users, &take);
+        let mut seen = BTreeMap::new();
+        for (name, mailbox) in &print.unwrap().others["carl"].mailboxes {
+            let mut messages: Vec<_> = mailbox.messages.values().cloned().collect();
+            for message in &mut messages {
+                // What carl has seen is his own, and stays where he is.
+                message.flags.remove("\\Seen");
+                *message = lab::fingerprint::Message {
+                    modseq: 0,
+                    savedate: None,
+                    email_id: None,
+                    ..message.clone()
+                };
+            }
+            messages.sort_by(|a, b| a.sha1.cmp(&b.sha1));
+            seen.insert(name.clone(), messages);
+        }
+        seen
+    };
+    let source = look(&servers.source);
+    let again = servers.push("team.sales", &["--route-command", "true", "--json"]).expect(0);
+    assert_eq!(numbers(&again.report().unwrap()), [3, 2, 1, 1, 0, 0]);
+    assert_eq!(look(&servers.target), source);
 }

@@ -84,7 +84,9 @@ impl Imap {
         }
     }
 
-    /// Appends a message; `date` is in IMAP's form.
+    /// Appends a message; `date` is in IMAP's form. What was delivered may be no
+    /// message to the strict eyes of APPEND: then its bytes go as one piece of a
+    /// message, which nobody looks at (imap/imapd.c:catenate_text).
     pub fn append(
         &mut self,
         mailbox: &[u8],
@@ -93,9 +95,16 @@ impl Imap {
         message: &[u8],
     ) -> Result<Answer, ImapError> {
         let flags = flags.join(&b' ');
-        let head = format!(" \"{date}\" {{{}+}}\r\n", message.len());
-        let command = [b"APPEND ", &quoted(mailbox)[..], b" (", &flags, b")", head.as_bytes()];
-        self.raw(&command.concat(), message)
+        let date = format!(" \"{date}\" ");
+        let literal = format!("{{{}+}}\r\n", message.len());
+        let command = [b"APPEND ", &quoted(mailbox)[..], b" (", &flags, b")", date.as_bytes()];
+        let command = command.concat();
+        let answer = self.raw(&[&command, literal.as_bytes()].concat(), message)?;
+        if answer.ok {
+            return Ok(answer);
+        }
+        let whole = [message, b")"].concat();
+        self.raw(&[&command, &b"CATENATE (TEXT "[..], literal.as_bytes()].concat(), &whole)
     }
 
     /// Changes flags of messages: `sign` is `+` or `-`. Those whose MODSEQ is above

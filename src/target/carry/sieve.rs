@@ -66,7 +66,8 @@ pub fn carry(
     let mut commands = Vec::new();
     for (name, text) in &put {
         let file = quoted(format!("{name}.script").as_bytes());
-        let head = [b"SIEVE %(USERID ", &user[..], b" FILENAME ", &file, b" LAST_UPDATE 0 CONTENT "];
+        let head =
+            [b"SIEVE %(USERID ", &user[..], b" FILENAME ", &file, b" LAST_UPDATE 0 CONTENT "];
         let literal = format!("{{{}+}}\r\n", text.len());
         commands.push((name.as_str(), [&head.concat(), literal.as_bytes(), text, b")"].concat()));
     }
