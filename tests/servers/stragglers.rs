@@ -2,7 +2,7 @@
 //! and harms nothing that has come there since.
 
 use crate::crash::{arm, disarm};
-use crate::support::{OptionsPutBack, Servers, fingerprint};
+use crate::support::{OptionsPutBack, Servers, assert_same, fingerprint};
 use lab::host::Host;
 use lab::imap::{Imap, NewMessage};
 use lab::seed::{Seed, Size};
@@ -392,6 +392,7 @@ fn names_and_namespaces_and_expunge_modes_make_no_difference() {
 fn a_shared_tree_gets_its_stragglers_by_somebody_who_may_write_there() {
     let servers = Servers::fresh();
     servers.accounts(&["carl", "dora"]);
+    Seed::new(&servers.source, "carl").small().unwrap();
     lab::seed::shared_tree(&servers.source, "team.sales", &["carl", "dora"]).unwrap();
     arm(&servers, Point::Routed);
     servers.push("team.sales", &["--route-command", "true"]);
@@ -432,4 +433,43 @@ fn a_shared_tree_gets_its_stragglers_by_somebody_who_may_write_there() {
     let again = servers.push("team.sales", &["--route-command", "true", "--json"]).expect(0);
     assert_eq!(numbers(&again.report().unwrap()), [3, 2, 1, 1, 0, 0]);
     assert_eq!(look(&servers.target), source);
+    // Who wrote there was lent his name alone: he can still come.
+    let carl = fingerprint(&servers.source, "carl", &[]);
+    servers.push("user.carl", &[]).expect(0);
+    assert_same(&carl, &fingerprint(&servers.target, "carl", &[]), &[]);
+}
+
+/// Takes the target's imapd away, and puts it back when dropped.
+struct NoImapd<'a>(&'a Servers);
+
+impl<'a> NoImapd<'a> {
+    fn new(servers: &'a Servers) -> Self {
+        let broken = "cd /usr/lib/cyrus/bin && mv imapd imapd.real && \
+                      printf '#!/bin/sh\\nexit 1\\n' > imapd && chmod 755 imapd";
+        servers.target.run(&["sh", "-c", broken]).unwrap();
+        Self(servers)
+    }
+}
+
+impl Drop for NoImapd<'_> {
+    fn drop(&mut self) {
+        let mend = "cd /usr/lib/cyrus/bin && mv imapd.real imapd";
+        let _ = self.0.target.run(&["sh", "-c", mend]);
+    }
+}
+
+#[test]
+fn a_target_that_cannot_take_them_leaves_the_source_as_it_is() {
+    let servers = Servers::fresh();
+    seed(&servers, "wait");
+    stop_at(&servers, "wait", Point::Routed);
+    deliver(&servers.source, "wait", "late-lmtp");
+    let source = contents(&servers.source, "wait");
+    let broken = NoImapd::new(&servers);
+    let again = servers.push("user.wait", &["--route-command", "true"]).expect(5);
+    again.says(&["cannot be carried over", "imapd", "bw2 serves the user now"]);
+    drop(broken);
+    assert_eq!(contents(&servers.source, "wait"), source);
+    servers.push("user.wait", &["--route-command", "true"]).expect(0).says(&["new messages 1,"]);
+    assert_eq!(contents(&servers.target, "wait"), source);
 }

@@ -18,7 +18,13 @@ pub enum ImapError {
     /// What came.
     #[error("this server's imapd said {0}")]
     Strange(String),
+    /// A disk, a database or the like fails.
+    #[error("this server's imapd could not do what it should: {0}")]
+    Trouble(String),
 }
+
+/// What a refusal says that is about the server and not about what was asked.
+const TROUBLE: [&str; 6] = ["I/O", "nternal", "atabase", "locked", "[UNAVAILABLE]", "[INUSE]"];
 
 /// What came of a command.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -75,7 +81,11 @@ impl Imap {
             if let Some(rest) = line.strip_prefix(tag.as_bytes()) {
                 answer.ok = rest.starts_with(b"OK");
                 answer.text = readable(rest);
-                return Ok(answer);
+                let trouble = TROUBLE.iter().any(|word| answer.text.contains(word));
+                return match trouble && !answer.ok {
+                    true => Err(ImapError::Trouble(answer.text)),
+                    false => Ok(answer),
+                };
             }
             if line.starts_with(b"* BYE") {
                 return Err(ImapError::Strange(readable(&line)));
@@ -260,6 +270,8 @@ mod tests {
         let refused = imap.command("SELECT", &[b"x"]).unwrap();
         assert_eq!((refused.ok, refused.text.as_str()), (false, "NO Permission denied"));
         assert!(matches!(imap.raw(b"NOOP", b""), Err(ImapError::Io(_))));
+        let mut imap = hears(b"m1 NO System I/O error\r\n");
+        assert!(matches!(imap.raw(b"NOOP", b""), Err(ImapError::Trouble(_))));
     }
 
     #[test]
