@@ -18,7 +18,7 @@ use crate::cyrus::mboxlist::mbtype::Kind;
 use crate::cyrus::quota::Quota;
 use crate::cyrus::subscription::Subscriptions;
 use crate::host::{Host, read_locked};
-use crate::inventory::flags;
+use crate::inventory::{flags, hex};
 use crate::wire::manifest;
 use crate::wire::v1::{self, FileKind, problem::Severity};
 use bytes::Bytes;
@@ -391,10 +391,6 @@ fn left(mailbox: &str, text: &str) -> v1::Problem {
         advice: "the source's retired copy has it".into(),
         ..v1::Problem::default()
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The name of the file that holds the baseline of a move.

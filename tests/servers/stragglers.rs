@@ -301,7 +301,7 @@ fn many_stragglers_come_in_rounds_while_the_source_is_in_use() {
     let options = ["--route-command", "true", "--json", "--max-freeze", "2s"];
     let again = servers.push("user.many", &options).expect(0);
     let report = again.report().unwrap();
-    println!("{} {} ms frozen", report["carried"], report["freeze_ms"]);
+    println!("{} {} ms frozen of {}", report["carried"], report["freeze_ms"], report["total_ms"]);
     assert_eq!(numbers(&report)[0], 1000);
     assert!(report["freeze_ms"].as_f64().unwrap() < 2000.0);
     assert_eq!(folders(&servers.target, "many"), source);
@@ -472,4 +472,54 @@ fn a_target_that_cannot_take_them_leaves_the_source_as_it_is() {
     assert_eq!(contents(&servers.source, "wait"), source);
     servers.push("user.wait", &["--route-command", "true"]).expect(0).says(&["new messages 1,"]);
     assert_eq!(contents(&servers.target, "wait"), source);
+}
+
+#[test]
+fn mail_that_comes_while_it_is_carried_over_comes_once() {
+    let servers = Servers::fresh();
+    seed(&servers, "flow");
+    stop_at(&servers, "flow", Point::Routed);
+    Seed::new(&servers.source, "flow").bulk(500, Size::Fixed(4000), 2).unwrap();
+    let source = servers.source.clone();
+    let deliverer = std::thread::spawn(move || {
+        let mut accepted = Vec::new();
+        for n in 0.. {
+            let id = format!("flow{n}-lmtp");
+            match lab::lmtp::deliver(&source, "flow", &message(&id)) {
+                lab::lmtp::Outcome::Accepted(_) => accepted.push(id),
+                lab::lmtp::Outcome::Refused(_, reply) => {
+                    assert_eq!(reply.code / 100, 4, "{reply:?}");
+                    break;
+                }
+                lost => panic!("{lost:?}"),
+            }
+        }
+        accepted
+    });
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    let again = servers.push("user.flow", &["--route-command", "true", "--json"]).expect(0);
+    let accepted = deliverer.join().unwrap();
+    assert!(accepted.len() > 20, "only {} came meanwhile", accepted.len());
+    assert_eq!(numbers(&again.report().unwrap())[0], 500 + accepted.len() as u64);
+    let found = folders(&servers.target, "flow");
+    for id in &accepted {
+        assert_eq!(found["INBOX"].get(&(id.clone(), Vec::new(), false)), Some(&1), "{id}");
+    }
+}
+
+#[test]
+fn a_move_whose_beginning_is_not_known_any_more_is_left_to_the_admin() {
+    let servers = Servers::fresh();
+    seed(&servers, "lost");
+    stop_at(&servers, "lost", Point::Routed);
+    deliver(&servers.source, "lost", "late-lmtp");
+    let target = contents(&servers.target, "lost");
+    let baseline = "/var/lib/cyrus/mbcopy/moves/*/baseline";
+    let damage = format!("for file in {baseline}; do echo x >> $file; done");
+    servers.source.run(&["sh", "-c", &damage]).unwrap();
+    let push = || servers.push("user.lost", &["--route-command", "true"]).expect(5);
+    push().says(&["baseline", "damaged", "bw2 serves the user now"]);
+    servers.source.run(&["sh", "-c", &format!("rm {baseline}")]).unwrap();
+    push().says(&["baseline is missing", "by hand", "bw2 serves the user now"]);
+    assert_eq!(contents(&servers.target, "lost"), target);
 }

@@ -9,6 +9,7 @@ use crate::cyrus::index::Record;
 use crate::cyrus::mboxlist::MailboxEntry;
 use crate::fault::{self, Point};
 use crate::host::Host;
+use crate::inventory::hex;
 use crate::wire::manifest;
 use crate::wire::v1::{self, problem::Severity};
 use sha1::{Digest, Sha1};
@@ -441,10 +442,6 @@ fn unreadable(error: crate::cyrus::index::IndexError) -> CarryError {
 fn internal_date(seconds: i64) -> Option<String> {
     let time = jiff::Timestamp::from_second(seconds).ok()?;
     Some(time.strftime("%d-%b-%Y %H:%M:%S +0000").to_string())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
