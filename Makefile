@@ -1,13 +1,15 @@
 # On a fresh Debian 12 as root, with nothing but a Rust toolchain:
 #   make demo     two real Cyrus servers, mail flowing, one user moved
 #   make test     everything that must be true
+#   make power    a hundred power cuts of each server in the middle of moves
+#   make chaos    five hundred moves with harm at random (RUNS=, SEED=)
 #   make bench    push beside rsync, XFER and sync_client
 #   make lint     formatting, clippy, licences; make audit: advisories
 
 CARGO ?= cargo
 LAB := tests/lab/lab.sh
 
-.PHONY: demo test bench lint audit tools lab lab-down
+.PHONY: demo test chaos power bench lint audit tools lab lab-down
 
 demo: lab
 	$(CARGO) build --release --bin mbcopy
@@ -16,6 +18,14 @@ demo: lab
 test: lab
 	$(CARGO) test --workspace --features mbcopy/faults --lib --bins --test spools --test ssh
 	$(CARGO) test --workspace --features mbcopy/faults --test servers -- --test-threads=1
+
+chaos: lab
+	$(CARGO) build --features faults --bin mbcopy
+	$(CARGO) run -p mbcopy-lab --bin lab -- chaos --mbcopy target/debug/mbcopy --runs $(or $(RUNS),500) --seed $(or $(SEED),1)
+
+power: lab
+	$(CARGO) build --features faults --bin mbcopy
+	$(CARGO) run -p mbcopy-lab --bin lab -- power --mbcopy target/debug/mbcopy --runs 100 --side both
 
 bench: lab
 	$(CARGO) build --release --bin mbcopy

@@ -1,8 +1,13 @@
-//! Places where a test can kill the process, to see what a crash there leaves.
+//! Places where a test can break things, to see what that leaves, and steps that
+//! it can have left out, to see that their lack is noticed.
 //!
-//! Compiled in by the feature `faults` only. A process that reaches the point
-//! whose name stands in the file `/run/mbcopy-fault` ends there at once, as if
-//! killed; the file is removed first, so that it happens once.
+//! Compiled in by the feature `faults` only. The file `/run/mbcopy-fault` holds
+//! the name of a place, what is to happen there (`kill`, `hang`, or the error
+//! that the call returns: `EIO`, `ENOSPC`, `EDQUOT`, `EACCES`), and how many times
+//! the place is passed before (`0`). The file is emptied first, so that it happens
+//! once.
+
+use std::io;
 
 /// Every such place. A test goes through all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,14 +58,28 @@ pub enum Point {
     Thawed,
     /// The target has ended the move, the source has not.
     TargetFinished,
+    /// In an abort: the target has given the move up, the source has not.
+    TargetGaveUp,
+    /// A journal is written.
+    JournalWrite,
+    /// A plan of publishing or retiring is written.
+    SealedWrite,
+    /// The target creates a file in the stage.
+    StageWrite,
+    /// The target puts the stage onto stable storage.
+    StageSync,
+    /// One of Cyrus's databases is changed.
+    DatabaseWrite,
+    /// A directory is renamed into its place, or out of it.
+    Rename,
 }
 
 impl Point {
     /// The places that are reached only when the source has stragglers.
     pub const OF_STRAGGLERS: [Point; 3] = [Point::CarryExpunging, Point::Carrying, Point::Carried];
 
-    /// Every place.
-    pub const ALL: [Point; 23] = [
+    /// The boundaries between two steps.
+    pub const STEPS: [Point; 21] = [
         Point::Planned,
         Point::Copied,
         Point::Frozen,
@@ -74,9 +93,6 @@ impl Point {
         Point::Published,
         Point::RouteChanged,
         Point::Routed,
-        Point::CarryExpunging,
-        Point::Carrying,
-        Point::Carried,
         Point::RetireBegun,
         Point::RetireCommitted,
         Point::RetireRenamedOne,
@@ -84,22 +100,93 @@ impl Point {
         Point::Retired,
         Point::Thawed,
         Point::TargetFinished,
+        Point::TargetGaveUp,
+    ];
+
+    /// The writes that must be durable, or fail.
+    pub const WRITES: [Point; 6] = [
+        Point::JournalWrite,
+        Point::SealedWrite,
+        Point::StageWrite,
+        Point::StageSync,
+        Point::DatabaseWrite,
+        Point::Rename,
     ];
 }
 
-/// Ends the process here if a test wants it to.
+/// A boundary between two steps.
 pub fn point(point: Point) {
+    let _ = check(point);
+}
+
+/// A write that may fail.
+pub fn check(point: Point) -> io::Result<()> {
     #[cfg(feature = "faults")]
     {
         const FILE: &str = "/run/mbcopy-fault";
         let wanted = std::fs::read_to_string(FILE).unwrap_or_default();
-        if wanted.trim() == format!("{point:?}") {
-            // An agent is not root, but the test makes the file writable; a
-            // directory it cannot write to keeps the file, so empty it, too.
-            let _ = std::fs::write(FILE, "");
-            let me = rustix::process::getpid();
-            let _ = rustix::process::kill_process(me, rustix::process::Signal::KILL);
+        let mut words = wanted.split_whitespace();
+        if words.next() != Some(&format!("{point:?}")) {
+            return Ok(());
+        }
+        let action = words.next().unwrap_or("kill");
+        let before: u32 = words.next().and_then(|n| n.parse().ok()).unwrap_or(0);
+        // An agent is not root, but the test makes the file writable; it could
+        // not remove it.
+        if before > 0 {
+            return std::fs::write(FILE, format!("{point:?} {action} {}", before - 1));
+        }
+        let _ = std::fs::write(FILE, "");
+        let errno = match action {
+            "EIO" => rustix::io::Errno::IO,
+            "ENOSPC" => rustix::io::Errno::NOSPC,
+            "EDQUOT" => rustix::io::Errno::DQUOT,
+            "EACCES" => rustix::io::Errno::ACCESS,
+            "hang" => loop {
+                std::thread::sleep(std::time::Duration::from_secs(3600));
+            },
+            _ => {
+                let me = rustix::process::getpid();
+                let _ = rustix::process::kill_process(me, rustix::process::Signal::KILL);
+                return Ok(());
+            }
+        };
+        Err(errno.into())
+    }
+    #[cfg(not(feature = "faults"))]
+    {
+        let _ = point;
+        Ok(())
+    }
+}
+
+/// Things that a test can have left undone, to see that their lack is noticed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sabotage {
+    /// The target does not put its stage onto stable storage.
+    SkipSync,
+    /// The journal is not put onto stable storage.
+    JournalUnsynced,
+}
+
+impl Sabotage {
+    /// The word for it in the file `/run/mbcopy-sabotage`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::SkipSync => "skip-sync",
+            Self::JournalUnsynced => "journal-unsynced",
         }
     }
-    let _ = point;
+}
+
+/// Whether a test wants this left undone; never in a release.
+pub fn sabotaged(sabotage: Sabotage) -> bool {
+    #[cfg(feature = "faults")]
+    return std::fs::read_to_string("/run/mbcopy-sabotage")
+        .is_ok_and(|words| words.split_whitespace().any(|word| word == sabotage.as_str()));
+    #[cfg(not(feature = "faults"))]
+    {
+        let _ = sabotage;
+        false
+    }
 }

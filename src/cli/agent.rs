@@ -1,9 +1,10 @@
 //! `mbcopy agent`: one side of a move.
 
 use super::Common;
-use crate::agent::{self, privileges};
+use crate::agent::{self, Handler, Link, privileges};
 use crate::host::{self, Host};
-use crate::{source, target};
+use crate::wire::v1::{self, reply::Result as Answer, request::Op};
+use crate::{inspect, source, target};
 use clap::{Args, ValueEnum};
 use std::fs::File;
 use std::io::Write;
@@ -13,9 +14,10 @@ use std::process::ExitCode;
 /// Arguments of `mbcopy agent`.
 #[derive(Debug, Args)]
 pub(super) struct AgentArgs {
-    /// Which side of the move this agent is
-    #[arg(long)]
-    role: Role,
+    /// What this agent may be: a side of a move, or one that only tells what is
+    /// there; may be given several times
+    #[arg(long, required = true)]
+    role: Vec<Role>,
     /// Serve only mailboxes that match; may be given several times
     #[arg(long, value_name = "PATTERN", default_value = "*")]
     allow: Vec<String>,
@@ -25,6 +27,60 @@ pub(super) struct AgentArgs {
 pub(super) enum Role {
     Source,
     Target,
+    Inspect,
+}
+
+impl Role {
+    fn handler(self, host: Host) -> Box<dyn Handler> {
+        match self {
+            Role::Source => Box::new(source::Source::new(host)),
+            Role::Target => Box::new(target::Target::new(host)),
+            Role::Inspect => Box::new(inspect::Inspector::new(host)),
+        }
+    }
+
+    /// The role that a coordinator asks for.
+    fn asked(hello: &v1::Hello) -> Option<Role> {
+        match hello.role() {
+            v1::Role::Source => Some(Role::Source),
+            v1::Role::Target => Some(Role::Target),
+            v1::Role::Inspect => Some(Role::Inspect),
+            v1::Role::Unspecified => None,
+        }
+    }
+}
+
+/// An agent that takes the one of its roles that the coordinator asks for.
+struct Agent {
+    host: Host,
+    roles: Vec<Role>,
+    handler: Option<Box<dyn Handler>>,
+}
+
+impl Handler for Agent {
+    fn welcome(&mut self, hello: &v1::Hello) -> Result<v1::Welcome, v1::Failure> {
+        let role = Role::asked(hello).filter(|role| self.roles.contains(role));
+        let role = role.ok_or_else(|| {
+            let names = |role: &Role| format!("{role:?}").to_lowercase();
+            let ours: Vec<String> = self.roles.iter().map(names).collect();
+            v1::Failure::new(
+                v1::failure::Kind::Refused,
+                format!("this agent may only be: {}", ours.join(", ")),
+                "nothing was changed",
+                "if authorized_keys confines the key, its command may have --role several times: \
+                 --role target --role inspect",
+            )
+        })?;
+        let handler = self.handler.insert(role.handler(self.host.clone()));
+        handler.welcome(hello)
+    }
+
+    fn handle(&mut self, op: Op, link: &mut Link) -> Result<Answer, v1::Failure> {
+        match &mut self.handler {
+            Some(handler) => handler.handle(op, link),
+            None => Err(agent::protocol("a request came before the greeting")),
+        }
+    }
 }
 
 pub(super) fn run(common: &Common, args: AgentArgs) -> ExitCode {
@@ -47,9 +103,27 @@ fn serve(common: &Common, args: AgentArgs) -> Result<(), Box<dyn std::error::Err
     // Unbuffered, unlike the standard library's: frames are large and whole.
     let input = File::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     let output = File::from(std::io::stdout().as_fd().try_clone_to_owned()?);
-    match args.role {
-        Role::Source => agent::serve(input, output, &mut source::Source::new(host))?,
-        Role::Target => agent::serve(input, output, &mut target::Target::new(host))?,
-    }
+    agent::serve(input, output, &mut Agent { host, roles: args.role, handler: None })?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cyrus::config::{Config, Defaults};
+
+    #[test]
+    fn an_agent_takes_only_the_roles_that_it_was_given() {
+        let config = Config::parse(b"configdirectory: /nowhere\n", Defaults::V3, &mut |_| {
+            Err("nothing is included".into())
+        });
+        let host = Host::new("/nowhere".into(), config.unwrap(), None, vec!["*".into()]);
+        let hello = |role: v1::Role| v1::Hello { role: role.into(), ..v1::Hello::default() };
+        let mut agent = Agent { host, roles: vec![Role::Target, Role::Inspect], handler: None };
+        assert!(agent.welcome(&hello(v1::Role::Inspect)).is_ok());
+        assert!(agent.welcome(&hello(v1::Role::Target)).is_ok());
+        let refused = agent.welcome(&hello(v1::Role::Source)).unwrap_err();
+        assert_eq!(refused.text, "this agent may only be: target, inspect");
+        assert!(agent.welcome(&hello(v1::Role::Unspecified)).is_err());
+    }
 }

@@ -3,8 +3,12 @@
 mod agent;
 mod console;
 mod log;
+mod purge;
 mod push;
+mod request;
+mod resume;
 mod status;
+mod verify;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -42,8 +46,21 @@ struct Common {
 enum Command {
     /// Move a user, or a shared mailbox tree, to another server
     Push(push::PushArgs),
+    /// Finish a move that an earlier push has begun, as it was asked for then
+    Resume(resume::ResumeArgs),
+    /// Switch over a user who was only copied so far, or whose move is postponed
+    Cutover(resume::OneArgs),
+    /// Give a move up, and put everything back as it was before
+    Abort(resume::OneArgs),
+    /// Move a user back, whom an earlier push has moved away from here, with all
+    /// that has come since
+    Reverse(resume::OneArgs),
+    /// Remove for good what this server keeps of users that were moved away
+    Purge(purge::PurgeArgs),
     /// Show the moves that this server knows, and what their states mean
     Status(status::StatusArgs),
+    /// Compare what this server and another one have of a user; changes nothing
+    Verify(verify::VerifyArgs),
     /// Serve one side of a move on standard input and output
     #[command(hide = true)]
     Agent(agent::AgentArgs),
@@ -54,7 +71,13 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match cli.command {
         Command::Push(args) => push::run(&cli.common, args),
+        Command::Resume(args) => resume::resume(&cli.common, args),
+        Command::Cutover(args) => resume::cutover(&cli.common, args),
+        Command::Abort(args) => resume::abort(&cli.common, args),
+        Command::Reverse(args) => resume::reverse(&cli.common, args),
+        Command::Purge(args) => purge::run(&cli.common, args),
         Command::Status(args) => status::run(&cli.common, args),
+        Command::Verify(args) => verify::run(&cli.common, args),
         Command::Agent(args) => agent::run(&cli.common, args),
     }
 }

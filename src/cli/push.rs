@@ -2,17 +2,24 @@
 
 use super::Common;
 use super::console::{Console, Style};
+use super::request::Request;
+use crate::push::monitor::{Event, Monitor};
 use crate::push::peer::Peer;
 use crate::push::report::{Failure, Outcome, Report};
 use crate::push::{self, Interrupt, Options, local};
 use crate::transport::{ConnectOptions, Destination, Session};
 use crate::wire::v1;
 use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+/// The exit code of a command that cannot be understood.
+pub(super) const USAGE: u8 = 2;
 
 /// Arguments of `mbcopy push`.
 #[derive(Debug, Args)]
@@ -22,12 +29,30 @@ pub(super) struct PushArgs {
     /// Where to: an SSH destination, and optionally a partition there
     #[arg(value_name = "DEST[:PARTITION]")]
     destination: String,
+    #[command(flatten)]
+    options: MoveOptions,
     /// Print what would be done, and change nothing
     #[arg(short = 'n', long)]
     dry_run: bool,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// How a move is done.
+#[derive(Debug, Clone, Args, Serialize, Deserialize)]
+pub(super) struct MoveOptions {
     /// What to do about messages that cannot be read
     #[arg(long, value_name = "WHAT", default_value = "refuse")]
     bad_messages: BadMessages,
+    /// Stop before the freeze; push again, or cutover, does the rest
+    #[arg(long)]
+    pub(super) copy_only: bool,
+    /// Hold a move that is ready before its freeze, as long as FILE exists
+    #[arg(long, value_name = "FILE")]
+    pub(super) postpone_file: Option<PathBuf>,
+    /// Let `mbcopy purge --due` remove what is kept here, this long after the move
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(super) purge_after: Option<Duration>,
     /// Longest time that the user may be frozen
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     max_freeze: Duration,
@@ -50,12 +75,17 @@ pub(super) struct PushArgs {
     /// Cyrus's configuration on the target
     #[arg(long, value_name = "FILE", default_value = "/etc/imapd.conf")]
     remote_config: String,
+}
+
+/// How a move is told.
+#[derive(Debug, Clone, Copy, Args)]
+pub(super) struct Output {
     /// Print one JSON document per line on standard output
     #[arg(long)]
     json: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 enum BadMessages {
     /// Name them and change nothing
     Refuse,
@@ -63,38 +93,69 @@ enum BadMessages {
     Skip,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
-    let parsed: jiff::SignedDuration = text.parse().map_err(|e: jiff::Error| e.to_string())?;
-    Duration::try_from(parsed).map_err(|e| e.to_string())
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let span: jiff::Span = text.parse().map_err(|e: jiff::Error| e.to_string())?;
+    let days = jiff::SpanRelativeTo::days_are_24_hours();
+    let exact = span.to_duration(days).map_err(|e| e.to_string())?;
+    Duration::try_from(exact).map_err(|e| e.to_string())
 }
 
 pub(super) fn run(common: &Common, args: PushArgs) -> ExitCode {
+    let request = Request {
+        mailbox: args.mailbox,
+        destination: args.destination,
+        options: args.options,
+        reverse: false,
+    };
+    ExitCode::from(perform(common, Task::Push { dry_run: args.dry_run }, &request, args.output))
+}
+
+/// What is done with a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Task {
+    /// The user is moved, or goes on to be.
+    Push {
+        /// Only plan.
+        dry_run: bool,
+    },
+    /// The move is given up.
+    Abort,
+}
+
+/// Does it; the exit code.
+pub(super) fn perform(common: &Common, task: Task, request: &Request, output: Output) -> u8 {
     super::log::to_stderr(common.verbose);
-    let style = match (args.json, common.quiet, common.verbose) {
+    let style = match (output.json, common.quiet, common.verbose) {
         (true, ..) => Style::Json,
         (_, true, _) => Style::Quiet,
         (_, _, 0) => Style::Normal,
         _ => Style::Verbose,
     };
-    let (destination, partition) = match Destination::parse_with_partition(&args.destination) {
+    let (destination, partition) = match Destination::parse_with_partition(&request.destination) {
         Ok(parsed) => parsed,
         Err(error) => {
             eprintln!("mbcopy: {error}");
-            return ExitCode::from(2);
+            return USAGE;
         }
     };
+    let how = &request.options;
     let options = Options {
-        mailbox: args.mailbox.clone(),
-        destination: destination.host().to_owned(),
+        mailbox: request.mailbox.clone(),
+        destination: match request.reverse {
+            true => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            false => destination.host().to_owned(),
+        },
         partition,
-        dry_run: args.dry_run,
-        skip_bad: args.bad_messages == BadMessages::Skip,
-        max_freeze: args.max_freeze,
-        max_rounds: args.max_rounds,
+        dry_run: task == Task::Push { dry_run: true },
+        copy_only: how.copy_only,
+        postpone_file: how.postpone_file.clone(),
+        skip_bad: how.bad_messages == BadMessages::Skip,
+        max_freeze: how.max_freeze,
+        max_rounds: how.max_rounds,
         freeze_attempts: 5,
-        route_command: args.route_command.clone(),
-        route_timeout: args.route_timeout,
-        rate_limit: args.bwlimit,
+        route_command: how.route_command.clone(),
+        route_timeout: how.route_timeout,
+        rate_limit: how.bwlimit,
         command: typed_command(),
     };
     let console = Console::new(style);
@@ -103,83 +164,131 @@ pub(super) fn run(common: &Common, args: PushArgs) -> ExitCode {
             Ok(runtime) => runtime,
             Err(error) => {
                 eprintln!("mbcopy: cannot start: {error}");
-                return ExitCode::FAILURE;
+                return 1;
             }
         };
-    let report =
-        runtime.block_on(connect_and_push(common, &args, &destination, &options, &console));
+    let monitor = Remembering { console: &console, request, keep: !options.dry_run };
+    let report = runtime.block_on(connect(common, task, request, &destination, &options, &monitor));
     console.report(&report);
+    if report.outcome == Outcome::Aborted {
+        Request::forget(&report.move_id);
+    }
     // A connection that hangs must not keep the process.
     runtime.shutdown_timeout(Duration::from_millis(200));
-    ExitCode::from(report.outcome.exit_code())
+    report.outcome.exit_code()
 }
 
-async fn connect_and_push(
+/// Keeps the request as soon as the move has an id, so that it can be resumed.
+struct Remembering<'a> {
+    console: &'a Console,
+    request: &'a Request,
+    keep: bool,
+}
+
+impl Monitor for Remembering<'_> {
+    fn event(&self, event: Event) {
+        if let Event::Planned { move_id, .. } = &event
+            && self.keep
+            && let Err(error) = self.request.keep(move_id)
+        {
+            let text = format!("`mbcopy resume` will not know this push: {error}");
+            self.console.event(Event::Note { text });
+        }
+        self.console.event(event);
+    }
+}
+
+async fn connect(
     common: &Common,
-    args: &PushArgs,
+    task: Task,
+    request: &Request,
     destination: &Destination,
     options: &Options,
-    console: &Console,
+    monitor: &Remembering<'_>,
 ) -> Report {
     let interrupt = Interrupt::new(AtomicBool::new(false));
     tokio::spawn(watch_signals(Arc::clone(&interrupt)));
     let failure = |error: &dyn std::fmt::Display, advice: &str| Failure {
         text: error.to_string(),
-        state: "this push has changed nothing".into(),
+        state: "this command has changed nothing".into(),
         advice: advice.into(),
     };
+    let (here, there) = match request.reverse {
+        true => (v1::Role::Target, v1::Role::Source),
+        false => (v1::Role::Source, v1::Role::Target),
+    };
     // Both at once: connecting takes as long as all the planning.
-    let (source, target) = tokio::join!(local_agent(common), remote_target(destination, args));
-    let (_child, source) = match source {
-        Ok(source) => source,
+    let (local, remote) =
+        tokio::join!(local_agent(common, here), remote_agent(destination, &request.options, there));
+    let (_child, local) = match local {
+        Ok(local) => local,
         Err(error) => {
-            let failure = failure(&error, "mend the cause and run push again");
+            let failure = failure(&error, "mend the cause and run the same command again");
             return push::stillborn(options, None, failure).await;
         }
     };
-    match target {
-        Ok((_session, target)) => push::push(options, source, target, console, &interrupt).await,
+    let (_session, remote) = match remote {
+        Ok(remote) => remote,
         Err((error, advice)) => {
-            push::stillborn(options, Some(source), failure(&error, advice)).await
+            let source = (!request.reverse).then_some(local);
+            return push::stillborn(options, source, failure(&error, advice)).await;
         }
+    };
+    let (source, target) = if request.reverse { (remote, local) } else { (local, remote) };
+    match task {
+        Task::Push { .. } => push::push(options, source, target, monitor, &interrupt).await,
+        Task::Abort => push::abort::abort(options, source, target, monitor, &interrupt).await,
     }
 }
 
-/// The source agent: a child of ours, so that it can run as Cyrus's user.
+/// The agent of this server: a child of ours, so that it can run as Cyrus's user.
 pub(super) async fn local_agent(
     common: &Common,
+    role: v1::Role,
 ) -> Result<(tokio::process::Child, Peer), Box<dyn std::error::Error>> {
     let mut arguments: Vec<OsString> =
-        ["agent", "--role", "source", "--config"].map(OsString::from).into();
+        ["agent", "--role", role_name(role), "--config"].map(OsString::from).into();
     arguments.push(common.config.clone().into());
     if let Some(directory) = &common.cyrus_bin {
         arguments.extend(["--cyrus-bin".into(), directory.clone().into()]);
     }
     let (child, streams) = local::spawn(std::env::current_exe()?.into(), &arguments)?;
-    Ok((child, Peer::greet("this server", v1::Role::Source, streams).await?))
+    Ok((child, Peer::greet("this server", role, streams).await?))
 }
 
-/// The target agent, over SSH; an error comes with what to do about it.
-async fn remote_target(
+fn role_name(role: v1::Role) -> &'static str {
+    match role {
+        v1::Role::Target => "target",
+        v1::Role::Inspect => "inspect",
+        _ => "source",
+    }
+}
+
+/// The agent of the other server, over SSH; an error comes with what to do
+/// about it.
+async fn remote_agent(
     destination: &Destination,
-    args: &PushArgs,
+    options: &MoveOptions,
+    role: v1::Role,
 ) -> Result<(Session, Peer), (Box<dyn std::error::Error>, &'static str)> {
-    let advice = "mend the connection and run push again";
+    let advice = "mend the connection and run the same command again";
     let session = Session::connect(destination, &ConnectOptions::from_env()).await;
     let session = session.map_err(|e| (e.into(), advice))?;
-    let words = [
-        args.remote_program.as_str(),
-        "agent",
-        "--role",
-        "target",
-        "--config",
-        &args.remote_config,
-    ];
+    let program = (options.remote_program.as_str(), options.remote_config.as_str());
     let advice = "install mbcopy on the target where SSH finds it, or name it by --remote-program";
-    let process = session.exec(&words).await.map_err(|e| (e.into(), advice))?;
-    let server = session.at().to_owned();
-    let peer = Peer::greet(&server, v1::Role::Target, process.into()).await;
-    Ok((session, peer.map_err(|e| (e.into(), advice))?))
+    let peer = agent_there(&session, program, role).await.map_err(|e| (e, advice))?;
+    Ok((session, peer))
+}
+
+/// An agent on the other server; `program` and Cyrus's configuration there.
+pub(super) async fn agent_there(
+    session: &Session,
+    (program, config): (&str, &str),
+    role: v1::Role,
+) -> Result<Peer, Box<dyn std::error::Error>> {
+    let words = [program, "agent", "--role", role_name(role), "--config", config];
+    let process = session.exec(&words).await?;
+    Ok(Peer::greet(session.at(), role, process.into()).await?)
 }
 
 /// The command as it was typed, so that a shell takes it again.

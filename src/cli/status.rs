@@ -28,7 +28,10 @@ struct Line {
     state: String,
     since: String,
     meaning: &'static str,
-    on_push: &'static str,
+    /// What `resume`, or the same push again, would do; empty: nothing.
+    on_resume: &'static str,
+    /// What `abort` would do; empty: nothing.
+    on_abort: &'static str,
 }
 
 pub(super) fn run(common: &Common, args: StatusArgs) -> ExitCode {
@@ -53,10 +56,13 @@ pub(super) fn run(common: &Common, args: StatusArgs) -> ExitCode {
     }
 }
 
-fn ask(common: &Common, mailbox: String) -> Result<v1::Moves, Box<dyn std::error::Error>> {
+pub(super) fn ask(
+    common: &Common,
+    mailbox: String,
+) -> Result<v1::Moves, Box<dyn std::error::Error>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let (_child, mut agent) = super::push::local_agent(common).await?;
+        let (_child, mut agent) = super::push::local_agent(common, v1::Role::Source).await?;
         match agent.call(Op::ListMoves(v1::ListMoves { mailbox })).await? {
             Answer::Moves(moves) => Ok(moves),
             _ => Err("the agent answered something else".into()),
@@ -67,7 +73,7 @@ fn ask(common: &Common, mailbox: String) -> Result<v1::Moves, Box<dyn std::error
 impl Line {
     fn new(record: &v1::MoveRecord) -> Self {
         let source = record.role() == v1::Role::Source;
-        let (meaning, on_push) = explain(source, &record.state);
+        let [meaning, on_resume, on_abort] = explain(source, &record.state);
         let since = jiff::Timestamp::from_millisecond(record.updated_unix_ms);
         Self {
             schema: SCHEMA,
@@ -78,7 +84,8 @@ impl Line {
             state: record.state.clone(),
             since: since.map(|t| format!("{t:.0}")).unwrap_or_default(),
             meaning,
-            on_push,
+            on_resume,
+            on_abort,
         }
     }
 }
@@ -91,40 +98,63 @@ impl std::fmt::Display for Line {
             "{} {direction} {}: {} since {} (move {})\n  {}",
             self.mailbox, self.peer, self.state, self.since, self.move_id, self.meaning
         )?;
-        if self.on_push.is_empty() { Ok(()) } else { write!(f, "\n  {}", self.on_push) }
+        for (command, does) in [("resume", self.on_resume), ("abort", self.on_abort)] {
+            if !does.is_empty() {
+                write!(f, "\n  {command}: {does}")?;
+            }
+        }
+        Ok(())
     }
 }
 
-/// What a state means, and what the same push would do.
-fn explain(source: bool, word: &str) -> (&'static str, &'static str) {
+/// What a state means, what resume would do, and what abort would do.
+fn explain(source: bool, word: &str) -> [&'static str; 3] {
+    const ON_SOURCE: &str = "is done on the source";
     match word {
-        state::PLANNED | state::COPYING if source => (
+        state::PLANNED | state::COPYING if source => [
             "this server serves the user and is unchanged",
-            "the same push goes on with what was copied",
-        ),
-        state::PUBLISHING | state::ROUTING if source => (
+            "goes on with what was copied",
+            "removes the copies on the target",
+        ],
+        state::PUBLISHING if source => [
             "this server serves the user; what the target has is in the target's journal",
-            "the same push asks the target, and goes on",
-        ),
-        state::ROUTED | state::RETIRING | state::RETIRED if source => (
-            "the target serves the user; this server's copy is not put away completely",
-            "the same push puts it away",
-        ),
-        state::PLANNED | state::COPYING | state::PREPARED => (
+            "asks the target, and goes on",
+            "takes the user off the target, and removes the copies",
+        ],
+        state::ROUTING if source => [
+            "the target has the user; the route may lead to either server",
+            "changes the route, and goes on",
+            "brings the route back and takes the user off the target, unless mail has come there",
+        ],
+        state::ROUTED if source => [
+            "the target serves the user; this server's copy is not put away",
+            "puts it away",
+            "brings the route back and takes the user off the target, unless mail has come there",
+        ],
+        state::RETIRING | state::RETIRED if source => [
+            "the target serves the user; this server's copy is being put away",
+            "puts it away completely",
+            "refuses: only a reverse move leads back",
+        ],
+        state::PLANNED | state::COPYING | state::PREPARED => [
             "nobody sees anything of the user here; copies of him are in the stage",
-            "the same push, on the source, uses them",
-        ),
-        state::PUBLISHING | state::UNPUBLISHING => (
+            ON_SOURCE,
+            ON_SOURCE,
+        ],
+        state::PUBLISHING | state::UNPUBLISHING => [
             "directories of the user are being moved; mailboxes.db tells whether he is here",
-            "the same push, on the source, finds out",
-        ),
-        state::PUBLISHED | state::ROUTING | state::ROUTED => (
+            ON_SOURCE,
+            ON_SOURCE,
+        ],
+        state::PUBLISHED | state::ROUTING | state::ROUTED => [
             "the user is here, whole; the source's journal tells whether it still serves him",
-            "the same push, on the source, goes on",
-        ),
-        state::DONE if source => ("the target serves the user; this server keeps his copy", ""),
-        state::DONE => ("this server serves the user", ""),
-        state::ABORTED => ("the source serves the user", ""),
-        _ => ("a state that this version of mbcopy does not know", ""),
+            ON_SOURCE,
+            ON_SOURCE,
+        ],
+        state::DONE if source => ["the target serves the user; this server keeps his copy", "", ""],
+        state::DONE => ["this server serves the user", "", ""],
+        state::PURGED => ["the target serves the user; this server keeps nothing of him", "", ""],
+        state::ABORTED => ["the source serves the user", "", ""],
+        _ => ["a state that this version of mbcopy does not know", "", ""],
     }
 }

@@ -9,6 +9,7 @@ use crate::cyrus::config::{Config, ConfigError, DbKind, Defaults};
 use crate::cyrus::db::Database;
 use crate::cyrus::name::{MailboxName, Namespace};
 use crate::cyrus::path::Layout;
+use crate::fault::{self, Point};
 use crate::wire::v1;
 use bytes::Bytes;
 use std::fs::File;
@@ -23,7 +24,7 @@ use tools::{DbOp, Tools};
 const DATABASE_WAIT: Duration = Duration::from_secs(10);
 
 /// This server.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Host {
     /// Cyrus's imapd.conf.
     pub conf: PathBuf,
@@ -184,6 +185,8 @@ impl Host {
     /// What it did must be read back: it may say nothing and have done nothing.
     pub fn change(&self, kind: DbKind, ops: &[DbOp<'_>]) -> Result<(), DatabaseError> {
         let path = self.database_path(kind)?;
+        fault::check(Point::DatabaseWrite)
+            .map_err(|e| DatabaseError { path: path.clone(), reason: e.to_string() })?;
         let engine = self.config.db_engine(kind);
         let create = !path.exists();
         self.tools

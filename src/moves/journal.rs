@@ -6,12 +6,17 @@
 //! changed is refused, never misread.
 
 use super::MoveId;
+use crate::fault::{self, Point, Sabotage};
 use crate::wire::v1;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long an agent whose coordinator is gone may take to end.
+const ORPHAN_ENDS: Duration = Duration::from_secs(10);
 
 /// Why the journal cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -100,10 +105,12 @@ pub mod state {
     pub const DONE: &str = "done";
     /// The move is over; the source serves.
     pub const ABORTED: &str = "aborted";
+    /// The move is over; the target serves, and the source keeps nothing more.
+    pub const PURGED: &str = "purged";
 
     /// Whether nothing is left to do for a move in this state.
     pub fn is_over(state: &str) -> bool {
-        matches!(state, DONE | ABORTED)
+        matches!(state, DONE | ABORTED | PURGED)
     }
 }
 
@@ -134,7 +141,8 @@ impl Journal {
         let database = Connection::open(path)?;
         database.busy_timeout(std::time::Duration::from_secs(10))?;
         database.pragma_update(None, "journal_mode", "WAL")?;
-        database.pragma_update(None, "synchronous", "FULL")?;
+        let unsynced = fault::sabotaged(Sabotage::JournalUnsynced);
+        database.pragma_update(None, "synchronous", if unsynced { "OFF" } else { "FULL" })?;
         database.execute_batch(
             "CREATE TABLE IF NOT EXISTS move (
                  id TEXT PRIMARY KEY, role INTEGER NOT NULL, name BLOB NOT NULL,
@@ -157,9 +165,8 @@ impl Journal {
     ///
     /// Errors: [`JournalError::Held`] names who has it.
     pub fn hold(&self, name: &[u8], holder: &str) -> Result<Hold, JournalError> {
-        let directory = self.directory.join("locks");
-        make_directory(&directory)?;
-        let path = directory.join(format!("{}.lock", blake3::hash(name).to_hex()));
+        make_directory(&self.directory.join("locks"))?;
+        let path = self.lock_path(name);
         let io = |verb| {
             let path = path.clone();
             move |source| JournalError::Io { verb, path, source }
@@ -172,9 +179,10 @@ impl Journal {
             .open(&path)
             .map_err(io("open"))?;
         if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
-            let mut holder = String::new();
-            let _ = file.take(1000).read_to_string(&mut holder);
-            return Err(JournalError::Held { holder: crate::wire::printable(&holder) });
+            let mut text = String::new();
+            let _ = file.take(1000).read_to_string(&mut text);
+            let holder = crate::wire::printable(text.lines().next().unwrap_or_default());
+            return Err(JournalError::Held { holder });
         }
         // Inherited by every program that is started: a move is held until the
         // last of them is dead, even if the agent is killed before.
@@ -185,8 +193,55 @@ impl Journal {
         Ok(Hold { _file: file })
     }
 
+    /// Takes the right to work on a user for the move `id`. Whoever else has it
+    /// for the same move works for a coordinator that is gone, and does not know
+    /// yet: the network has not told him. He is ended.
+    ///
+    /// Errors: as of [`Journal::hold`], for another move.
+    pub fn hold_for(&self, name: &[u8], holder: &str, id: &MoveId) -> Result<Hold, JournalError> {
+        let me = std::process::id();
+        let text = format!("{holder}\n{me} {}\n", id.as_str());
+        let began = Instant::now();
+        loop {
+            let held = self.hold(name, &text);
+            let orphan = match &held {
+                Err(JournalError::Held { .. }) if began.elapsed() < ORPHAN_ENDS => {
+                    self.orphan(name, id)
+                }
+                _ => return held,
+            };
+            match orphan {
+                Some(process) => {
+                    let _ = rustix::process::kill_process(process, rustix::process::Signal::TERM);
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                None => return held,
+            }
+        }
+    }
+
+    /// The agent that holds a user for this very move.
+    fn orphan(&self, name: &[u8], id: &MoveId) -> Option<rustix::process::Pid> {
+        let text = std::fs::read_to_string(self.lock_path(name)).ok()?;
+        let (pid, of) = text.lines().nth(1)?.split_once(' ')?;
+        let pid: i32 = pid.parse().ok().filter(|_| of == id.as_str())?;
+        // A number may belong to somebody else by now.
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let agent = command.split(|byte| *byte == 0).any(|word| word == b"agent");
+        rustix::process::Pid::from_raw(pid).filter(|_| agent)
+    }
+
+    fn lock_path(&self, name: &[u8]) -> PathBuf {
+        self.directory.join("locks").join(format!("{}.lock", blake3::hash(name).to_hex()))
+    }
+
     /// Writes a new move, or the new state of a known one; durable on return.
     pub fn write(&self, entry: &Entry) -> Result<(), JournalError> {
+        fault::check(Point::JournalWrite).map_err(|source| JournalError::Io {
+            verb: "write",
+            path: self.path(),
+            source,
+        })?;
         let write = || -> rusqlite::Result<()> {
             let transaction = self.database.unchecked_transaction()?;
             transaction.execute(
@@ -276,6 +331,26 @@ impl Journal {
 
     fn error(&self, source: rusqlite::Error) -> JournalError {
         JournalError::Database { path: self.path(), source }
+    }
+}
+
+impl From<Entry> for v1::MoveRecord {
+    fn from(entry: Entry) -> Self {
+        Self {
+            move_id: entry.id.to_string(),
+            role: entry.role.into(),
+            identity: Some(v1::Identity {
+                name: entry.name.into(),
+                userid: String::new(),
+                display: entry.display,
+            }),
+            state: entry.state,
+            peer: entry.peer,
+            started_unix_ms: entry.started,
+            updated_unix_ms: entry.updated,
+            holder: String::new(),
+            detail: String::new(),
+        }
     }
 }
 

@@ -5,6 +5,9 @@ pub mod id;
 pub mod journal;
 pub mod phase;
 pub mod sealed;
+#[cfg(test)]
+mod search;
+pub mod verdict;
 
 pub use id::MoveId;
 pub use journal::{Journal, JournalError};

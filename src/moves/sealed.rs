@@ -1,6 +1,7 @@
 //! Files that are there whole or not at all, and are never misread: written
 //! beside their place, synced, renamed into it, and sealed by a hash.
 
+use crate::fault::{self, Point};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::ffi::OsStr;
@@ -11,6 +12,7 @@ use std::path::Path;
 
 /// Writes `value` to `path`; durable on return.
 pub fn save(path: &Path, value: &impl Serialize) -> io::Result<()> {
+    fault::check(Point::SealedWrite)?;
     let bytes = serde_json::to_vec(value)?;
     let temporary = path.with_extension("new");
     let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;

@@ -16,20 +16,28 @@ impl Push<'_> {
         let dry = self.options.dry_run;
         match phase {
             Phase::Done => {
-                for server in [Server::Target, Server::Source] {
-                    if server == Server::Source {
-                        fault::point(Point::TargetFinished);
-                    }
-                    if let Err(e) = self.finish(server, true).await {
-                        self.note(format!("tidying up failed, which harms nobody: {e}"));
-                    }
+                self.report.failure = None;
+                let mut ended = self.finish(Server::Target, true).await;
+                fault::point(Point::TargetFinished);
+                if ended.is_ok() {
+                    ended = self.finish(Server::Source, true).await;
                 }
                 let left = self.report.carried.is_some_and(|carried| carried.left > 0);
-                let skipped = left
-                    || self.report.problems.iter().any(|p| p.severity == Severity::BadMessage);
+                let skipped =
+                    left || self.report.problems.iter().any(|p| p.severity == Severity::BadMessage);
                 self.report.outcome =
                     if skipped { Outcome::DoneWithSkipped } else { Outcome::Done };
-                self.report.failure = None;
+                // The source still knows of the move: it has to tell the target to end it.
+                if let Err(trouble) = ended {
+                    self.report.outcome = Outcome::Resumable;
+                    self.report.failure = Some(Failure {
+                        text: format!("the move could not be ended: {trouble}"),
+                        state: "the target serves the user; both servers keep what they need to \
+                                end the move"
+                            .into(),
+                        advice: "run the same push again: it only tidies up".into(),
+                    });
+                }
                 self.report.differences = DIFFERENCES.map(str::to_owned).into();
             }
             Phase::CommitUnknown | Phase::Routed if self.broken => {
@@ -40,7 +48,7 @@ impl Push<'_> {
                 let _ = tokio::time::timeout(GRACE, self.thaw()).await;
                 self.report.outcome = Outcome::Resumable;
             }
-            _ if self.report.outcome == Outcome::Planned => {}
+            _ if matches!(self.report.outcome, Outcome::Planned | Outcome::Copied) => {}
             // A connection in the middle of something ends with this process,
             // and with it the freeze.
             _ if self.broken => {}
@@ -140,6 +148,10 @@ impl Push<'_> {
                 "the target serves the user; the source's copy is not retired yet",
                 "run the same push again",
             ),
+            Phase::Planning if self.route_begun => (
+                "the route leads to the target; the source's copy is not retired yet",
+                "mend the cause and run the same push again",
+            ),
             Phase::Publishing | Phase::Unpublishing => (
                 "it is not known whether the target has committed; the source serves the user \
                  and the route leads to it",
@@ -167,7 +179,7 @@ impl Push<'_> {
 
     pub(super) fn next_steps(&self) -> Vec<String> {
         match self.report.outcome {
-            Outcome::Done | Outcome::DoneWithSkipped => Vec::new(),
+            Outcome::Done | Outcome::DoneWithSkipped | Outcome::Aborted => Vec::new(),
             _ => vec![self.options.command.clone()],
         }
     }

@@ -36,6 +36,7 @@ impl Push<'_> {
         };
         self.count(&done.totals.unwrap_or_default());
         self.problems(Server::Source, &done.problems);
+        self.snapshot = done.snapshot.clone();
         self.target.part(Some(v1::part::Part::ScanDone(done))).await?;
         self.target.part(None).await?;
         match self.target.reply().await? {

@@ -5,6 +5,7 @@
 //! that does it, and in its journal. The coordinator holds no state that
 //! matters: it can die at any point.
 
+pub mod abort;
 mod ending;
 mod exchange;
 pub mod local;
@@ -17,12 +18,13 @@ mod stragglers;
 mod trouble;
 
 use crate::fault::{self, Point};
-use crate::moves::journal::state;
+use crate::moves::verdict::route_is_changed;
 use crate::moves::{Event, Phase};
 use crate::wire::v1::{self, reply::Result as Answer, request::Op};
 use monitor::{Monitor, PhaseName};
 use peer::Peer;
 use report::{Failure, Outcome, Report};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -39,6 +41,10 @@ pub struct Options {
     pub partition: Option<String>,
     /// Only plan.
     pub dry_run: bool,
+    /// Stop before the freeze, with all that there is copied.
+    pub copy_only: bool,
+    /// Hold a ready move before its freeze as long as this file exists.
+    pub postpone_file: Option<PathBuf>,
     /// Go on without messages that cannot be read.
     pub skip_bad: bool,
     /// Longest freeze.
@@ -104,7 +110,7 @@ pub async fn push(
         if let Err(trouble) = result {
             push.remember(phase, &trouble);
         }
-        if push.report.outcome == Outcome::Planned {
+        if matches!(push.report.outcome, Outcome::Planned | Outcome::Copied) {
             break;
         }
         if event == Event::Succeeded {
@@ -129,12 +135,6 @@ pub async fn push(
     push.conclude(phase).await;
     push.report.total_ms = millis(began.elapsed());
     push.report
-}
-
-/// Whether a source's journal tells that the route may lead to the target: from
-/// then on a move only goes forward.
-fn route_is_changed(state: &str) -> bool {
-    [state::ROUTING, state::ROUTED, state::RETIRING, state::RETIRED].contains(&state)
 }
 
 /// A report of a push that ended before both agents answered. `source` is asked,

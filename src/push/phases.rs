@@ -2,9 +2,10 @@
 
 use super::report::Outcome;
 use super::trouble::Trouble;
-use super::{Push, monitor, route, route_is_changed};
+use super::{Push, monitor, route};
 use crate::fault::{self, Point};
 use crate::moves::journal::state;
+use crate::moves::verdict::{self, OnPush, route_is_changed};
 use crate::moves::{MoveId, Server};
 use crate::wire::frame::Kind;
 use crate::wire::v1::{self, reply::Result as Answer, request::Op};
@@ -15,6 +16,12 @@ const PUBLISH_RESERVE: Duration = Duration::from_millis(500);
 
 /// A round that took less than this part of the freeze limit is good enough.
 const READY_PART: u32 = 4;
+
+/// How often a postponed move copies what has arrived.
+const POSTPONED_ROUND: Duration = Duration::from_secs(60);
+
+/// How often the file of a postponed move is looked for.
+const POSTPONED_LOOK: Duration = Duration::from_millis(500);
 
 impl Push<'_> {
     pub(super) async fn plan(&mut self) -> Result<(), Trouble> {
@@ -28,60 +35,28 @@ impl Push<'_> {
                 "name another server; to change a partition use Cyrus's own RENAME",
             ));
         }
-        let plan = Op::PlanSource(v1::PlanSource {
-            mailbox: self.options.mailbox.clone(),
-            move_id: MoveId::random().to_string(),
-            destination: self.options.destination.clone(),
-            dry_run: self.options.dry_run,
-            skip_bad: self.options.skip_bad,
-        });
-        let Answer::SourcePlan(plan) = self.source.call(plan).await? else {
-            return Err(self.source.unexpected("plan").into());
-        };
-        let totals = plan.totals.unwrap_or_default();
-        let source_state = plan.state;
-        self.route_begun = route_is_changed(&source_state);
-        if self.route_begun && plan.route_command && self.options.route_command.is_none() {
-            return Err(Trouble::Refused(
-                "this move changes its route by a command, which is missing now: give the same \
-                 --route-command"
-                    .into(),
-            ));
-        }
-        self.snapshot = plan.snapshot;
-        self.identity = plan.identity.unwrap_or_default();
-        self.report.mailbox = crate::wire::printable(&self.identity.display);
-        self.report.move_id = crate::wire::printable(&plan.move_id);
-        self.count(&totals);
-        self.monitor.event(monitor::Event::Planned {
-            move_id: self.report.move_id.clone(),
-            mailboxes: totals.mailboxes,
-            messages: totals.messages,
-            bytes: totals.bytes,
-        });
-        self.problems(Server::Source, &plan.problems);
-
-        let op = Op::PlanTarget(v1::PlanTarget {
-            move_id: plan.move_id,
-            identity: Some(self.identity.clone()),
-            mailboxes: plan.mailboxes,
-            totals: Some(totals),
-            partition: self.options.partition.clone().unwrap_or_default(),
-            source: self.report.source.clone(),
-            dry_run: self.options.dry_run,
-        });
+        let mut source = self.plan_source(MoveId::random().to_string(), false).await?;
         // A source whose route was begun may have nothing left to freeze.
-        let prove = !self.route_begun;
+        let prove = !route_is_changed(&source.state);
         if prove {
             self.source.begin(Op::ProveFreeze(v1::ProveFreeze {})).await?;
         }
-        let planned = self.target.call(op).await;
+        let target = self.plan_target(&source).await;
         let proof = if prove { Some(self.source.reply().await) } else { None };
-        let Answer::TargetPlan(plan) = planned? else {
-            return Err(self.target.unexpected("plan").into());
-        };
-        self.problems(Server::Target, &plan.problems);
-        if self.take_up(source_state, &plan.state).await? {
+        let mut target = target?;
+        let mut lost = false;
+        if !target.unknown_move_id.is_empty() {
+            let id = crate::wire::printable(&target.unknown_move_id);
+            self.note(format!("the target knows of this move, {id}, and the source does no more"));
+            source = self.plan_source(id, true).await?;
+            target = self.plan_target(&source).await?;
+            lost = true;
+        }
+        self.problems(Server::Source, &source.problems);
+        self.problems(Server::Target, &target.problems);
+        self.snapshot = if source.snapshot.is_empty() { target.snapshot } else { source.snapshot };
+        let known = if lost { "" } else { source.state.as_str() };
+        if self.take_up(known, &target.state, source.route_command).await? {
             return Ok(());
         }
         match proof.transpose()? {
@@ -97,28 +72,91 @@ impl Push<'_> {
         Ok(())
     }
 
-    /// Takes up a move that stopped after it was to be published; whether its
-    /// route may lead to the target already. If it certainly does not, what the
-    /// target has published is taken back, and is the stage of a new beginning.
-    pub(super) async fn take_up(&mut self, source: String, target: &str) -> Result<bool, Trouble> {
-        let published = [state::PUBLISHED, state::ROUTING, state::ROUTED, state::DONE];
-        if self.route_begun {
-            if !published.contains(&target) {
-                return Err(Trouble::Refused(format!(
-                    "this move was {source} on the source, but the target's journal says \
-                     {target:?}: it must not be finished before that is understood"
-                )));
+    async fn plan_source(
+        &mut self,
+        move_id: String,
+        adopt: bool,
+    ) -> Result<v1::SourcePlan, Trouble> {
+        let plan = Op::PlanSource(v1::PlanSource {
+            mailbox: self.options.mailbox.clone(),
+            move_id,
+            destination: self.options.destination.clone(),
+            dry_run: self.options.dry_run,
+            skip_bad: self.options.skip_bad,
+            adopt,
+        });
+        let Answer::SourcePlan(plan) = self.source.call(plan).await? else {
+            return Err(self.source.unexpected("plan").into());
+        };
+        // From here on, whatever fails must not deny what an earlier push has done.
+        self.route_begun = route_is_changed(&plan.state);
+        self.identity = plan.identity.clone().unwrap_or_default();
+        self.report.mailbox = crate::wire::printable(&self.identity.display);
+        self.report.move_id = crate::wire::printable(&plan.move_id);
+        let totals = plan.totals.unwrap_or_default();
+        self.count(&totals);
+        self.monitor.event(monitor::Event::Planned {
+            move_id: self.report.move_id.clone(),
+            mailboxes: totals.mailboxes,
+            messages: totals.messages,
+            bytes: totals.bytes,
+        });
+        Ok(plan)
+    }
+
+    async fn plan_target(&mut self, plan: &v1::SourcePlan) -> Result<v1::TargetPlan, Trouble> {
+        let op = Op::PlanTarget(v1::PlanTarget {
+            move_id: plan.move_id.clone(),
+            identity: plan.identity.clone(),
+            mailboxes: plan.mailboxes.clone(),
+            totals: plan.totals,
+            partition: self.options.partition.clone().unwrap_or_default(),
+            source: self.report.source.clone(),
+            dry_run: self.options.dry_run,
+            fresh: plan.state == state::PLANNED,
+        });
+        match self.target.call(op).await? {
+            Answer::TargetPlan(plan) => Ok(plan),
+            _ => Err(self.target.unexpected("plan").into()),
+        }
+    }
+
+    /// Takes up a move that an earlier push has begun; whether its route may
+    /// lead to the target already. If it certainly does not, what the target
+    /// has published is taken back, and is the stage of a new beginning.
+    async fn take_up(
+        &mut self,
+        source: &str,
+        target: &str,
+        route_command: bool,
+    ) -> Result<bool, Trouble> {
+        match verdict::on_push(source, target) {
+            OnPush::Begin => Ok(false),
+            OnPush::Withdraw => {
+                self.note(format!("taking back a publication that stopped when it was {target}"));
+                self.withdraw(false).await?;
+                self.withdraw(true).await?;
+                Ok(false)
             }
-            self.note(format!("going on with a move that stopped when it was {source}"));
-            self.source_state = source;
-            return Ok(true);
+            OnPush::Forward => {
+                if route_command && self.options.route_command.is_none() {
+                    return Err(Trouble::Refused(
+                        "this move changes its route by a command, which is missing now: give the \
+                         same --route-command"
+                            .into(),
+                    ));
+                }
+                self.route_begun = true;
+                let state = if source.is_empty() { target } else { source };
+                self.note(format!("going on with a move that stopped when it was {state}"));
+                self.source_state = source.into();
+                Ok(true)
+            }
+            OnPush::Contradiction => Err(Trouble::Refused(format!(
+                "this move was {source} on the source, but the target's journal says {target:?}: \
+                 it must not be finished before that is understood"
+            ))),
         }
-        if published.contains(&target) {
-            self.note(format!("taking back a publication that stopped when it was {target}"));
-            self.withdraw(false).await?;
-            self.withdraw(true).await?;
-        }
-        Ok(false)
     }
 
     /// Freezes again, after the route may have been changed, and looks whether
@@ -148,6 +186,36 @@ impl Push<'_> {
 
     pub(super) async fn copy(&mut self) -> Result<(), Trouble> {
         self.record_both(state::COPYING).await?;
+        loop {
+            self.copy_rounds().await?;
+            if self.options.copy_only {
+                self.report.outcome = Outcome::Copied;
+                return Ok(());
+            }
+            if !self.postponed().await? {
+                return self.stop_if_asked();
+            }
+            self.ready = false;
+        }
+    }
+
+    /// Waits while the admin's file exists, but not so long that what has
+    /// arrived meanwhile is much; whether it existed.
+    async fn postponed(&mut self) -> Result<bool, Trouble> {
+        let Some(file) = self.options.postpone_file.as_ref().filter(|file| file.exists()) else {
+            return Ok(false);
+        };
+        self.note(format!("ready; waiting for {} to go away", file.display()));
+        let again = Instant::now() + POSTPONED_ROUND;
+        while file.exists() && Instant::now() < again {
+            self.stop_if_asked()?;
+            tokio::time::sleep(POSTPONED_LOOK).await;
+        }
+        Ok(true)
+    }
+
+    /// Copies until little enough is left.
+    async fn copy_rounds(&mut self) -> Result<(), Trouble> {
         while !self.ready {
             self.stop_if_asked()?;
             self.report.rounds += 1;
@@ -167,7 +235,7 @@ impl Push<'_> {
             let good = nothing || began.elapsed() < self.options.max_freeze / READY_PART;
             self.ready = good || self.report.rounds >= self.options.max_rounds;
         }
-        self.stop_if_asked()
+        Ok(())
     }
 
     pub(super) async fn rehearse(&mut self) -> Result<(), Trouble> {
@@ -203,7 +271,8 @@ impl Push<'_> {
         let wants = self.compare(true).await?;
         self.send(wants, false).await?;
         self.judge()?;
-        let op = Op::Settle(v1::Settle { skipped: self.skipped() });
+        let op =
+            Op::Settle(v1::Settle { skipped: self.skipped(), snapshot: self.snapshot.clone() });
         let Answer::Prepared(prepared) = self.target.call(op).await? else {
             return Err(self.target.unexpected("comparison").into());
         };

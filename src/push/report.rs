@@ -100,6 +100,10 @@ pub enum Outcome {
     DoneWithSkipped,
     /// Only the plan was asked for.
     Planned,
+    /// Only copying was asked for; the source is live and unchanged.
+    Copied,
+    /// The move was given up; everything is as it was before.
+    Aborted,
     /// It failed; the source is live and unchanged.
     Failed,
     /// Preflight said no; nothing was changed.
@@ -116,7 +120,7 @@ impl Outcome {
     /// The exit code, as `docs/operations.md` lists them.
     pub fn exit_code(self) -> u8 {
         match self {
-            Self::Done | Self::Planned => 0,
+            Self::Done | Self::Planned | Self::Copied | Self::Aborted => 0,
             Self::Failed => 1,
             Self::DoneWithSkipped => 3,
             Self::Refused => 4,
@@ -228,6 +232,8 @@ impl Report {
             Outcome::Done => "moved",
             Outcome::DoneWithSkipped => "moved, with skipped messages",
             Outcome::Planned => "planned only",
+            Outcome::Copied => "copied, not moved",
+            Outcome::Aborted => "given up, everything is as before",
             Outcome::Failed => "not moved",
             Outcome::Refused => "refused, not moved",
             Outcome::Resumable => "not finished",

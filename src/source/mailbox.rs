@@ -376,7 +376,7 @@ pub fn meta_paths(host: &Host, mailbox: &SourceMailbox) -> Vec<(FileKind, PathBu
 }
 
 /// Reads an index, and keeps it locked against writers unless it is frozen anyway.
-fn read_index(path: &Path, frozen: bool) -> io::Result<(Bytes, Option<File>)> {
+pub(crate) fn read_index(path: &Path, frozen: bool) -> io::Result<(Bytes, Option<File>)> {
     loop {
         let mut file = File::open(path)?;
         if !frozen && !ofd::lock(&file, ofd::Mode::Shared, INDEX_WAIT)? {

@@ -2,10 +2,11 @@
 //! him, and retires his copy.
 
 mod freeze;
-mod inventory;
-mod mailbox;
-mod retire;
-mod send;
+pub(crate) mod inventory;
+pub(crate) mod mailbox;
+mod purge;
+pub(crate) mod retire;
+pub(crate) mod send;
 mod sessions;
 mod stragglers;
 
@@ -28,8 +29,8 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use stragglers::{Baseline, Search};
 use std::time::Duration;
+use stragglers::{Baseline, Search};
 
 /// How long a user's own database is waited for, while he is frozen.
 const DATABASE_WAIT: Duration = Duration::from_secs(1);
@@ -78,8 +79,11 @@ impl Handler for Source {
     }
 
     fn handle(&mut self, op: Op, link: &mut Link) -> Result<Answer, v1::Failure> {
-        if let Op::PlanSource(plan) = op {
-            return self.plan(&plan).map(Answer::SourcePlan);
+        match &op {
+            Op::PlanSource(plan) => return self.plan(plan).map(Answer::SourcePlan),
+            Op::Attach(attach) => return self.attach(attach).map(Answer::Attached),
+            Op::Purge(purge) => return purge::purge(&self.host, purge).map(Answer::Purged),
+            _ => {}
         }
         let host = &self.host;
         if let Op::ListMoves(list) = op {
@@ -114,6 +118,7 @@ impl Handler for Source {
 
 impl Source {
     fn plan(&mut self, plan: &v1::PlanSource) -> Result<v1::SourcePlan, v1::Failure> {
+        self.session = None;
         let host = &self.host;
         let top = top_of(host, &plan.mailbox)?;
         if !host.allows(&top) {
@@ -153,6 +158,13 @@ impl Source {
             let before =
                 opened.unfinished(&entry.name, entry.role).map_err(|e| journal_failure(&e))?;
             match before {
+                Some(before) if plan.adopt && before.state == state::PLANNED => {
+                    let over = Entry { state: state::ABORTED.into(), ..before };
+                    opened.write(&over).map_err(|e| journal_failure(&e))?;
+                }
+                Some(_) if plan.adopt => {
+                    return Err(refused("this server knows another move of the user".into()));
+                }
                 Some(before) if before.peer == entry.peer => {
                     id = before.id.clone();
                     entry = Entry { updated: now_ms(), ..before };
@@ -182,30 +194,68 @@ impl Source {
         } else {
             inventory::list(host, &top, &mut ordinals)?
         };
-        if let Some(journal) = &journal {
-            journal.write(&entry).map_err(|e| journal_failure(&e))?;
+        let mut session = Session::new(top, entry, journal, hold);
+        session.journal_write()?;
+        session.ordinals = ordinals;
+        session.listing = listing;
+        let answer = session.look(host);
+        self.session = Some(session);
+        Ok(answer)
+    }
+
+    /// Takes up the unfinished move of a user, to end it.
+    fn attach(&mut self, attach: &v1::Attach) -> Result<v1::Attached, v1::Failure> {
+        let host = &self.host;
+        let top = top_of(host, &attach.mailbox)?;
+        let directory = host.config.configdirectory().map_err(|e| refused(e.to_string()))?;
+        if !directory.join("mbcopy/journal.sqlite").exists() {
+            return Ok(v1::Attached::default());
         }
-        let mut session = Session {
-            id,
+        let journal = Journal::open(&directory).map_err(|e| journal_failure(&e))?;
+        let holder = format!("process {}, an abort", std::process::id());
+        let hold = journal.hold(top.as_bytes(), &holder).map_err(|e| journal_failure(&e))?;
+        let unfinished = journal.unfinished(top.as_bytes(), v1::Role::Source);
+        let Some(mut entry) = unfinished.map_err(|e| journal_failure(&e))? else {
+            let moves = journal.moves().map_err(|e| journal_failure(&e))?;
+            let ours = |e: &Entry| e.name == top.as_bytes() && e.role == v1::Role::Source;
+            let last = moves.into_iter().filter(ours).max_by_key(|e| e.updated);
+            return Ok(v1::Attached { r#move: last.map(v1::MoveRecord::from) });
+        };
+        if entry.state == state::RETIRING {
+            entry.state = settle_retirement(host, &entry.id, &top)?.into();
+        }
+        let mut record = v1::MoveRecord::from(entry.clone());
+        let session = Session::new(top, entry, Some(journal), Some(hold));
+        record.identity = Some(session.identity(host));
+        session.journal_write()?;
+        self.session = Some(session);
+        Ok(v1::Attached { r#move: Some(record) })
+    }
+}
+
+impl Session {
+    fn new(top: MailboxName, entry: Entry, journal: Option<Journal>, hold: Option<Hold>) -> Self {
+        Self {
+            id: entry.id.clone(),
+            listing: Listing { top: top.clone(), mailboxes: Vec::new() },
             top,
             entry,
             journal,
             _hold: hold,
-            ordinals,
-            listing,
+            ordinals: Ordinals::new(),
             user_files: UserFiles::default(),
             known: BTreeMap::new(),
             snapshot: String::new(),
             baseline: Baseline::default(),
             freeze: None,
-        };
-        let answer = session.look(host);
-        self.session = Some(session);
-        Ok(answer)
+        }
     }
-}
 
-impl Session {
+    fn journal_write(&self) -> Result<(), v1::Failure> {
+        let written = self.journal.as_ref().map_or(Ok(()), |journal| journal.write(&self.entry));
+        written.map_err(|e| journal_failure(&e))
+    }
+
     /// Looks at everything once, for the plan.
     fn look(&mut self, host: &Host) -> v1::SourcePlan {
         let mut problems: Vec<_> =
@@ -680,26 +730,12 @@ fn moves(host: &Host, mailbox: &str) -> Result<v1::Moves, v1::Failure> {
     let journal = Journal::open(&directory).map_err(|e| journal_failure(&e))?;
     let entries = journal.moves().map_err(|e| journal_failure(&e))?;
     let wanted = |e: &Entry| wanted.as_ref().is_none_or(|top| e.name == top.as_bytes());
-    let moves = entries.into_iter().filter(wanted).map(|e| v1::MoveRecord {
-        move_id: e.id.to_string(),
-        role: e.role.into(),
-        identity: Some(v1::Identity {
-            name: e.name.into(),
-            userid: String::new(),
-            display: e.display,
-        }),
-        state: e.state,
-        peer: e.peer,
-        started_unix_ms: e.started,
-        updated_unix_ms: e.updated,
-        holder: String::new(),
-        detail: String::new(),
-    });
-    Ok(v1::Moves { moves: moves.collect() })
+    let moves = entries.into_iter().filter(wanted).map(v1::MoveRecord::from).collect();
+    Ok(v1::Moves { moves })
 }
 
 /// The mailbox that an admin means by what he types.
-fn top_of(host: &Host, typed: &str) -> Result<MailboxName, v1::Failure> {
+pub(crate) fn top_of(host: &Host, typed: &str) -> Result<MailboxName, v1::Failure> {
     host.namespace()
         .map_err(|e| e.to_string())
         .and_then(|namespace| {

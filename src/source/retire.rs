@@ -121,6 +121,11 @@ impl Retirement {
         sealed::load(&path).map_err(io("read", &path))
     }
 
+    /// The records as they were before: key and value.
+    pub fn records(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.changes.iter().map(|(key, old, _)| (key.as_slice(), old.as_slice()))
+    }
+
     fn path(host: &Host, id: &MoveId) -> Result<PathBuf, RetireError> {
         let directory =
             host.config.configdirectory().map_err(|e| RetireError::Record(e.to_string()))?;
@@ -189,7 +194,18 @@ impl Retirement {
         Ok(())
     }
 
-    fn is_committed(&self, host: &Host) -> Result<bool, RetireError> {
+    /// The records that send clients away, as they were left.
+    pub fn left_records(&self) -> impl Iterator<Item = (Vec<u8>, Vec<u8>)> {
+        self.changes.iter().filter_map(|(key, _, new)| Some((key.clone(), new.clone()?)))
+    }
+
+    /// Where the content of a directory that was live is kept.
+    pub fn kept(&self, live: &Path) -> Option<&Path> {
+        self.renames.iter().find(|(from, _)| from.path() == live).map(|(_, to)| to.path())
+    }
+
+    /// Whether mailboxes.db is as this has left it.
+    pub fn is_committed(&self, host: &Host) -> Result<bool, RetireError> {
         let database = host.mailboxes().map_err(|e| RetireError::Database(e.to_string()))?;
         for (key, _, new) in &self.changes {
             let now = database.get(key).map_err(|e| RetireError::Database(e.to_string()))?;
@@ -263,7 +279,7 @@ fn rename(from: &Path, to: &Path) -> Result<(), RetireError> {
     if let Some(parent) = to.parent() {
         std::fs::create_dir_all(parent).map_err(io("make", parent))?;
     }
-    std::fs::rename(from, to).map_err(io("rename", from))
+    fault::check(Point::Rename).and_then(|()| std::fs::rename(from, to)).map_err(io("rename", from))
 }
 
 fn io<'a>(verb: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> RetireError + 'a {

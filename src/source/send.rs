@@ -428,6 +428,11 @@ pub fn user_job(number: u32, kind: FileKind, path: PathBuf) -> Job {
 
 /// Opens a file for reading, not following links, and without a write to its
 /// access time where that is allowed.
+pub(crate) fn open(path: &Path) -> io::Result<File> {
+    open_at(rustix::fs::CWD, path)
+}
+
+/// The same, below a directory that is open.
 fn open_at(directory: impl rustix::fd::AsFd, path: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let open = |flags| rustix::fs::openat(&directory, path, flags, Mode::empty());

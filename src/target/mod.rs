@@ -1,6 +1,7 @@
 //! The target agent: stages what comes, has this server's Cyrus look at it,
 //! and publishes it.
 
+mod base;
 mod carry;
 mod offer;
 mod plan;
@@ -8,10 +9,11 @@ mod publish;
 mod receive;
 mod settle;
 mod shadow;
-mod stage;
+pub(crate) mod stage;
 mod sync;
 
 pub use plan::crossing;
+pub use stage::OUR_DIRECTORY;
 
 use crate::agent::{self, Handler, Link};
 use crate::cyrus::mboxlist::MailboxList;
@@ -21,8 +23,10 @@ use crate::fault::{self, Point};
 use crate::host::Host;
 use crate::host::userlock::UserLock;
 use crate::moves::journal::{Entry, Hold, JournalError, now_ms, state};
+use crate::moves::verdict::has_user;
 use crate::moves::{Journal, MoveId, sealed};
 use crate::wire::v1::{self, failure::Kind, reply::Result as Answer, request::Op};
+use base::Base;
 use carry::{CarryError, Carrying};
 use offer::{Checked, Inventory, Listing, MailboxWants, OfferError};
 use publish::Publication;
@@ -58,6 +62,8 @@ struct Session {
     asked: Option<Arc<dyn Expected>>,
     shadow: Option<Shadow>,
     publication: Option<Publication>,
+    /// What is kept here of an earlier time of the user.
+    base: Option<Base>,
     /// Held between the two steps of taking a publication back.
     withdrawing: Option<UserLock>,
     /// What puts the stage onto stable storage in the background.
@@ -84,8 +90,10 @@ impl Handler for Target {
     }
 
     fn handle(&mut self, op: Op, link: &mut Link) -> Result<Answer, v1::Failure> {
-        if let Op::PlanTarget(plan) = op {
-            return self.plan(&plan).map(Answer::TargetPlan);
+        match &op {
+            Op::PlanTarget(plan) => return self.plan(plan).map(Answer::TargetPlan),
+            Op::Attach(attach) => return self.attach(attach).map(Answer::Attached),
+            _ => {}
         }
         let host = &self.host;
         let session = self
@@ -113,10 +121,8 @@ impl Handler for Target {
 
 impl Target {
     fn plan(&mut self, plan: &v1::PlanTarget) -> Result<v1::TargetPlan, v1::Failure> {
-        let id: MoveId = plan
-            .move_id
-            .parse()
-            .map_err(|e: crate::moves::id::NotAnId| agent::protocol(e.to_string()))?;
+        self.session = None;
+        let id = parse_id(&plan.move_id)?;
         let identity = plan.identity.clone().unwrap_or_default();
         let top = MailboxName::from_internal(&identity.name)
             .map_err(|e| agent::protocol(format!("the name of the mailbox: {e}")))?;
@@ -142,34 +148,34 @@ impl Target {
         };
         let (mut journal, mut hold, mut entry) = (None, None, fresh);
         if !plan.dry_run {
-            let opened = self.open_journal(&entry)?;
-            (journal, hold, entry) = (Some(opened.0), Some(opened.1), opened.2);
+            match self.open_journal(&entry, plan.fresh)? {
+                Opened::Ours(ours, held, known) => {
+                    (journal, hold, entry) = (Some(ours), Some(held), known);
+                }
+                Opened::Unknown(other) => {
+                    answer.unknown_move_id = other.id.to_string();
+                    return Ok(answer);
+                }
+            }
         }
-        let publication_path = Stage::new(&self.host.config, &id)
-            .map_err(|e| internal(e.to_string(), "nothing was changed"))?
-            .publication();
-        let mut publication = None;
-        // Of a move that is over here, the plan has gone with the stage.
-        if entry.state != state::DONE && began_to_publish(&entry.state) {
-            let loaded: Publication = sealed::load(&publication_path).map_err(|e| {
-                internal(
-                    format!("{}: {e}", publication_path.display()),
-                    "this server's journal says that it has published the user",
-                )
-            })?;
-            self.settle_publication(&mut entry, &loaded)?;
-            publication = Some(loaded);
-        }
+        let publication = self.settle(&mut entry)?;
+        answer.snapshot = entry.detail.clone().into();
         let partitions = plan::partitions(&self.host, plan, &mut answer.problems);
-        if is_published(&entry.state) {
+        let mut base = None;
+        if has_user(&entry.state) {
             // What is here is ours; there is nothing left to refuse.
             answer.problems.clear();
         } else {
             let totals = plan.totals.unwrap_or_default();
             plan::room(&self.host, &partitions, &totals, &mut answer);
             answer.problems.extend(plan::indexes(&self.host, &plan.mailboxes));
-            let conflicts = plan::conflicts(&self.host, &top, &plan.mailboxes, &partitions)
-                .map_err(|e| internal(e.to_string(), "nothing was changed"))?;
+            base = journal
+                .as_ref()
+                .map_or(Ok(None), |journal| Base::find(&self.host, journal, top.as_bytes()))
+                .map_err(|e| journal_failure(&e))?;
+            let conflicts =
+                plan::conflicts(&self.host, &top, &plan.mailboxes, &partitions, base.as_ref())
+                    .map_err(|e| internal(e.to_string(), "nothing was changed"))?;
             answer.problems.extend(conflicts);
         }
         answer.partitions = partitions
@@ -183,35 +189,97 @@ impl Target {
             // A refused move leaves nothing behind.
             _ => (journal, hold) = (None, None),
         }
-        let stage = Stage::new(&self.host.config, &id)
+        self.session = Some(Session {
+            partitions,
+            publication,
+            base,
+            ..self.begin(top, entry, journal, hold)?
+        });
+        Ok(answer)
+    }
+
+    /// Takes up a move that this server knows, to end it.
+    fn attach(&mut self, attach: &v1::Attach) -> Result<v1::Attached, v1::Failure> {
+        let id = parse_id(&attach.move_id)?;
+        let name = attach.identity.clone().unwrap_or_default().name;
+        let top = MailboxName::from_internal(&name)
+            .map_err(|e| agent::protocol(format!("the name of the mailbox: {e}")))?;
+        let directory = self.host.config.configdirectory();
+        let directory = directory.map_err(|e| internal(e.to_string(), "nothing was changed"))?;
+        if !directory.join("mbcopy/journal.sqlite").exists() {
+            return Ok(v1::Attached::default());
+        }
+        let journal = Journal::open(&directory).map_err(|e| journal_failure(&e))?;
+        let holder = format!("process {}, an abort", std::process::id());
+        let hold =
+            journal.hold_for(top.as_bytes(), &holder, &id).map_err(|e| journal_failure(&e))?;
+        let known = journal.find(&id).map_err(|e| journal_failure(&e))?;
+        let Some(mut entry) = known.filter(|e| e.name == top.as_bytes()) else {
+            return Ok(v1::Attached::default());
+        };
+        let publication = self.settle(&mut entry)?;
+        journal.write(&entry).map_err(|e| journal_failure(&e))?;
+        let record = v1::MoveRecord::from(entry.clone());
+        let session = self.begin(top, entry, Some(journal), Some(hold))?;
+        self.session = Some(Session { publication, ..session });
+        Ok(v1::Attached { r#move: Some(record) })
+    }
+
+    /// A session of a move that nothing is known of but its entry.
+    fn begin(
+        &self,
+        top: MailboxName,
+        entry: Entry,
+        journal: Option<Journal>,
+        hold: Option<Hold>,
+    ) -> Result<Session, v1::Failure> {
+        let stage = Stage::new(&self.host.config, &entry.id)
             .map_err(|e| internal(e.to_string(), "nothing was changed"))?;
         let tool_names = Top {
             userid: top.userid().map(|u| String::from_utf8_lossy(u.as_bytes()).into_owned()),
             external: self.host.external(&top),
         };
-        self.session = Some(Session {
+        Ok(Session {
             top,
             tool_names,
             entry,
             journal,
             _hold: hold,
-            partitions,
+            partitions: BTreeMap::new(),
             stage,
             inventory: Inventory::default(),
             asked: None,
             shadow: None,
-            publication,
+            publication: None,
+            base: None,
             withdrawing: None,
             syncing: None,
             staged: false,
             carrying: None,
-        });
-        Ok(answer)
+        })
+    }
+
+    /// Finds out what a move has come to that had begun to publish.
+    fn settle(&self, entry: &mut Entry) -> Result<Option<Publication>, v1::Failure> {
+        // Of a move that is over here, the plan has gone with the stage.
+        if entry.state == state::DONE || !began_to_publish(&entry.state) {
+            return Ok(None);
+        }
+        let path = Stage::new(&self.host.config, &entry.id)
+            .map_err(|e| internal(e.to_string(), "nothing was changed"))?
+            .publication();
+        let loaded: Publication = sealed::load(&path).map_err(|e| {
+            let text = format!("{}: {e}", path.display());
+            internal(text, "this server's journal says that it has published the user")
+        })?;
+        self.settle_publication(entry, &loaded)?;
+        Ok(Some(loaded))
     }
 
     /// Opens the journal and takes the right to work on the user; what the
-    /// journal has of this move, or `fresh`.
-    fn open_journal(&self, fresh: &Entry) -> Result<(Journal, Hold, Entry), v1::Failure> {
+    /// journal has of this move, or `fresh`. A source that has lost its own
+    /// journal is told of the move that is known here.
+    fn open_journal(&self, fresh: &Entry, lost: bool) -> Result<Opened, v1::Failure> {
         let directory = self
             .host
             .config
@@ -219,12 +287,16 @@ impl Target {
             .map_err(|e| internal(e.to_string(), "nothing was changed"))?;
         let journal = Journal::open(&directory).map_err(|e| journal_failure(&e))?;
         let holder = format!("process {}, a move from {}", std::process::id(), fresh.peer);
-        let hold = journal.hold(&fresh.name, &holder).map_err(|e| journal_failure(&e))?;
+        let hold =
+            journal.hold_for(&fresh.name, &holder, &fresh.id).map_err(|e| journal_failure(&e))?;
         let known = journal.find(&fresh.id).map_err(|e| journal_failure(&e))?;
         let unfinished =
             journal.unfinished(&fresh.name, fresh.role).map_err(|e| journal_failure(&e))?;
         if let Some(other) = unfinished.filter(|other| other.id != fresh.id) {
             let harmless = [state::PLANNED, state::COPYING, state::PREPARED];
+            if lost && other.peer == fresh.peer {
+                return Ok(Opened::Unknown(other));
+            }
             if !harmless.contains(&other.state.as_str()) {
                 return Err(v1::Failure::new(
                     Kind::Refused,
@@ -243,7 +315,7 @@ impl Target {
             journal.write(&over).map_err(|e| journal_failure(&e))?;
         }
         let entry = known.filter(|e| e.state != state::ABORTED).unwrap_or_else(|| fresh.clone());
-        Ok((journal, hold, entry))
+        Ok(Opened::Ours(journal, hold, entry))
     }
 
     /// Finds out what became of a publication that was interrupted: committed
@@ -282,14 +354,21 @@ impl Target {
     }
 }
 
-/// Whether this server has the user, or may have parts of him in place.
-fn began_to_publish(state: &str) -> bool {
-    [state::PUBLISHING, state::UNPUBLISHING].contains(&state) || is_published(state)
+/// What opening the journal for a move has come to.
+enum Opened {
+    /// The move, as the journal has it or new.
+    Ours(Journal, Hold, Entry),
+    /// Another unfinished move of the same user from the same source.
+    Unknown(Entry),
 }
 
-/// Whether this server has the user, as far as this move goes.
-fn is_published(state: &str) -> bool {
-    [state::PUBLISHED, state::ROUTING, state::ROUTED, state::DONE].contains(&state)
+fn parse_id(text: &str) -> Result<MoveId, v1::Failure> {
+    text.parse().map_err(|e: crate::moves::id::NotAnId| agent::protocol(e.to_string()))
+}
+
+/// Whether this server has the user, or may have parts of him in place.
+fn began_to_publish(state: &str) -> bool {
+    [state::PUBLISHING, state::UNPUBLISHING].contains(&state) || has_user(state)
 }
 
 impl Session {
@@ -310,7 +389,14 @@ impl Session {
         while let Some(part) = link.next_part()? {
             let taken = match part {
                 v1::part::Part::Table(table) => {
-                    let check = |m: &v1::Mailbox| check(&self.top, &self.partitions, host, m);
+                    let check = |m: &v1::Mailbox| {
+                        let checked = check(&self.top, &self.partitions, host, m)?;
+                        self.base.as_ref().map_or(Ok(()), |base| {
+                            seed(host, &self.stage, base, &checked)
+                                .map_err(|e| OfferError::Layout(e.to_string()))
+                        })?;
+                        Ok(checked)
+                    };
                     self.inventory.table(&self.stage, table, check)
                 }
                 v1::part::Part::MailboxScan(scan) => {
@@ -344,13 +430,9 @@ impl Session {
     }
 
     /// Hears what has reached the source since the user was published here.
-    fn offer_stragglers(
-        &mut self,
-        host: &Host,
-        link: &mut Link,
-    ) -> Result<v1::Wants, v1::Failure> {
+    fn offer_stragglers(&mut self, host: &Host, link: &mut Link) -> Result<v1::Wants, v1::Failure> {
         self.writable()?;
-        if !is_published(&self.entry.state) {
+        if !has_user(&self.entry.state) {
             return Err(agent::protocol("stragglers of a user who was not published"));
         }
         let mut offer = carry::Offer::default();
@@ -505,12 +587,17 @@ impl Session {
         let shadow = self.current_shadow(host)?;
         let publication =
             settle::publication(host, &self.stage, &self.inventory, &shadow, &self.top)
+                .and_then(|publication| match &self.base {
+                    Some(base) => publication.over(host, base, &self.inventory, &self.top),
+                    None => Ok(publication),
+                })
                 .map_err(|e| internal(e, "the source serves the user"))?;
         self.shadow = Some(shadow);
         self.sync()?;
         sealed::save(&self.stage.publication(), &publication)
             .map_err(|e| internal(e.to_string(), "the source serves the user"))?;
         self.publication = Some(publication);
+        self.entry.detail = String::from_utf8_lossy(&settle.snapshot).into_owned();
         self.record(state::PREPARED)?;
         Ok(prepared)
     }
@@ -591,6 +678,12 @@ impl Session {
         publication.undo(host).map_err(|e| unknown(e.to_string()))?;
         self.record(state::PREPARED)?;
         drop(lock);
+        // What was replaced is there again.
+        self.base = self
+            .journal
+            .as_ref()
+            .map_or(Ok(None), |journal| Base::find(host, journal, self.top.as_bytes()))
+            .map_err(|e| journal_failure(&e))?;
         Ok(v1::Unpublished {})
     }
 
@@ -605,6 +698,7 @@ impl Session {
             .map_err(|e| failed(e.to_string()))?;
         let newcomer = owned
             .iter()
+            .filter(|e| !publication.replaces(e))
             .find(|e| !e.is_deleted() && (e.name == self.top || e.name.is_below(&self.top)))
             .map(|e| host.external(&e.name));
         let taken = || -> Result<Option<String>, v1::Failure> {
@@ -616,7 +710,9 @@ impl Session {
                 let ours = |name: &MailboxName| {
                     publication.records.iter().any(|(k, _)| *k == name_key(name))
                 };
-                if let Some(name) = named.filter(|name| !ours(name)) {
+                let Some(name) = named.filter(|name| !ours(name)) else { continue };
+                let entry = list.get(&name).map_err(|e| failed(e.to_string()))?;
+                if !entry.is_some_and(|entry| publication.replaces(&entry)) {
                     return Ok(Some(host.external(&name)));
                 }
             }
@@ -661,7 +757,7 @@ impl Session {
         let database = host.mailboxes().map_err(|e| failed(e.to_string()))?;
         let list = MailboxList::from_database(&database).map_err(|e| failed(e.to_string()))?;
         let top = list.get(&self.top).map_err(|e| failed(e.to_string()))?;
-        Ok(top.is_some_and(|entry| !entry.is_deleted()))
+        Ok(top.is_some_and(|entry| !entry.is_deleted() && entry.server.is_none()))
     }
 
     fn record(&mut self, state: &str) -> Result<(), v1::Failure> {
@@ -679,6 +775,21 @@ impl Session {
             None => Err(agent::protocol("a change in a move that is only planned")),
         }
     }
+}
+
+/// Links what is kept of a mailbox into the stage, the first time.
+fn seed(host: &Host, stage: &Stage, base: &Base, mailbox: &Checked) -> std::io::Result<()> {
+    let place = |config| {
+        let layout = Layout::new(config);
+        layout.mailbox_dir(&mailbox.name, DirStyle::Id(&mailbox.id), &mailbox.partition)
+    };
+    let (Ok(staged), Ok(live)) = (place(&stage.config), place(&host.config)) else {
+        return Ok(());
+    };
+    let root = stage.partitions.get(&mailbox.partition);
+    let (Some(root), false) = (root, staged.exists()) else { return Ok(()) };
+    let relative = staged.strip_prefix(root).unwrap_or(&staged);
+    base.seed(&live, &stage::StagedDirectory::make(root, relative)?)
 }
 
 /// The key of a mailbox's record, in the form of 3.6 and later.
@@ -727,6 +838,9 @@ fn remove_stage(stage: &Stage) {
         if let Some(parent) = root.parent() {
             let _ = std::fs::remove_dir(parent);
         }
+        // Durable, or a power cut brings it back when no journal knows of it any more.
+        let above = root.ancestors().skip(1).find(|above| above.is_dir());
+        let _ = above.map(|above| std::fs::File::open(above).and_then(|d| d.sync_all()));
     }
 }
 

@@ -1,5 +1,6 @@
 //! Preflight on the target: everything that would stop the move later.
 
+use super::base::Base;
 use super::stage::OUR_DIRECTORY;
 use crate::cyrus::mboxlist::{MailboxList, MboxlistError};
 use crate::cyrus::name::{MailboxName, PartitionName, UniqueId};
@@ -79,11 +80,12 @@ pub fn conflicts(
     top: &MailboxName,
     mailboxes: &[v1::Mailbox],
     partitions: &BTreeMap<String, PartitionName>,
+    base: Option<&Base>,
 ) -> Result<Vec<v1::Problem>, DatabaseError> {
     let database = host.mailboxes()?;
     let failed = |e: String| DatabaseError { path: host.conf.clone(), reason: e };
     let list = MailboxList::from_database(&database).map_err(|e| failed(e.to_string()))?;
-    let there = There::count(&list, top, mailboxes).map_err(|e| failed(e.to_string()))?;
+    let there = There::count(&list, top, mailboxes, base).map_err(|e| failed(e.to_string()))?;
     let mut problems = there.problems(&host.external(top));
     for mailbox in mailboxes {
         let (Ok(id), Ok(name)) = (
@@ -93,6 +95,11 @@ pub fn conflicts(
             continue;
         };
         let other = list.name_of_id(&id).map_err(|e| failed(e.to_string()))?;
+        // It may have been renamed while it was away.
+        let away = other.as_ref().filter(|other| **other != name).map(|other| list.get(other));
+        let away = away.transpose().map_err(|e| failed(e.to_string()))?.flatten();
+        let away = away.is_some_and(|entry| base.is_some_and(|base| base.left_entry(&entry)));
+        let other = other.filter(|_| !away);
         if let Some(other) = other.filter(|other| *other != name) {
             problems.push(refuse(
                 "uniqueid-in-use",
@@ -127,11 +134,15 @@ impl There {
         list: &MailboxList<'_>,
         top: &MailboxName,
         mailboxes: &[v1::Mailbox],
+        base: Option<&Base>,
     ) -> Result<Self, MboxlistError> {
         let ours: BTreeMap<&[u8], &str> =
             mailboxes.iter().map(|m| (&*m.name, m.unique_id.as_str())).collect();
         let mut there = Self::default();
         for entry in list.tree(top)? {
+            if base.is_some_and(|base| base.left_entry(&entry)) {
+                continue;
+            }
             match (entry.is_deleted(), entry.partition.is_some()) {
                 (true, false) => there.tombstones += 1,
                 (true, true) => there.tombstones_with_files += 1,

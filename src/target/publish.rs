@@ -13,14 +13,17 @@
 //! place already was renamed before), and taken back: [`Publication::undo`]
 //! removes the records in one transaction first, and then goes backwards.
 
+use super::base::Base;
+use super::offer::Inventory;
 use crate::cyrus::config::DbKind;
 use crate::cyrus::dlist::Dlist;
-use crate::cyrus::mboxlist::MailboxList;
+use crate::cyrus::mboxlist::{MailboxEntry, MailboxList};
 use crate::cyrus::name::MailboxName;
 use crate::fault::{self, Point};
 use crate::host::Host;
 use crate::host::tools::DbOp;
 use crate::moves::sealed::PathBytes;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -40,9 +43,11 @@ pub struct Publication {
     pub quota_records: Vec<KeyValue>,
     /// Records of the annotations database.
     pub annotations: Vec<KeyValue>,
+    /// Records of the annotations database that must go.
+    pub stale_annotations: Vec<KeyValue>,
     /// Records of mailboxes.db.
     pub records: Vec<KeyValue>,
-    /// Records of mailboxes.db that must go: what is left of deleted mailboxes.
+    /// Records of mailboxes.db that must go: they send the user's clients away. Sorted.
     pub stale_records: Vec<KeyValue>,
     /// The published indexes and their BLAKE3: who finds another has found a
     /// mailbox that was changed since.
@@ -99,6 +104,32 @@ pub enum PublishError {
 }
 
 impl Publication {
+    /// The same, in place of what sends the user's clients away from here.
+    pub fn over(
+        mut self,
+        host: &Host,
+        base: &Base,
+        inventory: &Inventory,
+        top: &MailboxName,
+    ) -> Result<Self, String> {
+        let ids: BTreeSet<&str> = inventory.mailboxes.values().map(|m| m.id.as_str()).collect();
+        let user = top.userid();
+        let user = user.as_ref().map(|user| user.as_bytes());
+        self.stale_annotations = Base::stale_annotations(host, &ids, user, &self.annotations)?;
+        self.stale_records = base.stale_records();
+        Ok(self)
+    }
+
+    /// Whether it replaces this entry of mailboxes.db.
+    pub fn replaces(&self, entry: &MailboxEntry) -> bool {
+        self.is_stale(&entry.key, &entry.raw)
+    }
+
+    fn is_stale(&self, key: &[u8], value: &[u8]) -> bool {
+        let at = self.stale_records.binary_search_by(|(k, _)| k.as_slice().cmp(key)).ok();
+        at.and_then(|at| self.stale_records.get(at)).is_some_and(|(_, v)| v == value)
+    }
+
     /// Publishes. The caller holds the user's lock.
     pub fn execute(&self, host: &Host) -> Result<(), PublishError> {
         for (from, to) in &self.renames {
@@ -112,7 +143,8 @@ impl Publication {
         let parents = self.renames.iter().flat_map(|(from, to)| [from, to]);
         sync_parents(parents.chain(self.quota_files.iter().map(|(path, _)| path)))?;
         change(host, DbKind::Quota, self.quota_records.iter().map(set).collect())?;
-        change(host, DbKind::Annotations, self.annotations.iter().map(set).collect())?;
+        let stale = self.stale_annotations.iter().map(delete);
+        change(host, DbKind::Annotations, stale.chain(self.annotations.iter().map(set)).collect())?;
         fault::point(Point::PublishAnnotated);
         self.commit(host)
     }
@@ -153,7 +185,9 @@ impl Publication {
                 .map_err(|e| unknown(PathBuf::from("mailboxes.db"), e.to_string()))?;
             held += usize::from(found.as_deref() == Some(value.as_slice()));
             // A tombstone was there before, and is as good as nothing.
-            absent += usize::from(found.is_none_or(|found| is_tombstone(&found)));
+            absent += usize::from(
+                found.is_none_or(|found| is_tombstone(&found) || self.is_stale(key, &found)),
+            );
         }
         match self.records.len() {
             all if held == all => Ok(Standing::Committed),
@@ -200,7 +234,9 @@ impl Publication {
                 return Err(PublishError::Changed);
             }
         }
-        change(host, DbKind::Annotations, self.annotations.iter().map(delete).collect())?;
+        let restored = self.stale_annotations.iter().map(set);
+        let removed = self.annotations.iter().map(delete);
+        change(host, DbKind::Annotations, removed.chain(restored).collect())?;
         change(host, DbKind::Quota, self.quota_records.iter().map(delete).collect())?;
         for (path, content) in &self.quota_files {
             if std::fs::read(path.path()).is_ok_and(|now| now == *content) {

@@ -3,6 +3,7 @@
 
 use super::stage::StagedDirectory;
 use crate::agent::{LinkError, Sender};
+use crate::fault::{self, Point};
 use crate::wire::bulk::{Chunk, ChunkError};
 use crate::wire::pool::Pool;
 use crate::wire::v1;
@@ -318,6 +319,7 @@ impl Item {
 
 /// Opens a new file below a directory; an old one of that name goes away first.
 pub(super) fn create_at(directory: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
+    fault::check(Point::StageWrite)?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mode = Mode::RUSR | Mode::WUSR;
     match rustix::fs::openat(directory, name, flags, mode) {

@@ -197,6 +197,7 @@ pub fn publication(
         quota_records,
         annotations: annotations(inventory)?,
         records: publishable(host, &shadow.records)?,
+        stale_annotations: Vec::new(),
         stale_records: Vec::new(),
         indexes,
     })

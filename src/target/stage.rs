@@ -174,6 +174,11 @@ impl StagedDirectory {
         receive::create_at(&self.fd, name)
     }
 
+    /// Makes `name` another name of the file at `path`, on the same filesystem.
+    pub fn link(&self, path: &Path, name: &std::ffi::OsStr) -> io::Result<()> {
+        Ok(rustix::fs::linkat(rustix::fs::CWD, path, &self.fd, name, AtFlags::empty())?)
+    }
+
     /// Removes a file if it is there.
     pub fn remove(&self, name: &str) {
         let _ = rustix::fs::unlinkat(&self.fd, name, AtFlags::empty());

@@ -2,6 +2,7 @@
 //! little is left to do, and to wait for, when the last has come.
 
 use super::stage::StagedDirectory;
+use crate::fault::{self, Point, Sabotage};
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -49,12 +50,16 @@ impl Syncing {
 /// Puts what was written on the filesystems of these directories onto stable
 /// storage, each filesystem once.
 pub fn all(roots: &[PathBuf]) -> Result<(), String> {
+    if fault::sabotaged(Sabotage::SkipSync) {
+        return Ok(());
+    }
     let mut devices = BTreeSet::new();
     for root in roots {
         let synced = std::fs::metadata(root).and_then(|stat| {
             if !devices.insert(stat.dev()) {
                 return Ok(());
             }
+            fault::check(Point::StageSync)?;
             StagedDirectory::make(root, Path::new(""))?.sync_filesystem()
         });
         synced.map_err(|e| format!("cannot put {} onto stable storage: {e}", root.display()))?;

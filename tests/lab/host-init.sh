@@ -14,6 +14,10 @@ make_root() {
   mount -t tmpfs -o mode=1777 tmpfs "$ROOT/tmp"
   mkdir -p "$ROOT/run/sshd" "$ROOT/run/lab" "$ROOT/run/lock"
   mount --bind "$LAB/run/shared" "$ROOT/run/lab"
+  if [ -n "${MBCOPY_LAB_DISK:-}" ]; then # seen by this host alone, so that it ends with it
+    mount "$MBCOPY_LAB_DISK" "$DIR/data"
+    touch "$ROOT/run/lab-disk"
+  fi
   mount --bind "$DIR/data/lib" "$ROOT/var/lib/cyrus"
   mount --bind "$DIR/data/spool" "$ROOT/var/spool/cyrus"
   mount --bind "$DIR/data/sieve" "$ROOT/var/spool/sieve"

@@ -7,7 +7,9 @@
 #
 #   lab.sh build [suite]                   make a root with Cyrus (bookworm; bullseye trixie sid)
 #   lab.sh up <host> [suite] [ip]          create or start a host; returns when imapd answers
+#   lab.sh up <host> --disk <device>       the same, with this filesystem for its data until it stops
 #   lab.sh down <host>|--all               stop a host; what it holds is kept
+#   lab.sh kill <host>                     end all its processes at once, as when its power fails
 #   lab.sh destroy <host>|--all            stop a host and forget all it holds
 #   lab.sh status                          the hosts, and which of them run
 #
@@ -240,9 +242,10 @@ host_ready() { # its syslog and its sshd listen
 }
 
 plug_in() { # host pid ip
-  local cable=v-$1
+  local cable=v-$1 mac
+  mac=$(printf '02:00:%02x:%02x:%02x:%02x' ${3//./ }) # the same after a restart, as a machine's is
   ip -n $NETNS link del "$cable" 2>/dev/null || true
-  ip -n $NETNS link add "$cable" type veth peer name eth0 netns "$2"
+  ip -n $NETNS link add "$cable" type veth peer name eth0 address "$mac" netns "$2"
   ip -n $NETNS link set "$cable" master br0 up
   nsenter -t "$2" -n ip link set lo up
   nsenter -t "$2" -n ip addr add "$3/24" dev eth0
@@ -256,6 +259,12 @@ down() {
     kill_init "$pid"
   fi
   for pid in $(strays "$1"); do kill_init "$pid"; done
+  rm -f "$LAB/hosts/$1/pid"
+}
+
+kill_host() { # nothing in it is told
+  local pid
+  for pid in $(init_pid "$1") $(strays "$1"); do kill_init "$pid"; done
   rm -f "$LAB/hosts/$1/pid"
 }
 
@@ -393,6 +402,13 @@ add_users() { # host user[:password]...
 
 # --- Cyrus data ---------------------------------------------------------------------------------
 
+own_data() { # not on a disk that is mounted in the host alone
+  local pid
+  if pid=$(init_pid "$1") && [ -e "/proc/$pid/root/run/lab-disk" ]; then
+    die "the data of $1 are on a disk of its own: lab.sh down $1 first"
+  fi
+}
+
 fresh_data() { # as the packages install it
   local root data=$LAB/hosts/$1/data
   root=$LAB/roots/$(cat "$LAB/hosts/$1/suite")
@@ -452,15 +468,22 @@ esac
 [ "$command" != up ] || [[ $host =~ ^[a-z][a-z0-9-]{0,11}$ ]] || die "not a host name for the lab: $host"
 [ "$command" = exec ] || unset AS
 case $command in # commands that change a host take turns
-  up|startcyrus|stopcyrus|restartcyrus|killcyrus|conf|set|adduser|snap|unsnap|empty) lock 8 "host-$host";;
+  up|kill|startcyrus|stopcyrus|restartcyrus|killcyrus|conf|set|adduser|snap|unsnap|empty) lock 8 "host-$host";;
   down|destroy) [ "$host" = --all ] || lock 8 "host-$host";;
 esac
+
+case $command in snap|unsnap|empty) own_data "$host";; esac
+if [ "$command" = up ] && [ "${2:-}" = --disk ]; then
+  export MBCOPY_LAB_DISK=${3:?the device}
+  set -- "$host"
+fi
 
 case $command in
   build)        build "$@";;
   _build)       build_root "$1";;
   up)           up "$@";;
   down)         if [ "$host" = --all ]; then down_all; else down "$host"; fi;;
+  kill)         kill_host "$host";;
   destroy)      if [ "$host" = --all ]; then destroy_all; else destroy "$host"; fi;;
   status)       status;;
   exec)         shift; in_host "$host" "$@";;

@@ -7,24 +7,6 @@ use lab::host::Host;
 use lab::seed::Seed;
 use mbcopy::fault::Point;
 
-/// Where the next process that reaches the point dies.
-pub fn arm(servers: &Servers, point: Point) {
-    for host in servers.both() {
-        let script = format!("echo {point:?} > /run/mbcopy-fault; chmod 666 /run/mbcopy-fault");
-        host.run(&["sh", "-c", &script]).unwrap();
-    }
-}
-
-/// Whether the point was reached on one of the hosts; nothing is armed after.
-pub fn disarm(servers: &Servers) -> bool {
-    let spent = |host: &&Host| host.run(&["cat", "/run/mbcopy-fault"]).unwrap().trim().is_empty();
-    let reached = servers.both().iter().any(spent);
-    for host in servers.both() {
-        host.run(&["rm", "-f", "/run/mbcopy-fault"]).unwrap();
-    }
-    reached
-}
-
 /// What a client sees of the user there: everything, or nothing.
 fn sees(host: &Host, user: &str) -> Option<Fingerprint> {
     let mut imap = host.imap(user).unwrap();
@@ -33,25 +15,45 @@ fn sees(host: &Host, user: &str) -> Option<Fingerprint> {
     selected.tagged.is_ok().then(|| fingerprint(host, user, &[]))
 }
 
-#[test]
-fn a_move_that_is_killed_at_any_point_is_finished_by_the_same_command() {
-    // What only stragglers reach is tried with them.
-    let reached = |point: &Point| !Point::OF_STRAGGLERS.contains(point);
-    for (n, point) in Point::ALL.into_iter().filter(reached).enumerate() {
+/// Every file of the user on the source, by content and mode.
+fn files(host: &Host, user: &str) -> String {
+    let script = format!(
+        "cd / && {{ find var/spool/cyrus var/spool/sieve var/lib/cyrus/user var/lib/cyrus/quota \
+         -path '*mbcopy*' -prune -o -type f -print0 2>/dev/null; }} | sort -z | \
+         xargs -0 -r stat -c '%n %U %a %s' ; find /var/spool/cyrus /var/spool/sieve \
+         -path '*mbcopy*' -prune -o -type f -exec sha1sum {{}} + | sort; \
+         /usr/lib/cyrus/bin/cyr_dbtool -n /var/lib/cyrus/mailboxes.db twoskip show | grep -a {user}"
+    );
+    host.run_as_cyrus(&["sh", "-c", &script]).unwrap()
+}
+
+/// A user on the source whose push died at a point.
+struct Killed {
+    servers: Servers,
+    user: String,
+    mailbox: String,
+    before: Fingerprint,
+    files: String,
+}
+
+impl Killed {
+    /// `restart`: both servers' Cyrus, after the crash.
+    fn at(point: Point, user: String, restart: bool) -> Killed {
         let servers = Servers::fresh();
-        let user = format!("crash{n}");
         servers.accounts(&[&user]);
         Seed::new(&servers.source, &user).small().unwrap();
         let before = fingerprint(&servers.source, &user, &[]);
+        let files = files(&servers.source, &user);
         let mailbox = format!("user.{user}");
 
-        arm(&servers, point);
+        servers.arm(&format!("{point:?}"));
         let killed = servers.push(&mailbox, &["--route-command", "true"]);
-        assert!(disarm(&servers), "{point:?} was not reached");
+        assert!(servers.disarm(), "{point:?} was not reached");
         assert!(killed.code != 0 || point > Point::Thawed, "{point:?}: {}", killed.stdout);
+        println!("{point:?}: {}", killed.code);
 
-        // Restarted or not, whoever shows the user shows all of him.
-        for host in servers.both().into_iter().filter(|_| n % 2 == 0) {
+        // Whoever shows the user shows all of him.
+        for host in servers.both().into_iter().filter(|_| restart) {
             host.restart_cyrus().unwrap();
         }
         let on_source = sees(&servers.source, &user);
@@ -59,19 +61,86 @@ fn a_move_that_is_killed_at_any_point_is_finished_by_the_same_command() {
         assert!(on_source.is_some() || on_target.is_some(), "{point:?}: nobody serves {user}");
         let whole = [&on_source, &on_target];
         whole.iter().copied().flatten().for_each(|seen| assert_same(&before, seen, &[]));
+        Killed { servers, user, mailbox, before, files }
+    }
 
-        let again = servers.push(&mailbox, &["--route-command", "true", "-v"]);
-        println!("{point:?}: {} then {}", killed.code, again.code);
-        let again = again.expect(0);
-        assert_eq!(again.last_line(), format!("{mailbox}: moved; bw2 serves the user now"));
-        assert_same(&before, &fingerprint(&servers.target, &user, &[]), &[]);
-        assert!(
-            sees(&servers.source, &user).is_none(),
-            "{point:?}: the source still serves {user}"
-        );
+    /// The user is whole on the target, and the source shows nothing of him.
+    fn assert_moved(&self, point: Point) {
+        let Killed { servers, user, before, .. } = self;
+        assert_same(before, &fingerprint(&servers.target, user, &[]), &[]);
+        assert!(sees(&servers.source, user).is_none(), "{point:?}: the source still serves {user}");
+        self.assert_no_stage(point);
+    }
+
+    fn assert_no_stage(&self, point: Point) {
         let stage = "find /var/spool/cyrus /var/lib/cyrus/mbcopy/moves /var/spool/sieve \
-                     -path '*mbcopy*' -type f | wc -l";
-        let left = servers.target.run(&["sh", "-c", stage]).unwrap();
+                     -path '*mbcopy*' -type f 2>/dev/null | wc -l";
+        let left = self.servers.target.run(&["sh", "-c", stage]).unwrap();
         assert_eq!(left.trim(), "0", "{point:?}: the target keeps a stage");
     }
+}
+
+/// Those that a push reaches.
+fn points_of_a_push() -> impl Iterator<Item = (usize, Point)> {
+    Point::STEPS.into_iter().filter(|point| *point != Point::TargetGaveUp).enumerate()
+}
+
+#[test]
+fn a_move_that_is_killed_at_any_point_is_finished_by_resume() {
+    for (n, point) in points_of_a_push() {
+        let killed = Killed::at(point, format!("crash{n}"), n % 2 == 0);
+        // The same command does the same.
+        let again = match n % 3 {
+            0 => killed.servers.push(&killed.mailbox, &["--route-command", "true", "-v"]),
+            _ => killed.servers.mbcopy(&["resume", &killed.mailbox, "-v"]),
+        };
+        let again = again.expect(0);
+        assert_eq!(
+            again.last_line(),
+            format!("{}: moved; bw2 serves the user now", killed.mailbox)
+        );
+        killed.assert_moved(point);
+    }
+}
+
+#[test]
+fn a_move_that_is_killed_at_any_point_before_retire_is_put_back_by_abort() {
+    for (n, point) in points_of_a_push() {
+        let killed = Killed::at(point, format!("abort{n}"), n % 2 == 1);
+        let Killed { servers, user, mailbox, before, files: files_before } = &killed;
+        let aborted = servers.mbcopy(&["abort", mailbox, "-v"]);
+        // Once the source's records are changed, only forward.
+        if (Point::RetireCommitted..=Point::Thawed).contains(&point) {
+            aborted.expect(4).says(&["mbcopy reverse", "bw2 serves the user now"]);
+            servers.mbcopy(&["resume", mailbox]).expect(0);
+            killed.assert_moved(point);
+            continue;
+        }
+        if point == Point::TargetFinished {
+            aborted.expect(4).says(&["mbcopy reverse", "bw2 serves the user now"]);
+            continue;
+        }
+        let last = format!("{mailbox}: given up, everything is as before; bw1 serves the user now");
+        assert_eq!(aborted.expect(0).last_line(), last, "{point:?}");
+        assert_same(before, &fingerprint(&servers.source, user, &[]), &[]);
+        assert_eq!(*files_before, files(&servers.source, user), "{point:?}: the source's files");
+        assert!(sees(&servers.target, user).is_none(), "{point:?}: the target shows {user}");
+        killed.assert_no_stage(point);
+        // Nobody is blocked, and the user can be moved all the same.
+        servers.push(mailbox, &["--route-command", "true"]).expect(0);
+        killed.assert_moved(point);
+    }
+}
+
+#[test]
+fn an_abort_that_is_killed_is_finished_by_abort() {
+    let killed = Killed::at(Point::Copied, "twice".into(), false);
+    let Killed { servers, user, mailbox, before, .. } = &killed;
+    servers.arm("TargetGaveUp");
+    servers.mbcopy(&["abort", mailbox]);
+    assert!(servers.disarm(), "the abort was not killed");
+    servers.mbcopy(&["abort", mailbox]).expect(0);
+    servers.mbcopy(&["abort", mailbox]).expect(2).says(&["no unfinished move of user.twice"]);
+    assert_same(before, &fingerprint(&servers.source, user, &[]), &[]);
+    killed.assert_no_stage(Point::TargetGaveUp);
 }

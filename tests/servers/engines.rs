@@ -30,6 +30,7 @@ fn a_user_moves_from_skiplist_and_flat_to_twoskip_and_back() {
     convert(&servers.source, "annotations.db", "annotation_db", "twoskip", "skiplist");
     servers.target.set_option("quota_db", "twoskip").unwrap();
     servers.push("user.mixed", &[]).expect(0);
+    servers.mbcopy(&["verify", "user.mixed", "bw2", "--content"]).expect(0);
     let moved = fingerprint(&servers.target, "mixed", &[]);
     assert_same(
         &lab::fingerprint::Fingerprint { others: Default::default(), ..before },
@@ -39,6 +40,7 @@ fn a_user_moves_from_skiplist_and_flat_to_twoskip_and_back() {
 
     convert(&servers.source, "mailboxes.db", "mboxlist_db", "skiplist", "flat");
     servers.push("user.plain", &[]).expect(0);
+    servers.mbcopy(&["verify", "user.plain", "bw2"]).expect(0);
     assert_same(&others, &fingerprint(&servers.target, "plain", &[]), &[]);
 
     // The other way round: quota records become files, twoskip becomes flat.
@@ -46,6 +48,7 @@ fn a_user_moves_from_skiplist_and_flat_to_twoskip_and_back() {
     let back = Servers { source: Host::new("bw2"), target: Host::new("bw1") };
     back.target.empty().unwrap();
     back.push("user.mixed", &[]).expect(0);
+    back.mbcopy(&["verify", "user.mixed", "bw1"]).expect(0);
     let again = fingerprint(&back.target, "mixed", &[]);
     assert_same(
         &lab::fingerprint::Fingerprint { others: Default::default(), ..there },

@@ -4,11 +4,15 @@
 //! same two hosts and run one after the other (`--test-threads=1`).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod commands;
 mod crash;
 mod engines;
 mod live;
+mod power;
 mod preflight;
 mod repeat;
+mod reverse;
 mod rich;
 mod stragglers;
 mod support;
+mod verify;

@@ -139,7 +139,7 @@ fn a_place_that_cannot_take_the_user_is_refused() {
     let push = |destination: &str| servers.mbcopy(&["push", "user.room", destination]);
     push("bw2:nowhere").expect(4).says(&["no partition \"nowhere\"", "it has: default, p2"]);
     push("bw1").expect(4).says(&["the destination bw1 is this server"]);
-    push("no-such-host").expect(1).says(&["no-such-host", "this push has changed nothing"]);
+    push("no-such-host").expect(1).says(&["no-such-host", "this command has changed nothing"]);
     servers
         .mbcopy(&["push", "user.nobody", "bw2"])
         .expect(4)

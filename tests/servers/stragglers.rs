@@ -1,7 +1,6 @@
 //! What reaches the source after the target has the user comes to the target, once,
 //! and harms nothing that has come there since.
 
-use crate::crash::{arm, disarm};
 use crate::support::{OptionsPutBack, Servers, assert_same, fingerprint};
 use lab::host::Host;
 use lab::imap::{Imap, NewMessage};
@@ -91,9 +90,9 @@ fn seed(servers: &Servers, user: &str) {
 
 /// Stops a move of the user between route and retire.
 fn stop_at(servers: &Servers, user: &str, point: Point) {
-    arm(servers, point);
+    servers.arm(&format!("{:?}", point));
     let killed = servers.push(&format!("user.{user}"), &["--route-command", "true"]);
-    assert!(disarm(servers), "{point:?} was not reached: {}", killed.stderr);
+    assert!(servers.disarm(), "{point:?} was not reached: {}", killed.stderr);
     assert!(killed.code != 0);
 }
 
@@ -394,9 +393,9 @@ fn a_shared_tree_gets_its_stragglers_by_somebody_who_may_write_there() {
     servers.accounts(&["carl", "dora"]);
     Seed::new(&servers.source, "carl").small().unwrap();
     lab::seed::shared_tree(&servers.source, "team.sales", &["carl", "dora"]).unwrap();
-    arm(&servers, Point::Routed);
+    servers.arm(&format!("{:?}", Point::Routed));
     servers.push("team.sales", &["--route-command", "true"]);
-    assert!(disarm(&servers));
+    assert!(servers.disarm());
     let mut carl = servers.source.imap("carl").unwrap();
     append(&mut carl, "team.sales", "late-team", &["\\Flagged", "\\Seen"]);
     append(&mut carl, "team.sales.empty", "late-empty", &["$x"]);

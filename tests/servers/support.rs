@@ -68,6 +68,26 @@ impl Servers {
         }
     }
 
+    /// What happens at which point, on whichever host passes it first: see
+    /// [`mbcopy::fault`].
+    pub fn arm(&self, fault: &str) {
+        for host in self.both() {
+            let script = format!("echo {fault} > /run/mbcopy-fault; chmod 666 /run/mbcopy-fault");
+            host.run(&["sh", "-c", &script]).unwrap();
+        }
+    }
+
+    /// Whether the point was reached; nothing is armed after.
+    pub fn disarm(&self) -> bool {
+        let spent =
+            |host: &&Host| host.run(&["cat", "/run/mbcopy-fault"]).unwrap().trim().is_empty();
+        let reached = self.both().iter().any(spent);
+        for host in self.both() {
+            host.run(&["rm", "-f", "/run/mbcopy-fault"]).unwrap();
+        }
+        reached
+    }
+
     /// Runs mbcopy on the source.
     pub fn mbcopy(&self, arguments: &[&str]) -> Pushed {
         let command: Vec<&str> = [PROGRAM].iter().chain(arguments).copied().collect();
@@ -140,7 +160,7 @@ pub fn assert_same(before: &Fingerprint, after: &Fingerprint, known: &[&str]) {
 }
 
 /// The program under test.
-fn program() -> &'static Path {
+pub fn program() -> &'static Path {
     static PATH: OnceLock<&'static Path> = OnceLock::new();
     PATH.get_or_init(|| Path::new(env!("CARGO_BIN_EXE_mbcopy")))
 }

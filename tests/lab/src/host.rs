@@ -66,6 +66,17 @@ impl Host {
         self.await_imap(Duration::from_secs(30))
     }
 
+    /// Starts the host with the filesystem on this device for its data, until it stops.
+    pub fn up_on(&self, device: &Path) -> Result<()> {
+        self.lab("up", &["--disk", &device.display().to_string()])?;
+        self.await_imap(Duration::from_secs(30))
+    }
+
+    /// Ends all processes of the host at once, as when its power fails.
+    pub fn kill(&self) -> Result<()> {
+        self.lab("kill", &[])
+    }
+
     /// Stops the host; its data stay.
     pub fn down(&self) -> Result<()> {
         self.lab("down", &[])
@@ -142,6 +153,14 @@ impl Host {
     pub fn pid(&self) -> Result<u32> {
         let pid = self.ask("pid")?;
         pid.parse().with_context(|| format!("lab.sh pid said {pid:?}"))
+    }
+
+    /// The process ids, seen from outside, of the host's processes whose command lines match.
+    pub fn pids(&self, pattern: &str) -> Result<Vec<u32>> {
+        let mut pids = lab_sh();
+        pids.args(["pids", &self.name, pattern]).stdin(Stdio::null());
+        let said = pids.output().context("starting lab.sh pids")?.stdout; // fails if there are none
+        Ok(String::from_utf8_lossy(&said).lines().filter_map(|pid| pid.parse().ok()).collect())
     }
 
     /// A command that, once spawned, runs in the host as root.

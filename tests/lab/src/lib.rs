@@ -2,16 +2,21 @@
 //!
 //! [`Host`] is the handle on one server; [`Seed`] fills mailboxes; [`Fingerprint`] is
 //! everything a client can observe of them; [`workload`] keeps clients busy while a
-//! mailbox moves and judges afterwards whether any promise to them was broken.
+//! mailbox moves and judges afterwards whether any promise to them was broken; [`power`] cuts
+//! servers' power.
 
 #![warn(missing_docs)]
 
+pub mod chaos;
+pub mod disk;
 pub mod fingerprint;
 pub mod host;
 pub mod imap;
 pub mod lmtp;
+pub mod medium;
 mod message;
 pub mod net;
+pub mod power;
 pub mod seed;
 pub mod sieve;
 pub mod workload;

@@ -1,7 +1,9 @@
 //! The lab's clients by hand, the demonstration, the measurements.
 
 mod bench;
+mod chaos_command;
 mod demo;
+mod power_command;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -56,6 +58,13 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Measures push beside rsync, XFER and sync_client. What the two hosts hold is lost.
     Bench(bench::BenchArgs),
+    /// Moves with harm at random while clients work: processes killed or stopped, Cyrus dead, the
+    /// network cut; exits with 1 if any promise was broken. What the two hosts hold is lost
+    Chaos(chaos_command::ChaosArgs),
+    /// Cuts the power of one server in the middle of a move, many times, and checks that the same
+    /// command finishes each; exits with 1 if anything is not as promised. What the two hosts hold
+    /// is lost.
+    Power(power_command::PowerArgs),
     /// Delivers a message from a file by LMTP.
     Deliver { host: String, recipient: String, file: PathBuf },
 }
@@ -168,6 +177,8 @@ fn main() -> Result<ExitCode> {
         }
         Command::Demo(args) => return demo::run(&args),
         Command::Bench(args) => bench::run(&args)?,
+        Command::Chaos(args) => return chaos_command::run(&args),
+        Command::Power(args) => return power_command::run(&args),
         Command::Deliver { host, recipient, file } => {
             let message = std::fs::read(&file)?;
             let reply = lab::lmtp::deliver(&Host::new(host), &recipient, &message).accepted()?;

@@ -19,6 +19,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+/// How often a watcher looks again, until it has found the same twice.
+const LOOKS: u32 = 5;
 /// How long a worker waits before it tries again.
 const RETRY: Duration = Duration::from_millis(20);
 /// How long a worker waits for an answer before it gives the connection up.
@@ -556,8 +558,7 @@ impl Observation {
         let Ok(mut imap) = Imap::connect(host.ip(), Duration::from_secs(2)) else {
             return Observation::Unreachable;
         };
-        let look = |imap: &mut Imap| -> Result<BTreeMap<String, Option<u64>>> {
-            imap.login(user, crate::PASSWORD)?;
+        let list = |imap: &mut Imap| -> Result<BTreeMap<String, Option<u64>>> {
             let reply = imap.command("LIST \"\" \"INBOX*\" RETURN (STATUS (MESSAGES))")?;
             let mut found: BTreeMap<String, Option<u64>> = reply
                 .of("LIST")
@@ -568,6 +569,20 @@ impl Observation {
                     let messages = items.get("MESSAGES").and_then(|value| value.number());
                     found.insert(unmutf7(&name.to_string()), messages);
                 }
+            }
+            Ok(found)
+        };
+        // A LIST reads record by record: one that is under way at the instant of a switch has
+        // something of both sides of it. Only what two of them find is a state.
+        let look = |imap: &mut Imap| -> Result<BTreeMap<String, Option<u64>>> {
+            imap.login(user, crate::PASSWORD)?;
+            let mut found = list(imap)?;
+            for _ in 0..LOOKS {
+                let again = list(imap)?;
+                if again == found {
+                    break;
+                }
+                found = again;
             }
             Ok(found)
         };

@@ -1,0 +1,202 @@
+//! `mbcopy resume`, `cutover`, `abort` and `reverse`: what becomes of a move that an
+//! earlier push has begun.
+
+use super::push::{MoveOptions, Output, Task, USAGE, perform};
+use super::request::Request;
+use super::{Common, status};
+use crate::moves::journal::state;
+use crate::transport::Destination;
+use crate::wire::v1;
+use clap::Args;
+use std::process::ExitCode;
+
+/// Arguments of `mbcopy resume`.
+#[derive(Debug, Args)]
+pub(super) struct ResumeArgs {
+    /// The top mailbox
+    #[arg(required_unless_present = "all")]
+    mailbox: Option<String>,
+    /// Where to, if this machine does not remember it any more; then the other
+    /// options count, too, as with push
+    #[arg(value_name = "DEST[:PARTITION]", conflicts_with = "all")]
+    destination: Option<String>,
+    /// All moves that are not finished, but those that only copy
+    #[arg(long, conflicts_with = "mailbox")]
+    all: bool,
+    #[command(flatten)]
+    options: MoveOptions,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// Arguments of `mbcopy cutover`, `abort` and `reverse`.
+#[derive(Debug, Args)]
+pub(super) struct OneArgs {
+    /// The top mailbox
+    mailbox: String,
+    /// Where to, if this machine does not remember it any more; then the other
+    /// options count, too, as with push
+    #[arg(value_name = "DEST[:PARTITION]")]
+    destination: Option<String>,
+    #[command(flatten)]
+    options: MoveOptions,
+    #[command(flatten)]
+    output: Output,
+}
+
+pub(super) fn resume(common: &Common, args: ResumeArgs) -> ExitCode {
+    let push = Task::Push { dry_run: false };
+    if let Some(mailbox) = args.mailbox {
+        let one = OneArgs {
+            mailbox,
+            destination: args.destination,
+            options: args.options,
+            output: args.output,
+        };
+        return on_one(common, one, push, |_| {});
+    }
+    let moves = match unfinished(common, "") {
+        Ok(moves) => moves,
+        Err(error) => return failed(&error),
+    };
+    let mut worst = 0;
+    for known in moves {
+        let code = match Request::load(&known.move_id) {
+            // It has done what it was asked for.
+            Ok(request) if request.options.copy_only && copies(&known.state) => continue,
+            Ok(request) => perform(common, push, &request, args.output),
+            Err(error) => {
+                eprintln!("mbcopy: {}", unknown(&known, &error));
+                1
+            }
+        };
+        worst = worst.max(code);
+    }
+    ExitCode::from(worst)
+}
+
+pub(super) fn cutover(common: &Common, args: OneArgs) -> ExitCode {
+    on_one(common, args, Task::Push { dry_run: false }, |request| {
+        request.options.copy_only = false;
+        request.options.postpone_file = None;
+    })
+}
+
+pub(super) fn abort(common: &Common, args: OneArgs) -> ExitCode {
+    on_one(common, args, Task::Abort, |_| {})
+}
+
+/// Moves a user back, whom an earlier push has moved away from here.
+pub(super) fn reverse(common: &Common, args: OneArgs) -> ExitCode {
+    let request = match args.destination {
+        Some(destination) => {
+            Request { mailbox: args.mailbox, destination, options: args.options, reverse: true }
+        }
+        None => {
+            let moves = match status::ask(common, args.mailbox.clone()) {
+                Ok(moves) => moves.moves,
+                Err(error) => return failed(&error),
+            };
+            let away = |m: &&v1::MoveRecord| m.role() == v1::Role::Source && m.state == state::DONE;
+            let Some(known) = moves.iter().filter(away).max_by_key(|m| m.updated_unix_ms) else {
+                eprintln!(
+                    "mbcopy: this server knows no finished move of {} to another server\n  next: \
+                     `mbcopy status {}` shows what it knows",
+                    args.mailbox, args.mailbox
+                );
+                return ExitCode::from(USAGE);
+            };
+            match Request::load(&known.move_id) {
+                Ok(Request { mailbox, destination, mut options, .. }) => {
+                    options.copy_only = false;
+                    // A partition was one of the other server.
+                    let destination = without_partition(&destination);
+                    Request { mailbox, destination, options, reverse: true }
+                }
+                Err(error) => {
+                    eprintln!("mbcopy: {}", unknown(known, &error));
+                    return ExitCode::from(USAGE);
+                }
+            }
+        }
+    };
+    ExitCode::from(perform(common, Task::Push { dry_run: false }, &request, args.output))
+}
+
+fn without_partition(destination: &str) -> String {
+    match Destination::parse_with_partition(destination) {
+        Ok((_, Some(partition))) => {
+            destination.strip_suffix(&format!(":{partition}")).unwrap_or(destination).to_owned()
+        }
+        _ => destination.to_owned(),
+    }
+}
+
+/// Does something with the unfinished move of one user, as it was asked for
+/// then, or as it is asked for now.
+fn on_one(
+    common: &Common,
+    args: OneArgs,
+    task: Task,
+    change: impl FnOnce(&mut Request),
+) -> ExitCode {
+    let mut request = match args.destination {
+        Some(destination) => {
+            Request { mailbox: args.mailbox, destination, options: args.options, reverse: false }
+        }
+        None => {
+            let moves = match unfinished(common, &args.mailbox) {
+                Ok(moves) => moves,
+                Err(error) => return failed(&error),
+            };
+            let Some(known) = moves.last() else {
+                eprintln!(
+                    "mbcopy: this server knows no unfinished move of {}\n  next: `mbcopy status {}` \
+                     shows its last one",
+                    args.mailbox, args.mailbox
+                );
+                return ExitCode::from(USAGE);
+            };
+            match Request::load(&known.move_id) {
+                Ok(request) => request,
+                Err(error) => {
+                    eprintln!("mbcopy: {}", unknown(known, &error));
+                    return ExitCode::from(USAGE);
+                }
+            }
+        }
+    };
+    change(&mut request);
+    ExitCode::from(perform(common, task, &request, args.output))
+}
+
+/// The moves that began here and are not over.
+fn unfinished(
+    common: &Common,
+    mailbox: &str,
+) -> Result<Vec<v1::MoveRecord>, Box<dyn std::error::Error>> {
+    let moves = status::ask(common, mailbox.to_owned())?.moves;
+    // Of a move that brings a user back this server is the target.
+    let back = |m: &v1::MoveRecord| Request::load(&m.move_id).is_ok_and(|r| r.reverse);
+    let ours =
+        |m: &v1::MoveRecord| !state::is_over(&m.state) && (m.role() == v1::Role::Source || back(m));
+    Ok(moves.into_iter().filter(ours).collect())
+}
+
+fn copies(word: &str) -> bool {
+    [state::PLANNED, state::COPYING].contains(&word)
+}
+
+fn unknown(known: &v1::MoveRecord, error: &std::io::Error) -> String {
+    let mailbox = known.identity.as_ref().map(|i| i.display.as_str()).unwrap_or_default();
+    format!(
+        "this machine does not remember how the move of {mailbox} to {} was asked for: {error}\n  \
+         next: name the destination, and the options of that push",
+        known.peer
+    )
+}
+
+fn failed(error: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("mbcopy: {error}");
+    ExitCode::FAILURE
+}

@@ -1,0 +1,250 @@
+//! The copies of a user that a server can have, and where each lies. A retired
+//! copy and a stage have the shape of a live server below directories of their
+//! own, so that each is read as a server with another configuration.
+
+use super::{refused, unreadable};
+use crate::cyrus::config::Config;
+use crate::cyrus::header::MailboxHeader;
+use crate::cyrus::mboxlist::mbtype::{Flag, Mbtype};
+use crate::cyrus::mboxlist::{MailboxEntry, MailboxList};
+use crate::cyrus::name::{MailboxName, PartitionName, UniqueId};
+use crate::host::Host;
+use crate::moves::journal::{Entry, state};
+use crate::moves::{Journal, MoveId};
+use crate::source::inventory::{Listing, SourceMailbox};
+use crate::source::mailbox::meta_paths;
+use crate::source::retire::{RetireError, Retirement};
+use crate::target::stage::Stage;
+use crate::wire::v1::{self, CopyKind, FileKind};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::io::ErrorKind::NotFound;
+use std::path::{Path, PathBuf};
+
+/// One copy of a user.
+pub struct Copy {
+    /// Which.
+    pub kind: CopyKind,
+    /// The server as this copy's files see it.
+    pub files: Host,
+    /// The server as this copy's annotations and quota roots see it.
+    pub databases: Host,
+    /// Its mailboxes.
+    pub listing: Listing,
+    /// Records of mailboxes that were here.
+    pub tombstones: Vec<MailboxEntry>,
+}
+
+/// The copies that are here of the user.
+pub fn of_user(host: &Host, top: &MailboxName) -> Result<Vec<v1::UserCopy>, v1::Failure> {
+    let mut copies = Vec::new();
+    let (entries, _) = records(host, top)?;
+    let listing = listing(top, entries)?;
+    if listing.mailboxes.iter().any(|m| m.entry.name == *top && has_index(host, m)) {
+        let moving = listing.mailboxes.iter().filter(|m| m.entry.mbtype.has(Flag::Moving));
+        let state = match moving.clone().count() {
+            0 => String::new(),
+            n => format!("{n} mailboxes are marked as moving to another server"),
+        };
+        copies.push(v1::UserCopy { kind: CopyKind::Live.into(), state, ..v1::UserCopy::default() });
+    }
+    for entry in moves(host, top)? {
+        let kind = match (entry.role, entry.state.as_str()) {
+            (v1::Role::Source, state::RETIRED | state::DONE) => {
+                // What was purged is no copy; one that is damaged says so when it is opened.
+                match Retirement::load(host, &entry.id) {
+                    Err(RetireError::Io { source, .. }) if source.kind() == NotFound => continue,
+                    _ => CopyKind::Retired,
+                }
+            }
+            (v1::Role::Target, state::PLANNED | state::COPYING | state::PREPARED) => {
+                let stage = stage(host, &entry.id)?;
+                if !stage.conf.is_dir() {
+                    continue;
+                }
+                CopyKind::Stage
+            }
+            _ => continue,
+        };
+        copies.push(v1::UserCopy {
+            kind: kind.into(),
+            move_id: entry.id.to_string(),
+            peer: entry.peer,
+            state: entry.state,
+        });
+    }
+    Ok(copies)
+}
+
+impl Copy {
+    /// Opens a copy of the user.
+    pub fn open(host: &Host, top: &MailboxName, open: &v1::OpenCopy) -> Result<Self, v1::Failure> {
+        let id = || -> Result<MoveId, v1::Failure> {
+            let id = open.move_id.parse();
+            id.map_err(|e: crate::moves::id::NotAnId| crate::agent::protocol(e.to_string()))
+        };
+        let kind = open.kind();
+        let as_server = |config| Host::new(host.conf.clone(), config, None, Vec::new());
+        let (files, databases, entries, tombstones) = match kind {
+            CopyKind::Live => {
+                let (entries, tombstones) = records(host, top)?;
+                (host.clone(), host.clone(), entries, tombstones)
+            }
+            CopyKind::Retired => {
+                let id = id()?;
+                let retirement =
+                    Retirement::load(host, &id).map_err(|e| unreadable(e.to_string()))?;
+                let files = as_server(retired_config(&host.config, &id).map_err(unreadable)?);
+                (files, host.clone(), retired_records(&retirement)?, Vec::new())
+            }
+            CopyKind::Stage => {
+                let files = as_server(stage(host, &id()?)?.config);
+                let (mut entries, _) = records(&files, top)?;
+                if entries.is_empty() {
+                    entries = staged_headers(&files, top);
+                }
+                (files.clone(), files, entries, Vec::new())
+            }
+            CopyKind::Unspecified => {
+                return Err(crate::agent::protocol("a kind of copy that is not known"));
+            }
+        };
+        let listing = listing(top, entries)?;
+        Ok(Self { kind, files, databases, listing, tombstones })
+    }
+
+    /// Whether Cyrus may change it while it is read.
+    pub fn is_live(&self) -> bool {
+        self.kind == CopyKind::Live
+    }
+}
+
+/// The user's records in a mailboxes.db, and those that say that a mailbox was
+/// there. Unlike a push, which refuses odd states, a comparison looks at them.
+fn records(
+    host: &Host,
+    top: &MailboxName,
+) -> Result<(Vec<MailboxEntry>, Vec<MailboxEntry>), v1::Failure> {
+    let failed = |e: String| unreadable(format!("cannot read the list of mailboxes: {e}"));
+    let database = host.mailboxes().map_err(|e| failed(e.to_string()))?;
+    let list = MailboxList::from_database(&database).map_err(|e| failed(e.to_string()))?;
+    let owned = list.owned(top, &host.config.deletedprefix()).map_err(|e| failed(e.to_string()))?;
+    Ok(owned.into_iter().partition(|entry| !entry.is_deleted()))
+}
+
+fn listing(top: &MailboxName, entries: Vec<MailboxEntry>) -> Result<Listing, v1::Failure> {
+    let mut mailboxes = Vec::new();
+    // The position is the number on the wire.
+    for (ordinal, entry) in entries.into_iter().enumerate() {
+        let id = entry.uniqueid.clone().ok_or_else(|| {
+            refused(
+                format!("the record of {} has no uniqueid", entry.name.display()),
+                "this version of mbcopy compares mailboxes of Cyrus 3.6 and later",
+            )
+        })?;
+        let deleted = entry.name != *top && !entry.name.is_below(top);
+        let id_record = (Bytes::new(), Bytes::new());
+        mailboxes.push(SourceMailbox { ordinal: ordinal as u32, entry, id, id_record, deleted });
+    }
+    Ok(Listing { top: top.clone(), mailboxes })
+}
+
+fn has_index(host: &Host, mailbox: &SourceMailbox) -> bool {
+    index_path(host, mailbox).is_some_and(|path| path.exists())
+}
+
+/// Where a mailbox's index is.
+pub fn index_path(host: &Host, mailbox: &SourceMailbox) -> Option<PathBuf> {
+    let paths = meta_paths(host, mailbox);
+    paths.into_iter().find(|(kind, _)| *kind == FileKind::Index).map(|(_, path)| path)
+}
+
+/// What this server's journal knows of the user, newest first.
+fn moves(host: &Host, top: &MailboxName) -> Result<Vec<Entry>, v1::Failure> {
+    let failed = |e: &dyn std::fmt::Display| unreadable(e.to_string());
+    let directory = host.config.configdirectory().map_err(|e| failed(&e))?;
+    if !directory.join("mbcopy/journal.sqlite").exists() {
+        return Ok(Vec::new());
+    }
+    let journal = Journal::open(&directory).map_err(|e| failed(&e))?;
+    let mut moves = journal.moves().map_err(|e| failed(&e))?;
+    moves.retain(|entry| entry.name == top.as_bytes());
+    moves.reverse();
+    Ok(moves)
+}
+
+fn stage(host: &Host, id: &MoveId) -> Result<Stage, v1::Failure> {
+    Stage::new(&host.config, id).map_err(|e| unreadable(e.to_string()))
+}
+
+/// The configuration that finds what retiring put away: each root is its
+/// holding place (`source::retire`).
+fn retired_config(live: &Config, id: &MoveId) -> Result<Config, String> {
+    let directory = live.configdirectory().map_err(|e| e.to_string())?;
+    let held = |root: &Path| root.join(".mbcopy").join(id.as_str()).join("retired");
+    let mut overrides = BTreeMap::new();
+    let mut set = |option: &str, path: PathBuf| {
+        overrides.insert(option.to_owned(), path.display().to_string());
+    };
+    for (option, value) in live.options() {
+        let is_root = ["partition-", "metapartition-", "metadir-"];
+        if is_root.iter().any(|prefix| option.starts_with(prefix)) {
+            set(option, held(Path::new(value)));
+        }
+    }
+    let moves = directory.join("mbcopy/moves").join(id.as_str());
+    set("configdirectory", moves.join("retired"));
+    set("sievedir", held(&live.sievedir()));
+    let text = live.shadow(&overrides).map_err(|e| e.to_string())?;
+    Config::parse(text.as_bytes(), live.defaults(), &mut |_| Err("nothing is included".into()))
+        .map_err(|e| e.to_string())
+}
+
+/// The records that retiring has replaced.
+fn retired_records(retirement: &Retirement) -> Result<Vec<MailboxEntry>, v1::Failure> {
+    let mut entries = Vec::new();
+    for (key, record) in retirement.records() {
+        let Some(name) = key.strip_prefix(b"N") else { continue };
+        let name = MailboxName::from_db_key(name).map_err(|e| unreadable(e.to_string()))?;
+        let (key, record) = (Bytes::copy_from_slice(key), Bytes::copy_from_slice(record));
+        entries
+            .push(MailboxEntry::parse(name, key, record).map_err(|e| unreadable(e.to_string()))?);
+    }
+    Ok(entries)
+}
+
+/// The mailboxes of a stage for which no mailboxes.db was built yet, by what
+/// their own headers say.
+fn staged_headers(files: &Host, top: &MailboxName) -> Vec<MailboxEntry> {
+    let partitions = files.config.partitions().unwrap_or_default();
+    let found = partitions.iter().flat_map(|(partition, root)| {
+        let root = files.config.metapartition(partition).unwrap_or_else(|| root.clone());
+        let files = walkdir::WalkDir::new(root).into_iter().filter_map(Result::ok);
+        files
+            .filter(|file| file.file_name() == "cyrus.header")
+            .filter_map(|file| staged_header(file.path(), partition))
+    });
+    let mut found: Vec<MailboxEntry> = found.collect();
+    found.sort_by(|a, b| {
+        (a.name != *top, a.name.as_bytes()).cmp(&(b.name != *top, b.name.as_bytes()))
+    });
+    found
+}
+
+fn staged_header(path: &Path, partition: &PartitionName) -> Option<MailboxEntry> {
+    let header = MailboxHeader::parse(&std::fs::read(path).ok()?).ok()?;
+    Some(MailboxEntry {
+        name: MailboxName::from_internal(&header.name?).ok()?,
+        mbtype: Mbtype::from_letters(&header.mbtype.unwrap_or_default()),
+        uniqueid: Some(UniqueId::new(&header.uniqueid?).ok()?),
+        partition: Some(partition.clone()),
+        server: None,
+        uidvalidity: 0,
+        createdmodseq: 0,
+        foldermodseq: 0,
+        mtime: 0,
+        acl: header.acl.unwrap_or_default(),
+        key: Bytes::new(),
+        raw: Bytes::new(),
+    })
+}

@@ -1,0 +1,137 @@
+//! Giving a move up: everything is put back as it was before.
+
+use super::monitor::Monitor;
+use super::peer::Peer;
+use super::report::{Failure, Outcome, Report};
+use super::trouble::Trouble;
+use super::{Interrupt, Options, Push, millis};
+use crate::fault::{self, Point};
+use crate::moves::journal::state;
+use crate::moves::verdict::{self, OnAbort, route_is_changed};
+use crate::moves::{Phase, Server};
+use crate::wire::v1::{self, reply::Result as Answer, request::Op};
+use std::time::Instant;
+
+/// Gives the unfinished move of a user up. Never fails without saying, in the
+/// report, who serves him.
+pub async fn abort(
+    options: &Options,
+    source: Peer,
+    target: Peer,
+    monitor: &dyn Monitor,
+    interrupt: &Interrupt,
+) -> Report {
+    let began = Instant::now();
+    let mut push = Push::new(options, source, target, monitor, interrupt);
+    let phase = match push.give_up().await {
+        Ok(()) => {
+            push.report.outcome = Outcome::Aborted;
+            Phase::Failed
+        }
+        Err(trouble) => {
+            let text = trouble.to_string();
+            push.remember(Phase::Unpublishing, &trouble);
+            let routed = route_is_changed(&push.source_state) || push.source_state == state::DONE;
+            let (now, advice) = match (&trouble, routed) {
+                (Trouble::Refused(_), false) => ("nothing was changed", ""),
+                (Trouble::Refused(_), true) => ("the target serves the user", ""),
+                (_, true) => (
+                    "the move is where it was: its route leads to the target",
+                    "mend the cause and abort again, or finish the move: mbcopy resume",
+                ),
+                (_, false) => (
+                    "the source serves the user and is unchanged",
+                    "mend the cause and abort again",
+                ),
+            };
+            let guidance = match &trouble {
+                Trouble::Peer(e) => e.guidance(),
+                _ => None,
+            };
+            let (now, advice) = guidance.unwrap_or((now, advice));
+            push.report.failure = Some(Failure { text, state: now.into(), advice: advice.into() });
+            if routed && push.source_state != state::DONE {
+                push.report.outcome = match trouble {
+                    Trouble::Refused(_) => Outcome::Refused,
+                    _ => Outcome::Resumable,
+                };
+            }
+            if routed { Phase::Routed } else { Phase::Failed }
+        }
+    };
+    push.report.settle_serving(phase);
+    push.report.next_steps = push.next_steps();
+    push.report.total_ms = millis(began.elapsed());
+    push.report
+}
+
+impl Push<'_> {
+    async fn give_up(&mut self) -> Result<(), Trouble> {
+        let attach = v1::Attach { mailbox: self.options.mailbox.clone(), ..v1::Attach::default() };
+        let Some(known) = self.attach(Server::Source, attach).await? else {
+            let mailbox = &self.options.mailbox;
+            return Err(Trouble::Refused(format!("this server knows no move of {mailbox}")));
+        };
+        self.identity = known.identity.clone().unwrap_or_default();
+        self.report.mailbox = crate::wire::printable(&self.identity.display);
+        self.report.move_id = crate::wire::printable(&known.move_id);
+        self.source_state = known.state.clone();
+        let attach = v1::Attach {
+            move_id: known.move_id.clone(),
+            identity: known.identity,
+            ..v1::Attach::default()
+        };
+        let there = match verdict::on_abort(&known.state, state::PUBLISHED) {
+            OnAbort::TooLate | OnAbort::Over => None,
+            _ => self.attach(Server::Target, attach).await?,
+        };
+        let there = there.map(|m| m.state);
+        let mailbox = self.report.mailbox.clone();
+        match verdict::on_abort(&known.state, there.as_deref().unwrap_or_default()) {
+            OnAbort::GiveUp if known.state == state::PUBLISHING => {
+                self.record(Server::Source, state::COPYING).await?;
+            }
+            OnAbort::GiveUp => {}
+            OnAbort::Withdraw => {
+                self.withdraw(false).await?;
+                self.withdraw(true).await?;
+                self.record(Server::Source, state::COPYING).await?;
+            }
+            OnAbort::Recall => self.unpublish().await?,
+            OnAbort::TooLate => {
+                return Err(Trouble::Refused(format!(
+                    "the move of {mailbox} is past its last point of return: the source's copy is \
+                     retired; `mbcopy reverse {mailbox}` moves the user back"
+                )));
+            }
+            OnAbort::Over => {
+                return Err(Trouble::Refused(format!("the last move of {mailbox} is over")));
+            }
+            OnAbort::Contradiction => {
+                return Err(Trouble::Refused(format!(
+                    "this move was {} on the source, but the target's journal says {:?}: it must \
+                     not be ended before that is understood",
+                    known.state,
+                    there.unwrap_or_default()
+                )));
+            }
+        }
+        self.source_state = state::COPYING.into();
+        if there.is_some() {
+            self.finish(Server::Target, false).await?;
+        }
+        fault::point(Point::TargetGaveUp);
+        self.finish(Server::Source, false).await
+    }
+
+    async fn attach(
+        &mut self,
+        server: Server,
+        attach: v1::Attach,
+    ) -> Result<Option<v1::MoveRecord>, Trouble> {
+        match self.peer(server).call(Op::Attach(attach)).await? {
+            Answer::Attached(attached) => Ok(attached.r#move),
+            _ => Err(self.peer(server).unexpected("move").into()),
+        }
+    }
+}
