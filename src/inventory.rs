@@ -59,3 +59,8 @@ pub fn flags<'a>(
     let keywords = record.user_flag_numbers().filter_map(|number| names.user_flag(number));
     of_system.map(|(_, name)| name).chain(keywords)
 }
+
+/// Bytes as text.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -30,7 +30,7 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
-use stragglers::Baseline;
+use stragglers::{Baseline, Search};
 
 /// How long a user's own database is waited for, while he is frozen.
 const DATABASE_WAIT: Duration = Duration::from_secs(1);
@@ -427,9 +427,16 @@ impl Session {
             _ => failed(format!("{}: {e}", path.display())),
         })?;
         let done = self.survey(host, &|_| Ok(()))?;
-        let (listing, files) = (&self.listing, &self.user_files);
-        stragglers::find(host, listing, &self.known, files, &done, &baseline, &link.sender())
-            .map_err(failed)
+        let search = Search {
+            host,
+            listing: &self.listing,
+            known: &self.known,
+            files: &self.user_files,
+            rest: &done,
+            baseline: &baseline,
+            to: &link.sender(),
+        };
+        search.find().map_err(failed)
     }
 
     fn baseline_path(&self, host: &Host) -> Result<PathBuf, v1::Failure> {

@@ -9,6 +9,8 @@
 use super::inventory::{Listing, SourceMailbox, UserFiles};
 use super::mailbox::{self, Known};
 use crate::agent::Sender;
+use crate::cyrus::config::DbKind;
+use crate::cyrus::db::Database;
 use crate::cyrus::header::MailboxHeader;
 use crate::cyrus::index::{Header, IndexView, Record};
 use crate::cyrus::mboxlist::Acl;
@@ -16,7 +18,7 @@ use crate::cyrus::mboxlist::mbtype::Kind;
 use crate::cyrus::quota::Quota;
 use crate::cyrus::subscription::Subscriptions;
 use crate::host::{Host, read_locked};
-use crate::inventory::flags;
+use crate::inventory::{flags, hex};
 use crate::wire::manifest;
 use crate::wire::v1::{self, FileKind, problem::Severity};
 use bytes::Bytes;
@@ -85,96 +87,120 @@ impl Baseline {
     }
 }
 
-/// Finds what is different from `baseline`, after a scan; mailboxes go to `to`.
-///
-/// Errors: a mailbox cannot be read, or the connection is gone.
-pub fn find(
-    host: &Host,
-    listing: &Listing,
-    known: &BTreeMap<u32, Known>,
-    files: &UserFiles,
-    rest: &v1::ScanDone,
-    baseline: &Baseline,
-    to: &Sender,
-) -> Result<v1::StragglersFound, String> {
-    let mut problems = Vec::new();
-    for mailbox in &listing.mailboxes {
+/// What is looked at: the user as the last scan has found him, and as he was.
+pub struct Search<'a> {
+    /// This server.
+    pub host: &'a Host,
+    /// His mailboxes.
+    pub listing: &'a Listing,
+    /// What the scan has found of each.
+    pub known: &'a BTreeMap<u32, Known>,
+    /// His own files.
+    pub files: &'a UserFiles,
+    /// The rest of the scan.
+    pub rest: &'a v1::ScanDone,
+    /// What he was.
+    pub baseline: &'a Baseline,
+    /// Where mailboxes that are different go.
+    pub to: &'a Sender,
+}
+
+impl Search<'_> {
+    /// Finds what is different.
+    ///
+    /// Errors: a mailbox cannot be read, or the connection is gone.
+    pub fn find(&self) -> Result<v1::StragglersFound, String> {
+        let mut problems = Vec::new();
+        for mailbox in &self.listing.mailboxes {
+            self.mailbox(mailbox, &mut problems)?;
+        }
+        let listed: BTreeSet<&str> = self.listing.mailboxes.iter().map(|m| m.id.as_str()).collect();
+        for (number, (id, then)) in self.baseline.mailboxes.iter().enumerate() {
+            if !then.deleted && !listed.contains(id.as_str()) {
+                // It is on no list any more, so that no other has this number.
+                send(self.to, gone(id, u32::MAX - 1 - number as u32, then))?;
+            }
+        }
+        let (then, now) = (&self.baseline.rest, the_rest(self.listing, self.rest));
+        for what in now.keys().chain(then.keys()).collect::<BTreeSet<_>>() {
+            if now.get(what) != then.get(what) {
+                problems
+                    .push(left("", &format!("{what}: changed on the source, not carried over")));
+            }
+        }
+        let (then, now) = (&self.baseline.subscriptions, subscriptions(self.listing, self.files));
+        let only = |a: &[Vec<u8>], b: &[Vec<u8>]| {
+            a.iter().filter(|name| !b.contains(name)).map(|n| Bytes::copy_from_slice(n)).collect()
+        };
+        Ok(v1::StragglersFound {
+            subscribed: only(&now, then),
+            unsubscribed: only(then, &now),
+            problems,
+            active_sieve: self.rest.active_sieve.clone(),
+        })
+    }
+
+    /// Tells what is different of one mailbox.
+    fn mailbox(
+        &self,
+        mailbox: &SourceMailbox,
+        problems: &mut Vec<v1::Problem>,
+    ) -> Result<(), String> {
         let id = mailbox.id.as_str();
-        let then = baseline.mailboxes.get(id);
-        let shown = host.external(&mailbox.entry.name);
-        let left = |text: &str| left(&shown, text);
+        let then = self.baseline.mailboxes.get(id);
+        let shown = self.host.external(&mailbox.entry.name);
+        let mut leave = |text: &str| problems.push(left(&shown, text));
         if mailbox.deleted {
             match then {
-                Some(then) if !then.deleted => send(to, gone(id, mailbox.ordinal, then))?,
+                Some(then) if !then.deleted => send(self.to, gone(id, mailbox.ordinal, then))?,
                 Some(_) => {}
-                None => {
-                    problems.push(left("it was made and deleted since; it stays on the source"))
-                }
+                None => leave("it was made and deleted since"),
             }
-            continue;
+            return Ok(());
         }
         let mut part = part_of(mailbox, then);
+        let mut stragglers = Vec::new();
         if mailbox.entry.partition.is_some() {
-            let now = Now::read(host, mailbox).map_err(|e| format!("{shown}: {e}"))?;
+            let now = Now::read(self.host, mailbox).map_err(|e| format!("{shown}: {e}"))?;
             if then.is_some_and(|t| t.uidvalidity != now.header.uidvalidity) {
-                problems.push(left("its UIDVALIDITY is another; nothing of it is carried over"));
-                continue;
+                leave("its UIDVALIDITY is another; nothing of it is carried over");
+                return Ok(());
             }
-            let stragglers = now.stragglers(then, !listing.top.is_user())?;
-            let known = known.get(&mailbox.ordinal);
-            let scan = known.and_then(|k| v1::MailboxScan::decode(k.observable.as_slice()).ok());
-            if let (Some(then), Some(scan)) = (then, scan)
-                && annotations_of(&scan) != then.annotations
-            {
-                problems.push(left("annotations of its messages were changed on the source"));
+            stragglers = now.stragglers(then, !self.listing.top.is_user());
+            if then.is_some_and(|then| self.annotated(mailbox, then)) {
+                leave("annotations of its messages were changed");
             }
             if ![Kind::Email, Kind::Sieve].contains(&mailbox.entry.mbtype.kind) {
                 if !stragglers.is_empty() {
-                    problems.push(left("it holds no mail; its changes are not carried over"));
+                    leave("it holds no mail; its changes are not carried over");
                 }
-                continue;
+                return Ok(());
             }
             if then.is_some_and(|t| now.header.deletedmodseq > t.highestmodseq) {
                 part.listed = true;
                 part.present_runs = manifest::runs(now.present());
             }
-            if stragglers.is_empty() && !part.listed && !has_news(&part) {
-                continue;
-            }
-            let mut chunks = stragglers.chunks(MAX_STRAGGLERS);
-            part.stragglers = chunks.next().unwrap_or_default().to_vec();
-            send(to, part.clone())?;
-            for chunk in chunks {
-                let stragglers = chunk.to_vec();
-                send(to, v1::StragglerMailbox { stragglers, ..part.clone() })?;
-            }
-        } else if has_news(&part) {
-            send(to, part)?;
         }
-    }
-    let listed: BTreeSet<&str> = listing.mailboxes.iter().map(|m| m.id.as_str()).collect();
-    for (number, (id, then)) in baseline.mailboxes.iter().enumerate() {
-        if !then.deleted && !listed.contains(id.as_str()) {
-            // It is on no list any more, so that no other has this number.
-            send(to, gone(id, u32::MAX - 1 - number as u32, then))?;
+        if stragglers.is_empty() && !part.listed && !has_news(&part) {
+            return Ok(());
         }
-    }
-    let now = the_rest(listing, rest);
-    for what in now.keys().chain(baseline.rest.keys()).collect::<BTreeSet<_>>() {
-        if now.get(what) != baseline.rest.get(what) {
-            problems.push(left("", &format!("{what}: changed on the source, not on the target")));
+        let mut chunks = stragglers.chunks(MAX_STRAGGLERS);
+        part.stragglers = chunks.next().unwrap_or_default().to_vec();
+        let again = v1::StragglerMailbox { mailbox: part.mailbox.clone(), ..Default::default() };
+        send(self.to, part)?;
+        for chunk in chunks {
+            send(self.to, v1::StragglerMailbox { stragglers: chunk.to_vec(), ..again.clone() })?;
         }
+        Ok(())
     }
-    let (then, now) = (&baseline.subscriptions, subscriptions(listing, files));
-    let only = |a: &[Vec<u8>], b: &[Vec<u8>]| {
-        a.iter().filter(|name| !b.contains(name)).map(|n| Bytes::copy_from_slice(n)).collect()
-    };
-    Ok(v1::StragglersFound {
-        subscribed: only(&now, then),
-        unsubscribed: only(then, &now),
-        problems,
-        active_sieve: rest.active_sieve.clone(),
-    })
+
+    /// Whether annotations of messages were changed.
+    fn annotated(&self, mailbox: &SourceMailbox, then: &Then) -> bool {
+        let known = self.known.get(&mailbox.ordinal);
+        let scan = known.and_then(|k| v1::MailboxScan::decode(k.observable.as_slice()).ok());
+        scan.is_some_and(|scan| annotations_of(&scan) != then.annotations)
+            && has_annotations(self.host, mailbox)
+    }
 }
 
 fn send(to: &Sender, part: v1::StragglerMailbox) -> Result<(), String> {
@@ -192,8 +218,9 @@ fn part_of(mailbox: &SourceMailbox, then: Option<&Then>) -> v1::StragglerMailbox
         part.name_then = Bytes::copy_from_slice(&then.name);
         part.last_uid_then = then.last_uid;
         part.highestmodseq_then = then.highestmodseq;
-        part.rights = rights(&Acl(then.acl.clone()), &mailbox.entry.acl);
     }
+    let acl = then.map(|then| Acl(then.acl.clone())).unwrap_or_default();
+    part.rights = rights(&acl, &mailbox.entry.acl);
     part
 }
 
@@ -240,6 +267,17 @@ fn rights(then: &Acl, now: &Acl) -> Vec<v1::RightsChange> {
 fn annotations_of(scan: &v1::MailboxScan) -> String {
     let of = scan.files.iter().find(|f| f.kind() == FileKind::Annotations);
     of.map(|f| hex(&f.blake3)).unwrap_or_default()
+}
+
+/// Whether messages of the mailbox have annotations: Cyrus makes the file without
+/// a reason, too.
+fn has_annotations(host: &Host, mailbox: &SourceMailbox) -> bool {
+    let paths = mailbox::meta_paths(host, mailbox);
+    let path = paths.iter().find(|(kind, _)| *kind == FileKind::Annotations);
+    let bytes = path.and_then(|(_, path)| read_locked(path, INDEX_WAIT).ok()).unwrap_or_default();
+    let engine = host.config.db_engine(DbKind::Annotations);
+    let entries = Database::open(bytes, &engine).and_then(|database| database.entries());
+    entries.is_ok_and(|entries| !entries.is_empty())
 }
 
 fn subscriptions(listing: &Listing, files: &UserFiles) -> Vec<Vec<u8>> {
@@ -322,7 +360,7 @@ impl Now {
 
     /// The records that are new or changed. In a `shared` mailbox \Seen is not
     /// the message's unless all share it.
-    fn stragglers(&self, then: Option<&Then>, shared: bool) -> Result<Vec<v1::Straggler>, String> {
+    fn stragglers(&self, then: Option<&Then>, shared: bool) -> Vec<v1::Straggler> {
         let (last_uid, highest) = then.map_or((0, 0), |t| (t.last_uid, t.highestmodseq));
         let seen = self.header.shares_seen() || !shared;
         let different = |r: &&Record| r.uid > last_uid || r.modseq > highest;
@@ -335,7 +373,7 @@ impl Now {
             size: r.size,
             flags: flags(r, &self.names, seen).map(Bytes::copy_from_slice).collect(),
         });
-        Ok(found.collect())
+        found.collect()
     }
 
     /// The UIDs of the messages that are there.
@@ -355,9 +393,72 @@ fn left(mailbox: &str, text: &str) -> v1::Problem {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// The name of the file that holds the baseline of a move.
 pub const FILE: &str = "baseline";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cyrus::index::{internal, system};
+
+    fn record(uid: u32, modseq: u64) -> Record {
+        Record { uid, modseq, ..Record::default() }
+    }
+
+    fn now(records: Vec<Record>) -> Now {
+        let names = MailboxHeader {
+            user_flags: vec![None, Some(b"$label".to_vec())],
+            ..MailboxHeader::default()
+        };
+        Now { header: Header { minor: 17, ..Header::default() }, records, names }
+    }
+
+    fn then() -> Then {
+        Then { last_uid: 3, highestmodseq: 10, ..Then::default() }
+    }
+
+    #[test]
+    fn what_is_above_the_last_uid_is_new_and_what_is_above_the_modseq_is_changed() {
+        let expunged = Record { internal_flags: internal::EXPUNGED, ..record(5, 13) };
+        let records = vec![record(1, 4), record(2, 11), record(3, 10), record(4, 12), expunged];
+        let now = now(records);
+        let found = now.stragglers(Some(&then()), false);
+        let told: Vec<_> = found.iter().map(|s| (s.uid, s.modseq, s.expunged)).collect();
+        assert_eq!(told, [(2, 11, false), (4, 12, false), (5, 13, true)]);
+        assert_eq!(now.present().collect::<Vec<_>>(), [1, 2, 3, 4]);
+        // Of a mailbox that was not there everything is new.
+        assert_eq!(now.stragglers(None, false).len(), 5);
+    }
+
+    #[test]
+    fn flags_have_their_names_and_what_is_seen_in_a_shared_mailbox_is_nobodys() {
+        let mut seen = record(9, 20);
+        seen.system_flags = system::SEEN | system::FLAGGED;
+        seen.user_flags[0] = 0b11;
+        let flags = |shared| {
+            let found = now(vec![seen]).stragglers(Some(&then()), shared);
+            found.iter().flat_map(|s| s.flags.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(flags(false), [&b"\\Flagged"[..], b"\\Seen", b"$label"]);
+        assert_eq!(flags(true), [&b"\\Flagged"[..], b"$label"]);
+    }
+
+    #[test]
+    fn rights_that_were_given_changed_and_taken() {
+        let acl = |text: &[u8]| Acl::from_text(text);
+        let then = acl(b"a\tlrs\tb\tlr\tc\tl\t");
+        let now = acl(b"a\tlrs\tb\tlrs\td\tp\t");
+        let changes = rights(&then, &now);
+        let told: Vec<_> =
+            changes.iter().map(|c| (&c.identifier[..], &c.then[..], &c.now[..])).collect();
+        let expected: [(&[u8], &[u8], &[u8]); 3] =
+            [(b"b", b"lr", b"lrs"), (b"c", b"l", b""), (b"d", b"", b"p")];
+        assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn of_a_quota_only_the_limits_count() {
+        assert_eq!(limits(b"%(S (100 500) M (3))"), limits(b"%(S (999 500) M (4))"));
+        assert_ne!(limits(b"%(S (100 500) M (3))"), limits(b"%(S (100 600) M (3))"));
+    }
+}

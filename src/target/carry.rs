@@ -20,7 +20,7 @@ use super::offer::Checked;
 use super::receive::{Expected, Item, ItemKey};
 use super::stage::{Stage, StagedDirectory};
 use crate::cyrus::mboxlist::MailboxEntry;
-use crate::cyrus::mboxlist::mbtype::Kind;
+use crate::cyrus::mboxlist::mbtype::{Flag, Kind};
 use crate::cyrus::name::{MailboxName, UniqueId};
 use crate::host::Host;
 use crate::wire::manifest;
@@ -121,9 +121,10 @@ impl Offer {
         let name_then = name_then.transpose().map_err(|_| nonsense("an impossible name"))?;
         let raw = wire.name_record.clone();
         let record = MailboxEntry::parse(checked.name.clone(), Bytes::new(), raw);
-        let kind = record.map(|record| record.mbtype.kind).unwrap_or_default();
+        let mbtype = record.map(|record| record.mbtype).unwrap_or_default();
+        let name_only = wire.partition.is_empty() || mbtype.has(Flag::Intermediate);
         let offered = Offered {
-            kind,
+            kind: mbtype.kind,
             id: checked.id,
             name: checked.name,
             name_then,
@@ -133,7 +134,7 @@ impl Offer {
             present: part.listed.then_some(part.present_runs),
             stragglers: part.stragglers,
             rights: part.rights,
-            name_only: wire.partition.is_empty() && !part.gone,
+            name_only: name_only && !part.gone,
         };
         self.mailboxes.insert(wire.ordinal, offered);
         Ok(())

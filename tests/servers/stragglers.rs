@@ -1,7 +1,7 @@
 //! What reaches the source after the target has the user comes to the target, once,
 //! and harms nothing that has come there since.
 
-use crate::support::{Servers, fingerprint};
+use crate::support::{OptionsPutBack, Servers, assert_same, fingerprint};
 use lab::host::Host;
 use lab::imap::{Imap, NewMessage};
 use lab::seed::{Seed, Size};
@@ -49,11 +49,11 @@ fn folders(host: &Host, user: &str) -> Folders {
     folders
 }
 
-/// Flags, as a test writes them down.
-type Flags<'a> = &'a [&'a str];
+/// A message as a test writes it down: id and flags.
+type Written<'a> = (&'a str, &'a [&'a str]);
 
-/// The same, as a test writes it down: id and flags; delivered ones have no date.
-fn expected(list: &[(&str, &[(&str, Flags)])]) -> Folders {
+/// The same, as a test writes it down; only what was appended has our date.
+fn expected(list: &[(&str, &[Written<'_>])]) -> Folders {
     let mut folders = Folders::new();
     for (folder, messages) in list {
         let of = folders.entry((*folder).to_owned()).or_default();
@@ -123,6 +123,7 @@ fn use_source(servers: &Servers, user: &str) {
             "UNSUBSCRIBE INBOX.work",
             "DELETE INBOX.gone",
             "SETACL INBOX.work bob lrs",
+            "SETACL INBOX.new bob lr",
         ],
     );
     append(&mut imap, "INBOX.new", "late-new", &["\\Flagged"]);
@@ -192,13 +193,13 @@ fn finish(servers: &Servers, user: &str) {
     let mailbox = format!("user.{user}");
     let again = servers.push(&mailbox, &["--route-command", "true", "--json"]).expect(0);
     let report = again.report().unwrap();
-    assert_eq!(numbers(&report), [7, 3, 1, 4, 6, 0], "{report:#}");
+    assert_eq!(numbers(&report), [7, 3, 1, 4, 7, 0], "{report:#}");
     assert_eq!(folders(&servers.target, user), everything());
     let print = fingerprint(&servers.target, user, &[]);
     let subscribed: Vec<_> = print.own.subscribed.keys().collect();
     assert_eq!(subscribed, ["INBOX.new"]);
-    let bob = print.own.mailboxes["INBOX.work"].acl.get("bob").map(String::as_str);
-    assert_eq!(bob, Some("lrs"));
+    let bob = |folder: &str| print.own.mailboxes[folder].acl.get("bob").map(String::as_str);
+    assert_eq!((bob("INBOX.work"), bob("INBOX.new")), (Some("lrs"), Some("lr")));
     let scripts =
         print.sieve.iter().map(|(name, script)| (name.as_str(), script.text.trim(), script.active));
     let scripts: Vec<_> = scripts.collect();
@@ -299,8 +300,225 @@ fn many_stragglers_come_in_rounds_while_the_source_is_in_use() {
     let options = ["--route-command", "true", "--json", "--max-freeze", "2s"];
     let again = servers.push("user.many", &options).expect(0);
     let report = again.report().unwrap();
-    println!("{} {} ms frozen", report["carried"], report["freeze_ms"]);
+    println!("{} {} ms frozen of {}", report["carried"], report["freeze_ms"], report["total_ms"]);
     assert_eq!(numbers(&report)[0], 1000);
     assert!(report["freeze_ms"].as_f64().unwrap() < 2000.0);
     assert_eq!(folders(&servers.target, "many"), source);
+}
+
+/// The SHA-1 of every message of a user, as often as he has it.
+fn contents(host: &Host, user: &str) -> Vec<String> {
+    let print = fingerprint(host, user, &[]);
+    let mut all: Vec<_> = print.messages().map(|(_, _, m)| m.sha1.clone()).collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn messages_that_are_hardly_messages_are_carried_over_as_they_are() {
+    let servers = Servers::fresh();
+    seed(&servers, "odd");
+    stop_at(&servers, "odd", Point::Routed);
+    let long = [b"Subject: long\r\n\r\n", "y".repeat(70_000).as_bytes(), b"\r\n"].concat();
+    let odd: [&[u8]; 10] = [
+        b"x",
+        b"no header, no end",
+        b"Subject: only a header\r\n",
+        b"\r\nonly a body\r\n",
+        b"Subject: \xe4\xf6\xfc\r\n\r\n\xff\xfe\r\n",
+        b"Subject: lone\r\n\r\na\rb\nc\r\r\n",
+        b"From x@y Mon Jan  1 00:00:00 2001\r\nSubject: mbox\r\n\r\nz\r\n",
+        b"Subject: nothing\r\nthis is no field\r\n\r\nz\r\n",
+        b"Subject : space\r\n\r\nz\r\n",
+        &long,
+    ];
+    let mut accepted = 0;
+    for message in odd {
+        let outcome = lab::lmtp::deliver(&servers.source, "odd", message);
+        println!("{:?}: {outcome:?}", String::from_utf8_lossy(&message[..message.len().min(30)]));
+        accepted += usize::from(outcome.accepted().is_ok());
+    }
+    assert!(accepted > 5, "only {accepted} were accepted");
+    let source = contents(&servers.source, "odd");
+    let again = servers.push("user.odd", &["--route-command", "true", "--json"]);
+    println!("{}", again.stdout);
+    again.expect(0);
+    assert_eq!(contents(&servers.target, "odd"), source);
+}
+
+#[test]
+fn names_and_namespaces_and_expunge_modes_make_no_difference() {
+    drop(OptionsPutBack);
+    let servers = Servers::fresh();
+    let _put_back = OptionsPutBack;
+    servers.source.set_option("expunge_mode", "immediate").unwrap();
+    servers.target.set_option("unixhierarchysep", "yes").unwrap();
+    servers.target.set_option("altnamespace", "yes").unwrap();
+    seed(&servers, "names");
+    stop_at(&servers, "names", Point::Routed);
+    let mut there = servers.source.imap("names").unwrap();
+    commands(
+        &mut there,
+        &[
+            "SELECT INBOX",
+            "UID STORE 3:4 +FLAGS (\\Deleted)",
+            "UID EXPUNGE 3:4",
+            "UNSELECT",
+            "CREATE \"INBOX.a b.&APY-l (x)\"",
+            "SUBSCRIBE \"INBOX.a b.&APY-l (x)\"",
+        ],
+    );
+    append(&mut there, "INBOX.a b.&APY-l (x)", "late-odd", &["$x"]);
+    append(&mut there, "INBOX.work", "late-work", &[]);
+    there.logout();
+    let mut here = servers.target.imap("names").unwrap();
+    commands(&mut here, &["SELECT INBOX", "UID STORE 4 +FLAGS (\\Flagged)", "UNSELECT"]);
+    // The fourth was changed here, and stays; the parent of the new one is made, too.
+    let again = servers.push("user.names", &["--route-command", "true", "--json"]).expect(3);
+    assert_eq!(numbers(&again.report().unwrap()), [2, 0, 1, 2, 1, 1]);
+    let mut uids = |folder: &str| {
+        here.command(format!("EXAMINE \"{folder}\"")).unwrap();
+        let found = here.command("UID SEARCH ALL").unwrap();
+        let uids = found.of("SEARCH").flat_map(|words| &words[1..]).filter_map(|w| w.number());
+        uids.collect::<Vec<_>>()
+    };
+    assert_eq!(uids("INBOX"), [1, 2, 4, 5, 6, 7]);
+    assert_eq!(uids("work"), [1, 2]);
+    assert_eq!(uids("a b/&APY-l (x)"), [1]);
+}
+
+#[test]
+fn a_shared_tree_gets_its_stragglers_by_somebody_who_may_write_there() {
+    let servers = Servers::fresh();
+    servers.accounts(&["carl", "dora"]);
+    Seed::new(&servers.source, "carl").small().unwrap();
+    lab::seed::shared_tree(&servers.source, "team.sales", &["carl", "dora"]).unwrap();
+    servers.arm(&format!("{:?}", Point::Routed));
+    servers.push("team.sales", &["--route-command", "true"]);
+    assert!(servers.disarm());
+    let mut carl = servers.source.imap("carl").unwrap();
+    append(&mut carl, "team.sales", "late-team", &["\\Flagged", "\\Seen"]);
+    append(&mut carl, "team.sales.empty", "late-empty", &["$x"]);
+    let started =
+        ["SELECT team.sales", "UID STORE 1 -FLAGS (\\Flagged)", "UID STORE 3 +FLAGS (new)"];
+    commands(&mut carl, &started);
+    commands(&mut carl, &["UID STORE 4 +FLAGS (\\Deleted)", "UID EXPUNGE 4", "UNSELECT"]);
+    commands(&mut carl, &["CREATE team.sales.made"]);
+    append(&mut carl, "team.sales.made", "late-made", &[]);
+    carl.logout();
+    let look = |host: &Host| {
+        let users = ["carl", "dora"];
+        let take = lab::fingerprint::Take::default();
+        let print = lab::fingerprint::Fingerprint::take_tree(host, "team.sales", &users, &take);
+        let mut seen = BTreeMap::new();
+        for (name, mailbox) in &print.unwrap().others["carl"].mailboxes {
+            let mut messages: Vec<_> = mailbox.messages.values().cloned().collect();
+            for message in &mut messages {
+                // What carl has seen is his own, and stays where he is.
+                message.flags.remove("\\Seen");
+                *message = lab::fingerprint::Message {
+                    modseq: 0,
+                    savedate: None,
+                    email_id: None,
+                    ..message.clone()
+                };
+            }
+            messages.sort_by(|a, b| a.sha1.cmp(&b.sha1));
+            seen.insert(name.clone(), messages);
+        }
+        seen
+    };
+    let source = look(&servers.source);
+    let again = servers.push("team.sales", &["--route-command", "true", "--json"]).expect(0);
+    assert_eq!(numbers(&again.report().unwrap()), [3, 2, 1, 1, 0, 0]);
+    assert_eq!(look(&servers.target), source);
+    // Who wrote there was lent his name alone: he can still come.
+    let carl = fingerprint(&servers.source, "carl", &[]);
+    servers.push("user.carl", &[]).expect(0);
+    assert_same(&carl, &fingerprint(&servers.target, "carl", &[]), &[]);
+}
+
+/// Takes the target's imapd away, and puts it back when dropped.
+struct NoImapd<'a>(&'a Servers);
+
+impl<'a> NoImapd<'a> {
+    fn new(servers: &'a Servers) -> Self {
+        let broken = "cd /usr/lib/cyrus/bin && mv imapd imapd.real && \
+                      printf '#!/bin/sh\\nexit 1\\n' > imapd && chmod 755 imapd";
+        servers.target.run(&["sh", "-c", broken]).unwrap();
+        Self(servers)
+    }
+}
+
+impl Drop for NoImapd<'_> {
+    fn drop(&mut self) {
+        let mend = "cd /usr/lib/cyrus/bin && mv imapd.real imapd";
+        let _ = self.0.target.run(&["sh", "-c", mend]);
+    }
+}
+
+#[test]
+fn a_target_that_cannot_take_them_leaves_the_source_as_it_is() {
+    let servers = Servers::fresh();
+    seed(&servers, "wait");
+    stop_at(&servers, "wait", Point::Routed);
+    deliver(&servers.source, "wait", "late-lmtp");
+    let source = contents(&servers.source, "wait");
+    let broken = NoImapd::new(&servers);
+    let again = servers.push("user.wait", &["--route-command", "true"]).expect(5);
+    again.says(&["cannot be carried over", "imapd", "bw2 serves the user now"]);
+    drop(broken);
+    assert_eq!(contents(&servers.source, "wait"), source);
+    servers.push("user.wait", &["--route-command", "true"]).expect(0).says(&["new messages 1,"]);
+    assert_eq!(contents(&servers.target, "wait"), source);
+}
+
+#[test]
+fn mail_that_comes_while_it_is_carried_over_comes_once() {
+    let servers = Servers::fresh();
+    seed(&servers, "flow");
+    stop_at(&servers, "flow", Point::Routed);
+    Seed::new(&servers.source, "flow").bulk(500, Size::Fixed(4000), 2).unwrap();
+    let source = servers.source.clone();
+    let deliverer = std::thread::spawn(move || {
+        let mut accepted = Vec::new();
+        for n in 0.. {
+            let id = format!("flow{n}-lmtp");
+            match lab::lmtp::deliver(&source, "flow", &message(&id)) {
+                lab::lmtp::Outcome::Accepted(_) => accepted.push(id),
+                lab::lmtp::Outcome::Refused(_, reply) => {
+                    assert_eq!(reply.code / 100, 4, "{reply:?}");
+                    break;
+                }
+                lost => panic!("{lost:?}"),
+            }
+        }
+        accepted
+    });
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    let again = servers.push("user.flow", &["--route-command", "true", "--json"]).expect(0);
+    let accepted = deliverer.join().unwrap();
+    assert!(accepted.len() > 20, "only {} came meanwhile", accepted.len());
+    assert_eq!(numbers(&again.report().unwrap())[0], 500 + accepted.len() as u64);
+    let found = folders(&servers.target, "flow");
+    for id in &accepted {
+        assert_eq!(found["INBOX"].get(&(id.clone(), Vec::new(), false)), Some(&1), "{id}");
+    }
+}
+
+#[test]
+fn a_move_whose_beginning_is_not_known_any_more_is_left_to_the_admin() {
+    let servers = Servers::fresh();
+    seed(&servers, "lost");
+    stop_at(&servers, "lost", Point::Routed);
+    deliver(&servers.source, "lost", "late-lmtp");
+    let target = contents(&servers.target, "lost");
+    let baseline = "/var/lib/cyrus/mbcopy/moves/*/baseline";
+    let damage = format!("for file in {baseline}; do echo x >> $file; done");
+    servers.source.run(&["sh", "-c", &damage]).unwrap();
+    let push = || servers.push("user.lost", &["--route-command", "true"]).expect(5);
+    push().says(&["baseline", "damaged", "bw2 serves the user now"]);
+    servers.source.run(&["sh", "-c", &format!("rm {baseline}")]).unwrap();
+    push().says(&["baseline is missing", "by hand", "bw2 serves the user now"]);
+    assert_eq!(contents(&servers.target, "lost"), target);
 }

@@ -25,21 +25,19 @@ pub fn place(run: &mut Run<'_>, offered: &Offered) -> Result<()> {
 fn make(run: &mut Run<'_>, offered: &Offered) -> Result<()> {
     let name = &offered.name;
     let external = run.external(name)?;
-    if run.tree.by_name(name).is_none()
-        && let Some(said) = administer(run, "CREATE", &[&external])?
-    {
-        run.leave(Severity::Note, name, 0, format!("it cannot be made: {said}"));
-        return Ok(());
-    }
-    run.tree = Tree::read(run.host, run.top)?;
     // Made here by the user in the meantime is as good.
+    let made = run.tree.by_name(name).is_none();
+    let said = if made { administer(run, "CREATE", &[&external])? } else { None };
+    run.tree = Tree::read(run.host, run.top)?;
     match run.tree.by_name(name).map(id_of) {
         Some(here) => {
-            let id = offered.id.as_str().to_owned();
-            run.write([Line::Placed(id, here), Line::Did(Deed::Mailbox, said_of("made", name))])
+            let placed = Line::Placed(offered.id.as_str().to_owned(), here);
+            let did = made.then(|| Line::Did(Deed::Mailbox, said_of("made", name)));
+            run.write([placed].into_iter().chain(did))
         }
         None => {
-            run.leave(Severity::Note, name, 0, "it was made, and is not there");
+            let text = format!("it cannot be made: {}", said.unwrap_or_default());
+            run.leave(Severity::Note, name, 0, text);
             Ok(())
         }
     }
@@ -106,7 +104,9 @@ pub fn rights(run: &mut Run<'_>, offered: &Offered) -> Result<()> {
             let rights = crate::wire::printable(&String::from_utf8_lossy(rights));
             format!("{} of {shown}: {rights}", said_of("rights", &here.name))
         };
-        if now != change.then && !run.ledger.deeds.contains(&(Deed::Other, what(now))) {
+        let did = |deed, what| run.ledger.deeds.contains(&(deed, what));
+        let ours = did(Deed::Other, what(now)) || did(Deed::Mailbox, said_of("made", &here.name));
+        if now != change.then && !ours {
             let text = format!("the rights of {shown} were changed on both servers");
             run.leave(Severity::Note, &here.name, 0, text);
             continue;

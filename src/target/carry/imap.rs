@@ -18,7 +18,13 @@ pub enum ImapError {
     /// What came.
     #[error("this server's imapd said {0}")]
     Strange(String),
+    /// A disk, a database or the like fails.
+    #[error("this server's imapd could not do what it should: {0}")]
+    Trouble(String),
 }
+
+/// What a refusal says that is about the server and not about what was asked.
+const TROUBLE: [&str; 6] = ["I/O", "nternal", "atabase", "locked", "[UNAVAILABLE]", "[INUSE]"];
 
 /// What came of a command.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -75,7 +81,11 @@ impl Imap {
             if let Some(rest) = line.strip_prefix(tag.as_bytes()) {
                 answer.ok = rest.starts_with(b"OK");
                 answer.text = readable(rest);
-                return Ok(answer);
+                let trouble = TROUBLE.iter().any(|word| answer.text.contains(word));
+                return match trouble && !answer.ok {
+                    true => Err(ImapError::Trouble(answer.text)),
+                    false => Ok(answer),
+                };
             }
             if line.starts_with(b"* BYE") {
                 return Err(ImapError::Strange(readable(&line)));
@@ -84,7 +94,9 @@ impl Imap {
         }
     }
 
-    /// Appends a message; `date` is in IMAP's form.
+    /// Appends a message; `date` is in IMAP's form. What was delivered may be no
+    /// message to the strict eyes of APPEND: then its bytes go as one piece of a
+    /// message, which nobody looks at (imap/imapd.c:catenate_text).
     pub fn append(
         &mut self,
         mailbox: &[u8],
@@ -93,9 +105,16 @@ impl Imap {
         message: &[u8],
     ) -> Result<Answer, ImapError> {
         let flags = flags.join(&b' ');
-        let head = format!(" \"{date}\" {{{}+}}\r\n", message.len());
-        let command = [b"APPEND ", &quoted(mailbox)[..], b" (", &flags, b")", head.as_bytes()];
-        self.raw(&command.concat(), message)
+        let date = format!(" \"{date}\" ");
+        let literal = format!("{{{}+}}\r\n", message.len());
+        let command = [b"APPEND ", &quoted(mailbox)[..], b" (", &flags, b")", date.as_bytes()];
+        let command = command.concat();
+        let answer = self.raw(&[&command, literal.as_bytes()].concat(), message)?;
+        if answer.ok {
+            return Ok(answer);
+        }
+        let whole = [message, b")"].concat();
+        self.raw(&[&command, &b"CATENATE (TEXT "[..], literal.as_bytes()].concat(), &whole)
     }
 
     /// Changes flags of messages: `sign` is `+` or `-`. Those whose MODSEQ is above
@@ -251,6 +270,8 @@ mod tests {
         let refused = imap.command("SELECT", &[b"x"]).unwrap();
         assert_eq!((refused.ok, refused.text.as_str()), (false, "NO Permission denied"));
         assert!(matches!(imap.raw(b"NOOP", b""), Err(ImapError::Io(_))));
+        let mut imap = hears(b"m1 NO System I/O error\r\n");
+        assert!(matches!(imap.raw(b"NOOP", b""), Err(ImapError::Trouble(_))));
     }
 
     #[test]

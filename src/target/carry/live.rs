@@ -68,10 +68,7 @@ impl Mailbox {
         let (Some(id), Some(partition)) = (&entry.uniqueid, &entry.partition) else {
             return Err(failed("it has no directory".into()));
         };
-        let style = match entry.mbtype.has(Flag::LegacyDirs) {
-            true => DirStyle::Name,
-            false => DirStyle::Id(id),
-        };
+        let style = style(entry, id);
         let layout = Layout::new(&host.config);
         let path = |file| layout.meta_file(file, &entry.name, style, partition);
         let at =
@@ -101,15 +98,20 @@ impl Mailbox {
 /// The bytes of a message; `None` when its file is not there.
 pub fn message(host: &Host, entry: &MailboxEntry, uid: u32) -> Option<Vec<u8>> {
     let (id, partition) = (entry.uniqueid.as_ref()?, entry.partition.as_ref()?);
-    let style = match entry.mbtype.has(Flag::LegacyDirs) {
-        true => DirStyle::Name,
-        false => DirStyle::Id(id),
-    };
-    let directory = Layout::new(&host.config).mailbox_dir(&entry.name, style, partition).ok()?;
+    let layout = Layout::new(&host.config);
+    let directory = layout.mailbox_dir(&entry.name, style(entry, id), partition).ok()?;
     std::fs::read(directory.join(format!("{uid}."))).ok()
 }
 
 /// The uniqueid of a mailbox, as text.
 pub fn id_of(entry: &MailboxEntry) -> String {
     entry.uniqueid.as_ref().map(UniqueId::as_str).unwrap_or_default().to_owned()
+}
+
+/// How a mailbox's directories are named.
+fn style<'a>(entry: &MailboxEntry, id: &'a UniqueId) -> DirStyle<'a> {
+    match entry.mbtype.has(Flag::LegacyDirs) {
+        true => DirStyle::Name,
+        false => DirStyle::Id(id),
+    }
 }

@@ -1,6 +1,7 @@
 //! The messages of one mailbox.
 
 use super::decide::{self, Action, Flags, Here, There};
+use super::imap::ImapError;
 use super::ledger::{Appended, Appending, How, Ledger, Line, Settled};
 use super::live::{Mailbox, Tree, id_of};
 use super::{CarryError, LiveError, Offered, Result, Run, STAGE, file_name};
@@ -8,6 +9,7 @@ use crate::cyrus::index::Record;
 use crate::cyrus::mboxlist::MailboxEntry;
 use crate::fault::{self, Point};
 use crate::host::Host;
+use crate::inventory::hex;
 use crate::wire::manifest;
 use crate::wire::v1::{self, problem::Severity};
 use sha1::{Digest, Sha1};
@@ -300,8 +302,17 @@ fn appends(run: &mut Run<'_>, ordinal: u32, offered: &Offered) -> Result<()> {
         let strip = run.seen_is_not_his(&to.writer);
         let flags = straggler.flags.iter().map(|flag| flag.as_ref());
         let flags: Vec<&[u8]> = flags.filter(|flag| !strip || *flag != SEEN).collect();
-        let (writer, name, id) = (to.writer.clone(), to.name.clone(), to.id.clone());
-        let answer = run.session(&writer)?.append(&name, &flags, &date, &bytes)?;
+        let answer = match run.session(&to.writer)?.append(&to.name, &flags, &date, &bytes) {
+            Err(ImapError::Io(_)) if run.still_works(&to.writer)? => {
+                settle_pending(run.ledger, &run.tree, run.host)?;
+                if !run.ledger.appended.contains_key(&key) {
+                    let text = "this server's imapd breaks down when it takes it";
+                    run.leave(Severity::BadMessage, &offered.name, straggler.uid, text);
+                }
+                continue;
+            }
+            answer => answer?,
+        };
         if !answer.ok {
             let text = format!("this server does not take it: {}", answer.text);
             run.leave(Severity::BadMessage, &offered.name, straggler.uid, text);
@@ -309,7 +320,8 @@ fn appends(run: &mut Run<'_>, ordinal: u32, offered: &Offered) -> Result<()> {
         }
         fault::point(Point::Carried);
         let uid = answer.appended().unwrap_or_default();
-        run.write([Line::Appended(key, Appended { to: id, uid, modseq: straggler.modseq })])?;
+        let to = to.id.clone();
+        run.write([Line::Appended(key, Appended { to, uid, modseq: straggler.modseq })])?;
     }
     Ok(())
 }
@@ -360,6 +372,13 @@ struct Place {
 }
 
 impl Run<'_> {
+    /// Whether imapd works after a session with it has broken: then it was not its
+    /// fault alone. It gets a new session.
+    fn still_works(&mut self, identity: &str) -> Result<bool> {
+        self.sessions.remove(identity);
+        Ok(self.session(identity)?.raw(b"NOOP", b"")?.ok)
+    }
+
     /// Whether what this one has seen says nothing of what the owner has.
     fn seen_is_not_his(&self, writer: &str) -> bool {
         self.top.is_user() && self.owner().as_deref() != Some(writer)
@@ -423,10 +442,6 @@ fn unreadable(error: crate::cyrus::index::IndexError) -> CarryError {
 fn internal_date(seconds: i64) -> Option<String> {
     let time = jiff::Timestamp::from_second(seconds).ok()?;
     Some(time.strftime("%d-%b-%Y %H:%M:%S +0000").to_string())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
