@@ -44,7 +44,8 @@ fn index(c: &mut Criterion) {
 fn mailboxes(c: &mut Criterion) {
     let record = |n: u32| {
         let name = format!("Nuser\x1fu{:03}\x1ff{:03}", n / 100, n % 100);
-        let value = format!("%(A %(u{0} lrswipkxtecdan) I id{n} P default V 1 M 1 C 1 F 1)", n / 100);
+        let value =
+            format!("%(A %(u{0} lrswipkxtecdan) I id{n} P default V 1 M 1 C 1 F 1)", n / 100);
         format!("{name}\t{value}\n")
     };
     let mut lines: Vec<String> = (0..MAILBOXES).map(record).collect();

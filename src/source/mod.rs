@@ -24,7 +24,7 @@ use bytes::Bytes;
 use freeze::{Freeze, ProofError};
 use inventory::{Listing, Ordinals, SourceMailbox, UserFiles};
 use mailbox::Known;
-use retire::{Retirement, Standing};
+use retire::Retirement;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -98,7 +98,7 @@ impl Handler for Source {
             Op::Scan(_) => session.scan(host, link).map(Answer::ScanDone),
             Op::SendItems(items) => session.send(host, &items, link).map(Answer::SendDone),
             Op::Freeze(freeze) => session.freeze(host, &freeze).map(Answer::Frozen),
-            Op::Thaw(_) => Ok(Answer::Thawed(session.thaw())),
+            Op::Thaw(_) => Ok(Answer::Thawed(session.thaw(host))),
             Op::FindStragglers(_) => {
                 session.find_stragglers(host, link).map(Answer::StragglersFound)
             }
@@ -185,7 +185,7 @@ impl Source {
             (journal, hold) = (Some(opened), Some(held));
         }
         if entry.state == state::RETIRING {
-            entry.state = settle_retirement(host, &id, &top)?.into();
+            entry.state = settle_retirement(host, &id)?.into();
         }
         let mut ordinals = Ordinals::new();
         // The records of a user who is being retired name the other server.
@@ -222,7 +222,7 @@ impl Source {
             return Ok(v1::Attached { r#move: last.map(v1::MoveRecord::from) });
         };
         if entry.state == state::RETIRING {
-            entry.state = settle_retirement(host, &entry.id, &top)?.into();
+            entry.state = settle_retirement(host, &entry.id)?.into();
         }
         let mut record = v1::MoveRecord::from(entry.clone());
         let session = Session::new(top, entry, Some(journal), Some(hold));
@@ -561,7 +561,12 @@ impl Session {
         Ok(locked)
     }
 
-    fn thaw(&mut self) -> v1::Thawed {
+    fn thaw(&mut self, host: &Host) -> v1::Thawed {
+        if self.entry.state == state::RETIRED
+            && let Ok(paths) = self.freeze_paths(host)
+        {
+            sessions::end_waiting(&paths);
+        }
         match self.freeze.take().map(Freeze::thaw) {
             Some(ended) => {
                 v1::Thawed { frozen_us: ended.lasted.as_micros() as u64, by_limit: ended.by_limit }
@@ -693,27 +698,17 @@ struct Detail {
 }
 
 /// What an interrupted retirement has come to, as a state: the records tell.
-fn settle_retirement(
-    host: &Host,
-    id: &MoveId,
-    top: &MailboxName,
-) -> Result<&'static str, v1::Failure> {
-    let failed = |text: String| {
-        v1::Failure::new(
+fn settle_retirement(host: &Host, id: &MoveId) -> Result<&'static str, v1::Failure> {
+    let happened = Retirement::load(host, id).and_then(|r| r.has_happened(host));
+    match happened {
+        Ok(true) => Ok(state::RETIRING),
+        Ok(false) => Ok(state::ROUTED),
+        Err(e) => Err(v1::Failure::new(
             Kind::UnknownOutcome,
-            text,
+            e.to_string(),
             "the target serves the user; the source's copy is not put away completely",
             "look at the source's records of the user (ctl_mboxlist -d)",
-        )
-    };
-    let standing = Retirement::load(host, id).and_then(|r| r.standing(host, top));
-    match standing.map_err(|e| failed(e.to_string()))? {
-        Standing::Committed => Ok(state::RETIRING),
-        Standing::Untouched => Ok(state::ROUTED),
-        Standing::Mixed => Err(failed(format!(
-            "the records of {} have been changed since they were to be retired",
-            host.external(top)
-        ))),
+        )),
     }
 }
 

@@ -20,8 +20,6 @@ use crate::cyrus::config::MetaFile;
 use crate::cyrus::db::Engine;
 use crate::cyrus::mboxlist::edit::{RecordEdit, ServerEdit};
 use crate::cyrus::mboxlist::mbtype::Flag;
-use crate::cyrus::mboxlist::{MailboxEntry, MailboxList};
-use crate::cyrus::name::MailboxName;
 use crate::cyrus::path::Layout;
 use crate::fault::{self, Point};
 use crate::host::Host;
@@ -42,17 +40,6 @@ type Change = (Vec<u8>, Vec<u8>, Option<Vec<u8>>);
 pub struct Retirement {
     changes: Vec<Change>,
     renames: Vec<(PathBytes, PathBytes)>,
-}
-
-/// What has become of a retirement that was interrupted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
-    /// Its transaction has not happened; the source has been in use since.
-    Untouched,
-    /// Its transaction has happened.
-    Committed,
-    /// Neither; somebody has changed the records.
-    Mixed,
 }
 
 /// Why retiring stopped.
@@ -132,26 +119,19 @@ impl Retirement {
         Ok(directory.join("mbcopy/moves").join(id.as_str()).join("retirement"))
     }
 
-    /// What has become of it: of its transaction, since that is what counts.
-    pub fn standing(&self, host: &Host, top: &MailboxName) -> Result<Standing, RetireError> {
+    /// Whether its transaction has happened, whatever clients have done before
+    /// or since: nobody else makes the records that it makes.
+    pub fn has_happened(&self, host: &Host) -> Result<bool, RetireError> {
         let failed = |e: String| RetireError::Database(e);
         let database = host.mailboxes().map_err(|e| failed(e.to_string()))?;
-        let (mut done, mut undone) = (0, 0);
-        for (key, old, new) in &self.changes {
+        for (key, _, new) in &self.changes {
+            let Some(new) = new else { continue };
             let now = database.get(key).map_err(|e| failed(e.to_string()))?;
-            done += usize::from(now.as_deref() == new.as_deref());
-            undone += usize::from(now.as_deref() == Some(old));
+            if now.as_deref() == Some(new) {
+                return Ok(true);
+            }
         }
-        let list = MailboxList::from_database(&database).map_err(|e| failed(e.to_string()))?;
-        let tree = list.tree(top).map_err(|e| failed(e.to_string()))?;
-        let known = |e: &MailboxEntry| self.changes.iter().any(|(key, ..)| *key == e.key);
-        let others = tree.iter().any(|e| !e.is_deleted() && !known(e));
-        Ok(match self.changes.len() {
-            all if done == all && !others => Standing::Committed,
-            _ if done == 0 => Standing::Untouched,
-            all if undone == all => Standing::Untouched,
-            _ => Standing::Mixed,
-        })
+        Ok(false)
     }
 
     /// Writes down what is about to be done, durably.

@@ -14,7 +14,7 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// Where mbcopy is installed on the hosts.
@@ -315,6 +315,10 @@ impl Chaos {
         };
         // Nobody of that name is no failure.
         host.exec(&["pkill", &format!("-{signal}"), "-f", pattern])?;
+        if signal == "CONT" {
+            // Who runs a command in a host stops with it, and has to be told by himself.
+            Command::new("pkill").args(["-CONT", "nsenter"]).status()?;
+        }
         Ok(())
     }
 
