@@ -1,10 +1,13 @@
 //! Places where a test can break things, to see what that leaves.
 //!
 //! Compiled in by the feature `faults` only. The file `/run/mbcopy-fault` holds
-//! the name of a place, what is to happen there (`kill`, `hang`, or the error
-//! that the call returns: `EIO`, `ENOSPC`, `EDQUOT`, `EACCES`), and how many times
-//! the place is passed before (`0`). The file is emptied first, so that it happens
-//! once.
+//! the name of a place, what is to happen there (`kill`, `hang`, `stop` until
+//! SIGCONT, or the error that the call returns: `EIO`, `ENOSPC`, `EDQUOT`,
+//! `EACCES`), and how many times the place is passed before (`0`). The file is
+//! emptied first, so that it happens once.
+//!
+//! The file `/run/mbcopy-sabotage` holds the name of a promise to break, to show
+//! that a test notices.
 
 use std::io;
 
@@ -132,6 +135,10 @@ pub fn check(point: Point) -> io::Result<()> {
             "ENOSPC" => rustix::io::Errno::NOSPC,
             "EDQUOT" => rustix::io::Errno::DQUOT,
             "EACCES" => rustix::io::Errno::ACCESS,
+            "stop" => {
+                let me = rustix::process::getpid();
+                return Ok(rustix::process::kill_process(me, rustix::process::Signal::STOP)?);
+            }
             "hang" => loop {
                 std::thread::sleep(std::time::Duration::from_secs(3600));
             },
@@ -147,5 +154,45 @@ pub fn check(point: Point) -> io::Result<()> {
     {
         let _ = point;
         Ok(())
+    }
+}
+
+/// Promises that a test can have broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sabotage {
+    /// The source says that the user is frozen, and he is not.
+    SkipFreeze,
+    /// What changed since the last round is neither sent nor compared.
+    PublishBeforeCompare,
+    /// Nobody looks what reached the source after its freeze ended.
+    ForgetStragglers,
+    /// The records of a user are published one by one.
+    RenameWithoutTransaction,
+    /// A flag of the newest message is lost on the way.
+    LoseAFlag,
+}
+
+impl Sabotage {
+    /// All of them, by name.
+    pub const ALL: [(Sabotage, &str); 5] = [
+        (Sabotage::SkipFreeze, "skip-freeze"),
+        (Sabotage::PublishBeforeCompare, "publish-before-compare"),
+        (Sabotage::ForgetStragglers, "forget-stragglers"),
+        (Sabotage::RenameWithoutTransaction, "rename-without-transaction"),
+        (Sabotage::LoseAFlag, "lose-a-flag"),
+    ];
+}
+
+/// Whether this promise is to be broken; never in a release.
+pub fn sabotaged(what: Sabotage) -> bool {
+    #[cfg(feature = "faults")]
+    {
+        let word = std::fs::read_to_string("/run/mbcopy-sabotage").unwrap_or_default();
+        Sabotage::ALL.contains(&(what, word.trim()))
+    }
+    #[cfg(not(feature = "faults"))]
+    {
+        let _ = what;
+        false
     }
 }

@@ -6,6 +6,7 @@
 
 #![warn(missing_docs)]
 
+pub mod chaos;
 pub mod fingerprint;
 pub mod host;
 pub mod imap;

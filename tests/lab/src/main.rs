@@ -56,6 +56,9 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Measures push beside rsync, XFER and sync_client. What the two hosts hold is lost.
     Bench(bench::BenchArgs),
+    /// Moves small users at work, does random harm to each move, and checks all that mbcopy promises;
+    /// exits with 1 if a promise was broken. What the two hosts hold is lost.
+    Chaos(lab::chaos::ChaosArgs),
     /// Delivers a message from a file by LMTP.
     Deliver { host: String, recipient: String, file: PathBuf },
 }
@@ -168,6 +171,7 @@ fn main() -> Result<ExitCode> {
         }
         Command::Demo(args) => return demo::run(&args),
         Command::Bench(args) => bench::run(&args)?,
+        Command::Chaos(args) => return lab::chaos::run_many(&args),
         Command::Deliver { host, recipient, file } => {
             let message = std::fs::read(&file)?;
             let reply = lab::lmtp::deliver(&Host::new(host), &recipient, &message).accepted()?;
