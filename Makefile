@@ -2,12 +2,13 @@
 #   make demo     two real Cyrus servers, mail flowing, one user moved
 #   make test     everything that must be true
 #   make bench    push beside rsync, XFER and sync_client
+#   make chaos    random harm to many moves: RUNS=500, SEED=1; OUT=file.jsonl
 #   make lint     formatting, clippy, licences; make audit: advisories
 
 CARGO ?= cargo
 LAB := tests/lab/lab.sh
 
-.PHONY: demo test bench lint audit tools lab lab-down
+.PHONY: demo test bench chaos lint audit tools lab lab-down
 
 demo: lab
 	$(CARGO) build --release --bin mbcopy
@@ -20,6 +21,14 @@ test: lab
 bench: lab
 	$(CARGO) build --release --bin mbcopy
 	$(CARGO) run --release -p mbcopy-lab --bin lab -- bench --mbcopy target/release/mbcopy
+
+RUNS ?= 500
+SEED ?= 1
+
+chaos: lab
+	$(CARGO) build --bin mbcopy --features mbcopy/faults
+	$(CARGO) run -p mbcopy-lab --bin lab -- chaos --runs $(RUNS) --seed $(SEED) \
+		--mbcopy target/debug/mbcopy $(if $(OUT),--out $(OUT))
 
 lint:
 	$(CARGO) fmt --all --check

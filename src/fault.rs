@@ -168,7 +168,7 @@ pub enum Sabotage {
     ForgetStragglers,
     /// The records of a user are published one by one.
     RenameWithoutTransaction,
-    /// A flag of the newest message is lost on the way.
+    /// In each mailbox the flags of one message are lost on the way.
     LoseAFlag,
 }
 
@@ -195,4 +195,24 @@ pub fn sabotaged(what: Sabotage) -> bool {
         let _ = what;
         false
     }
+}
+
+/// Takes the flags from the first message in a staged index that has some, if
+/// this promise is to be broken.
+pub fn lose_a_flag(path: &std::path::Path) {
+    #[cfg(feature = "faults")]
+    if sabotaged(Sabotage::LoseAFlag) {
+        use crate::cyrus::index::{IndexView, write_index};
+        let bytes = std::fs::read(path).unwrap_or_default();
+        let Ok(index) = IndexView::parse(&bytes) else { return };
+        let mut records: Vec<_> = index.records().flatten().collect();
+        if let Some(record) = records.iter_mut().find(|record| record.system_flags != 0) {
+            record.system_flags = 0;
+        }
+        let header = index.header();
+        if let Ok(changed) = write_index(header.minor, header, records) {
+            let _ = std::fs::write(path, changed);
+        }
+    }
+    let _ = path;
 }

@@ -266,13 +266,13 @@ impl Crew {
             deliverer(route, pause),
             appender(route, "INBOX", pause),
             flag_changer(route, "INBOX", 20, pause)?,
-            expunger(route, "INBOX", 150, pause * 2)?,
+            expunger(route, "INBOX", 80, pause * 4)?,
             reader(route, "INBOX", pause),
-            folder_creator(route, pause * 4),
-            folder_renamer(route, pause * 4)?,
-            folder_deleter(route, 40, pause * 6)?,
+            folder_creator(route, pause * 15),
+            folder_renamer(route, pause * 15)?,
+            folder_deleter(route, 8, pause * 30)?,
             subscriber(route, pause * 2)?,
-            script_editor(route, pause * 4),
+            script_editor(route, pause * 5),
         ]))
     }
 
@@ -686,11 +686,18 @@ pub struct Step {
 /// Starts logging in at one host, wherever the user lives, and looking what is there.
 pub fn watcher(host: &Host, user: &str, pause: Duration) -> Worker<Vec<Step>> {
     let (host, user) = (host.clone(), user.to_owned());
+    observer(pause, move || Observation::make(&host, &user))
+}
+
+fn observer(
+    pause: Duration,
+    mut look: impl FnMut() -> Observation + Send + 'static,
+) -> Worker<Vec<Step>> {
     Worker::start(move |stop| {
         let start = Instant::now();
         let mut steps: Vec<Step> = Vec::new();
         while !stop.load(Ordering::Relaxed) {
-            let found = Observation::make(&host, &user);
+            let found = look();
             let now = start.elapsed();
             match steps.last_mut() {
                 Some(step) if step.found == found => {
@@ -703,6 +710,22 @@ pub fn watcher(host: &Host, user: &str, pause: Duration) -> Worker<Vec<Step>> {
         }
         Ok(steps)
     })
+}
+
+/// Starts asking one host for the names of the user's mailboxes, by a session that stays: many more
+/// looks, and none that waits for a mailbox's lock.
+pub fn lister(host: &Host, user: &str, pause: Duration) -> Worker<Vec<Step>> {
+    let (host, user) = (host.clone(), user.to_owned());
+    let mut session: Option<Imap> = None;
+    let mut ask = move || -> Result<Observation> {
+        let alive = session.take().filter(Imap::is_alive);
+        let mut imap = alive.map_or_else(|| host.imap(&user), Ok)?;
+        let reply = imap.command("LIST \"\" \"INBOX*\"")?;
+        session = Some(imap);
+        let names = reply.of("LIST").filter_map(|list| list.get(3).map(Value::to_string));
+        Ok(Observation::Mailboxes(names.map(|name| (unmutf7(&name), None)).collect()))
+    };
+    observer(pause, move || ask().unwrap_or(Observation::Unreachable))
 }
 
 /// Everything in a watch that is neither none nor the whole, and every vanishing of the whole.

@@ -156,7 +156,10 @@ impl Table {
 impl std::fmt::Display for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Table { runs, broken, acknowledged, looks, longest_wait, .. } = self;
-        writeln!(f, "{runs} runs, {broken} with violations; {acknowledged} acknowledged operations,")?;
+        writeln!(
+            f,
+            "{runs} runs, {broken} with violations; {acknowledged} acknowledged operations,"
+        )?;
         writeln!(f, "{looks} looks of watchers, longest wait of a client {longest_wait:.1} s")?;
         let mut section = |title: &str, rows: Vec<(String, u32)>| -> std::fmt::Result {
             if rows.is_empty() {
@@ -170,7 +173,8 @@ impl std::fmt::Display for Table {
         };
         section("harms", rows(&self.harms))?;
         section("commands", rows(&self.commands))?;
-        let tries = self.tries.iter().map(|(tries, runs)| (format!("runs of {tries} tries"), *runs));
+        let tries =
+            self.tries.iter().map(|(tries, runs)| (format!("runs of {tries} tries"), *runs));
         section("tries", tries.collect())?;
         let mut setbacks = rows(&self.setbacks);
         setbacks.sort_by_key(|(_, count)| std::cmp::Reverse(*count));

@@ -127,9 +127,9 @@ impl<'a> Field<'a> {
 
     /// Has whoever reaches this place stop there.
     pub fn arm(&self, point: &str, before: u32) -> Result<()> {
-        self.both().into_iter().try_for_each(|place| {
-            place.write(FAULT, &format!("{point} stop {before}"))
-        })
+        self.both()
+            .into_iter()
+            .try_for_each(|place| place.write(FAULT, &format!("{point} stop {before}")))
     }
 
     /// Nobody is to stop anywhere any more.
@@ -197,6 +197,16 @@ impl<'a> Field<'a> {
             }
         }
         Ok(true)
+    }
+
+    /// Takes away what an earlier runner may have left.
+    pub fn clear(&self) -> Result<()> {
+        self.disarm();
+        for place in self.both() {
+            place.mbcopies().iter().for_each(|process| process.send(Signal::KILL));
+            place.sabotage(None)?;
+        }
+        Ok(())
     }
 
     /// Takes every harm back that could last.

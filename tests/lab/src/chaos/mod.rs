@@ -118,14 +118,16 @@ impl Arena {
     pub fn new(names: [&str; 2], mbcopy: &Path) -> Result<Arena> {
         let hosts = names.map(Host::new);
         for host in &hosts {
+            // A runner that was interrupted may have left it cut off; a new one has no cable yet.
+            let _ = host.heal();
             host.up()?;
             host.empty()?;
             host.install(mbcopy, PROGRAM)?;
         }
-        let arena =
-            Arena { hosts: names.map(Host::new), accounts: BTreeSet::new(), tamper: None };
-        arena.sabotage(None)?;
-        Ok(arena)
+        let hosts = names.map(Host::new);
+        let [source, target] = &hosts;
+        Field { source: Place::new(source)?, target: Place::new(target)? }.clear()?;
+        Ok(Arena { hosts, accounts: BTreeSet::new(), tamper: None })
     }
 
     /// Has mbcopy betray its promises from now on; it must be built to do so.
@@ -229,13 +231,17 @@ impl Scene {
         let crew = Crew::start_all(&route, PAUSE)?;
         let watchers = [&self.source, &self.target]
             .map(|host| workload::watcher(host, &self.user, Duration::from_millis(5)));
+        let listers = [&self.source, &self.target]
+            .map(|host| workload::lister(host, &self.user, Duration::from_millis(3)));
         std::thread::sleep(Duration::from_millis(300));
 
         let course = self.drive(plan, &field, &command);
-        let mended = field.mend();
+        let harmless = course.as_ref().is_ok_and(|c| c.attempts.iter().all(|a| a.harms.is_empty()));
+        let mended = if harmless { Ok(()) } else { field.mend() };
         std::thread::sleep(Duration::from_millis(400));
         let history = crew.stop()?;
         let [source, target] = watchers.map(|watcher| watcher.stop());
+        let [source_names, target_names] = listers.map(|lister| lister.stop());
         mended?;
         let Course { attempts, ending, findings } = course?;
         run.harms = attempts.iter().flat_map(|attempt| attempt.harms.clone()).collect();
@@ -256,29 +262,28 @@ impl Scene {
         if let Some(tamper) = self.tamper {
             tamper.perform(self, end)?;
         }
-        self.judge_watch(run, &before, [source?, target?])?;
-        self.judge_end(run, end, &route)?;
+        self.judge_watch(run, &before, [source?, target?], [source_names?, target_names?])?;
+        let late = self.judge_end(run, end, &route)?;
         self.judge_rest(run, &field, &stages);
-        self.judge_history(run, end, &before, &history)
+        self.judge_history(run, end, &before, &history, &late)
     }
 
     /// Pushes, does harm, and recovers.
     fn drive(&self, plan: &Plan, field: &Field, route_command: &str) -> Result<Course> {
-        let mut course =
-            Course { attempts: Vec::new(), ending: Ending::Not, findings: Vec::new() };
+        let mut course = Course { attempts: Vec::new(), ending: Ending::Not, findings: Vec::new() };
         let mut strikes = plan.strikes.iter().peekable();
         let mut command = Recovery::Again;
         let mut quiet = 0;
         for number in 0.. {
-            let attempt = self.attempt(number, command, plan, field, &mut strikes, route_command)?;
+            let attempt =
+                self.attempt(number, command, plan, field, &mut strikes, route_command)?;
             let harmed = !attempt.harms.is_empty();
             quiet = if harmed { 0 } else { quiet + 1 };
             let Attempt { code, command: was, ref said, .. } = attempt;
             let said = said.clone();
             course.attempts.push(attempt);
             let stragglers = said.contains("received mail or changes after it was frozen");
-            let ended = code == 0
-                || self.is_over_silently(code, number)?;
+            let ended = code == 0 || self.is_over_silently(code, number)?;
             if ended && was != Recovery::Abort {
                 course.ending = Ending::Moved;
                 break;
@@ -348,7 +353,9 @@ impl Scene {
             Recovery::Resume => &["resume", &mailbox, "--json"],
             Recovery::Abort => &["abort", &mailbox, "--json"],
         };
-        std::iter::once(PROGRAM).chain(words.iter().copied()).map(str::to_owned).collect()
+        // The shell stays between: nsenter stops for good when its own child is stopped.
+        let shell = ["sh", "-c", "\"$@\"; exit $?", "sh", PROGRAM];
+        shell.iter().chain(words).map(|word| (*word).to_owned()).collect()
     }
 
     /// Runs one command and does the harms that are due meanwhile.
@@ -418,11 +425,22 @@ impl Scene {
     }
 
     /// What was shown of the user meanwhile.
-    fn judge_watch(&self, run: &mut Run, before: &Fingerprint, steps: [Vec<Step>; 2]) -> Result<()> {
+    fn judge_watch(
+        &self,
+        run: &mut Run,
+        before: &Fingerprint,
+        steps: [Vec<Step>; 2],
+        names: [Vec<Step>; 2],
+    ) -> Result<()> {
         self.save("watch.json", &steps)?;
+        self.save("names.json", &names)?;
         let quiet = verdict::quiet_counts(before);
-        let [source, target] = steps.map(|steps| Watch::new(&steps, &quiet));
+        let [source, target] = names.map(|steps| Watch::of_names(&steps, &quiet));
         run.looks = source.looks() + target.looks();
+        run.findings.extend(source.parts(self.source.name()));
+        run.findings.extend(target.parts(self.target.name()));
+        let [source, target] = steps.map(|steps| Watch::new(&steps, &quiet));
+        run.looks += source.looks() + target.looks();
         run.findings.extend(source.parts(self.source.name()));
         run.findings.extend(target.parts(self.target.name()));
         run.findings.extend(source.nobody(&target));
@@ -433,7 +451,10 @@ impl Scene {
     }
 
     /// Who shows the user in the end, and whether he can work there.
-    fn judge_end(&self, run: &mut Run, end: &Host, route: &Route) -> Result<()> {
+    ///
+    /// Returns the folders that were made on the source after it was retired.
+    fn judge_end(&self, run: &mut Run, end: &Host, route: &Route) -> Result<BTreeSet<String>> {
+        let mut late = BTreeSet::new();
         if route.host()? != *end {
             let text = format!("{end} has the user, and the route leads to {}", route.host()?);
             run.findings.push(Finding::new(Kind::Serving, text));
@@ -455,9 +476,15 @@ impl Scene {
                 run.findings.push(Finding::new(Kind::Serving, text));
             }
             if host != end {
-                let shown = verdict::still_shown(&Observation::make(host, &self.user));
-                let finding = |what| Finding::new(Kind::Serving, format!("{host} still shows {what}"));
-                run.findings.extend(shown.into_iter().map(finding));
+                for name in verdict::still_shown(&Observation::make(host, &self.user)) {
+                    match name.starts_with("INBOX.new.") && *host == self.source {
+                        true => drop(late.insert(name)),
+                        false => {
+                            let text = format!("{host} still shows {name}");
+                            run.findings.push(Finding::new(Kind::Serving, text));
+                        }
+                    }
+                }
             }
         }
         let mut imap = end.imap(&self.user)?;
@@ -467,7 +494,7 @@ impl Scene {
             let text = format!("{end} does not take a message within {BLOCKED:?}: {error:#}");
             run.findings.push(Finding::new(Kind::Locked, text));
         }
-        Ok(())
+        Ok(late)
     }
 
     /// What must not be left.
@@ -489,10 +516,12 @@ impl Scene {
         end: &Host,
         before: &Fingerprint,
         history: &History,
+        late: &BTreeSet<String>,
     ) -> Result<()> {
         let after = Fingerprint::take(end, &self.user, &Take::default())?;
         self.save("end.json", &after)?;
-        run.findings.extend(workload::check(history, &after).iter().map(Finding::from));
+        let violations = workload::check(history, &after);
+        run.findings.extend(violations.iter().map(|v| verdict::finding(v, late)));
         run.findings.extend(verdict::compare_quiet(&self.user, before, &after)?);
         for error in &after.errors {
             run.findings.push(Finding::new(Kind::Lost, format!("looking at the end: {error}")));
@@ -503,8 +532,7 @@ impl Scene {
     /// The files of stages on the target, but not what it keeps of users moved away.
     fn stages(&self) -> BTreeSet<PathBuf> {
         let data = self.target.data();
-        let roots =
-            ["spool/mail/.mbcopy", "spool/p2/.mbcopy", "sieve/.mbcopy", "lib/mbcopy/moves"];
+        let roots = ["spool/mail/.mbcopy", "spool/p2/.mbcopy", "sieve/.mbcopy", "lib/mbcopy/moves"];
         let moves = roots.iter().flat_map(|root| entries(&data.join(root)));
         let parts = moves.flat_map(|one| entries(&one));
         let kept = |path: &PathBuf| {

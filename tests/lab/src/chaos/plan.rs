@@ -205,8 +205,7 @@ impl Plan {
         };
         let strikes = (0..count).map(|_| Plan::strike(&mut random)).collect();
         let again_after_abort = random.random_bool(0.5);
-        let recoveries =
-            (0..12).filter_map(|_| recoveries.choose(&mut random).copied()).collect();
+        let recoveries = (0..12).filter_map(|_| recoveries.choose(&mut random).copied()).collect();
         Plan { seed, backwards, max_freeze, strikes, recoveries, again_after_abort }
     }
 

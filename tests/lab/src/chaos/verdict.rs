@@ -1,10 +1,10 @@
 //! What became of a move, and which promises it broke.
 
 use crate::fingerprint::{self, Fingerprint, volatile};
-use crate::workload::{Observation, Step, Violation};
+use crate::workload::{Observation, Step, Thing, Violation};
 use anyhow::Result;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// The ways in which promises are broken.
@@ -28,6 +28,9 @@ pub enum Kind {
     Stuck,
     /// Mail or changes reached the source between route and retire, and nobody carried them over.
     Stragglers,
+    /// A folder that was made on the source after it was retired: Cyrus lets that happen to whoever
+    /// waited through the freeze.
+    LateCreate,
     /// A push failed though nobody disturbed it.
     Unprovoked,
     /// Somebody blocks the user.
@@ -52,6 +55,16 @@ pub struct Finding {
 impl Finding {
     pub(super) fn new(kind: Kind, text: impl Into<String>) -> Finding {
         Finding { kind, text: text.into() }
+    }
+}
+
+/// What a violation of what clients were told means; `late`: folders that the retired source has.
+pub(super) fn finding(violation: &Violation, late: &BTreeSet<String>) -> Finding {
+    match violation {
+        Violation::WrongThing { thing: Thing::Folder(name), .. } if late.contains(name) => {
+            Finding::new(Kind::LateCreate, violation.to_string())
+        }
+        _ => Finding::from(violation),
     }
 }
 
@@ -108,9 +121,18 @@ pub(super) struct Watch {
 impl Watch {
     /// `quiet`: the folders that nobody works on, and how many messages are in each.
     pub fn new(steps: &[Step], quiet: &BTreeMap<String, u64>) -> Watch {
+        Watch::reduce(steps, |found| look(found, quiet))
+    }
+
+    /// A watch of names alone.
+    pub fn of_names(steps: &[Step], quiet: &BTreeMap<String, u64>) -> Watch {
+        Watch::reduce(steps, |found| look_at_names(found, quiet))
+    }
+
+    fn reduce(steps: &[Step], look: impl Fn(&Observation) -> Look) -> Watch {
         let mut watch = Watch { phases: Vec::new(), part: None };
         for step in steps {
-            let look = look(&step.found, quiet);
+            let look = look(&step.found);
             if look == Look::Part && watch.part.is_none() {
                 watch.part = Some(step.clone());
             }
@@ -144,9 +166,10 @@ impl Watch {
         });
         bad.map(|(_, phase)| {
             let Phase { first, last, times, .. } = phase;
-            let example = self.part.as_ref().map(|step| {
-                format!("{:?}", step.found).chars().take(400).collect::<String>()
-            });
+            let example = self
+                .part
+                .as_ref()
+                .map(|step| format!("{:?}", step.found).chars().take(400).collect::<String>());
             Finding::new(
                 Kind::Half,
                 format!(
@@ -198,11 +221,20 @@ fn look(found: &Observation, quiet: &BTreeMap<String, u64>) -> Look {
     }
 }
 
-/// What a server that does not serve the user shows of him all the same.
-pub(super) fn still_shown(found: &Observation) -> Vec<String> {
-    let Observation::Mailboxes(found) = found else { return Vec::new() };
-    let shown = found.iter().filter_map(|(name, count)| Some((name, (*count)?)));
-    shown.map(|(name, count)| format!("{name} with {count} messages")).collect()
+fn look_at_names(found: &Observation, quiet: &BTreeMap<String, u64>) -> Look {
+    let Observation::Mailboxes(found) = found else { return Look::Unknown };
+    let all = found.contains_key("INBOX") && quiet.keys().all(|name| found.contains_key(name));
+    match found.is_empty() {
+        true => Look::None,
+        false if all => Look::Whole,
+        false => Look::Part,
+    }
+}
+
+/// The folders that a server which does not serve the user shows of him all the same.
+pub(super) fn still_shown(found: &Observation) -> BTreeSet<String> {
+    let Observation::Mailboxes(found) = found else { return BTreeSet::new() };
+    found.iter().filter(|(_, count)| count.is_some()).map(|(name, _)| name.clone()).collect()
 }
 
 /// The quiet folders and how many messages are in each.
@@ -261,6 +293,19 @@ mod tests {
             steps.push(Step { found: found.clone(), first, last, times: *times });
         }
         Watch::new(&steps, &quiet)
+    }
+
+    #[test]
+    fn names_are_all_or_none() {
+        let quiet = BTreeMap::from([("INBOX.a".to_owned(), 2), ("INBOX.b".to_owned(), 1)]);
+        let named = |names: &[&str]| {
+            let names = names.iter().map(|name| ((*name).to_owned(), None));
+            look_at_names(&Observation::Mailboxes(names.collect()), &quiet)
+        };
+        assert_eq!(named(&[]), Look::None);
+        assert_eq!(named(&["INBOX", "INBOX.a", "INBOX.b", "INBOX.new.c1"]), Look::Whole);
+        assert_eq!(named(&["INBOX", "INBOX.a"]), Look::Part);
+        assert_eq!(named(&["INBOX.a", "INBOX.b"]), Look::Part);
     }
 
     fn none() -> Observation {

@@ -176,9 +176,8 @@ pub fn subscriber(route: &Route, pause: Duration) -> Result<Worker> {
                     break 'work;
                 }
                 let verb: &[u8] = if on { b"SUBSCRIBE" } else { b"UNSUBSCRIBE" };
-                let done = client.persist("SUBSCRIBE", stop, |imap| {
-                    imap.command(words(&[verb, &quote(name)]))
-                });
+                let done = client
+                    .persist("SUBSCRIBE", stop, |imap| imap.command(words(&[verb, &quote(name)])));
                 let value = on.then(String::new);
                 client.history.changed(Thing::Subscription(name.clone()), value, &done);
                 std::thread::sleep(pause);
