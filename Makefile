@@ -19,10 +19,6 @@ test: lab
 	$(CARGO) test --workspace --features mbcopy/faults --lib --bins --test spools --test ssh
 	$(CARGO) test --workspace --features mbcopy/faults --test servers -- --test-threads=1
 
-chaos: lab
-	$(CARGO) build --features faults --bin mbcopy
-	$(CARGO) run -p mbcopy-lab --bin lab -- chaos --mbcopy target/debug/mbcopy --runs $(or $(RUNS),500) --seed $(or $(SEED),1)
-
 power: lab
 	$(CARGO) build --features faults --bin mbcopy
 	$(CARGO) run -p mbcopy-lab --bin lab -- power --mbcopy target/debug/mbcopy --runs 100 --side both
@@ -33,6 +29,14 @@ bench: lab
 
 microbench:
 	$(CARGO) bench --bench formats --bench wire
+
+RUNS ?= 500
+SEED ?= 1
+
+chaos: lab
+	$(CARGO) build --bin mbcopy --features mbcopy/faults
+	$(CARGO) run -p mbcopy-lab --bin lab -- chaos --runs $(RUNS) --seed $(SEED) \
+		--mbcopy target/debug/mbcopy $(if $(OUT),--out $(OUT))
 
 lint:
 	$(CARGO) fmt --all --check

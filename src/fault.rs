@@ -2,10 +2,13 @@
 //! it can have left out, to see that their lack is noticed.
 //!
 //! Compiled in by the feature `faults` only. The file `/run/mbcopy-fault` holds
-//! the name of a place, what is to happen there (`kill`, `hang`, or the error
-//! that the call returns: `EIO`, `ENOSPC`, `EDQUOT`, `EACCES`), and how many times
-//! the place is passed before (`0`). The file is emptied first, so that it happens
-//! once.
+//! the name of a place, what is to happen there (`kill`, `hang`, `stop` until
+//! SIGCONT, or the error that the call returns: `EIO`, `ENOSPC`, `EDQUOT`,
+//! `EACCES`), and how many times the place is passed before (`0`). The file is
+//! emptied first, so that it happens once.
+//!
+//! The file `/run/mbcopy-sabotage` holds the name of a promise to break, to show
+//! that a test notices.
 
 use std::io;
 
@@ -142,6 +145,10 @@ pub fn check(point: Point) -> io::Result<()> {
             "ENOSPC" => rustix::io::Errno::NOSPC,
             "EDQUOT" => rustix::io::Errno::DQUOT,
             "EACCES" => rustix::io::Errno::ACCESS,
+            "stop" => {
+                let me = rustix::process::getpid();
+                return Ok(rustix::process::kill_process(me, rustix::process::Signal::STOP)?);
+            }
             "hang" => loop {
                 std::thread::sleep(std::time::Duration::from_secs(3600));
             },
@@ -160,9 +167,19 @@ pub fn check(point: Point) -> io::Result<()> {
     }
 }
 
-/// Things that a test can have left undone, to see that their lack is noticed.
+/// Promises that a test can have broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sabotage {
+    /// The source says that the user is frozen, and he is not.
+    SkipFreeze,
+    /// What changed since the last round is neither sent nor compared.
+    PublishBeforeCompare,
+    /// Nobody looks what reached the source after its freeze ended.
+    ForgetStragglers,
+    /// The records of a user are published one by one.
+    RenameWithoutTransaction,
+    /// In each mailbox the flags of one message are lost on the way.
+    LoseAFlag,
     /// The target does not put its stage onto stable storage.
     SkipSync,
     /// The journal is not put onto stable storage.
@@ -170,23 +187,55 @@ pub enum Sabotage {
 }
 
 impl Sabotage {
-    /// The word for it in the file `/run/mbcopy-sabotage`.
+    /// All of them, by name.
+    pub const ALL: [(Sabotage, &str); 7] = [
+        (Sabotage::SkipFreeze, "skip-freeze"),
+        (Sabotage::PublishBeforeCompare, "publish-before-compare"),
+        (Sabotage::ForgetStragglers, "forget-stragglers"),
+        (Sabotage::RenameWithoutTransaction, "rename-without-transaction"),
+        (Sabotage::LoseAFlag, "lose-a-flag"),
+        (Sabotage::SkipSync, "skip-sync"),
+        (Sabotage::JournalUnsynced, "journal-unsynced"),
+    ];
+}
+
+impl Sabotage {
+    /// Its name.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::SkipSync => "skip-sync",
-            Self::JournalUnsynced => "journal-unsynced",
-        }
+        Self::ALL.iter().find(|(sabotage, _)| *sabotage == self).map_or("", |(_, name)| name)
     }
 }
 
-/// Whether a test wants this left undone; never in a release.
-pub fn sabotaged(sabotage: Sabotage) -> bool {
+/// Whether this promise is to be broken; never in a release.
+pub fn sabotaged(what: Sabotage) -> bool {
     #[cfg(feature = "faults")]
-    return std::fs::read_to_string("/run/mbcopy-sabotage")
-        .is_ok_and(|words| words.split_whitespace().any(|word| word == sabotage.as_str()));
+    {
+        let word = std::fs::read_to_string("/run/mbcopy-sabotage").unwrap_or_default();
+        Sabotage::ALL.contains(&(what, word.trim()))
+    }
     #[cfg(not(feature = "faults"))]
     {
-        let _ = sabotage;
+        let _ = what;
         false
     }
+}
+
+/// Takes the flags from the first message in a staged index that has some, if
+/// this promise is to be broken.
+pub fn lose_a_flag(path: &std::path::Path) {
+    #[cfg(feature = "faults")]
+    if sabotaged(Sabotage::LoseAFlag) {
+        use crate::cyrus::index::{IndexView, write_index};
+        let bytes = std::fs::read(path).unwrap_or_default();
+        let Ok(index) = IndexView::parse(&bytes) else { return };
+        let mut records: Vec<_> = index.records().flatten().collect();
+        if let Some(record) = records.iter_mut().find(|record| record.system_flags != 0) {
+            record.system_flags = 0;
+        }
+        let header = index.header();
+        if let Ok(changed) = write_index(header.minor, header, records) {
+            let _ = std::fs::write(path, changed);
+        }
+    }
+    let _ = path;
 }

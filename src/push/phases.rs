@@ -3,7 +3,7 @@
 use super::report::Outcome;
 use super::trouble::Trouble;
 use super::{Push, monitor, route};
-use crate::fault::{self, Point};
+use crate::fault::{self, Point, Sabotage, sabotaged};
 use crate::moves::journal::state;
 use crate::moves::verdict::{self, OnPush, route_is_changed};
 use crate::moves::{MoveId, Server};
@@ -176,7 +176,7 @@ impl Push<'_> {
                 }
             }
         };
-        if done.snapshot == self.snapshot {
+        if done.snapshot == self.snapshot || sabotaged(Sabotage::ForgetStragglers) {
             return Ok(());
         }
         // The route may or may not lead to the target; make that certain.
@@ -268,8 +268,10 @@ impl Push<'_> {
     }
 
     pub(super) async fn settle(&mut self) -> Result<(), Trouble> {
-        let wants = self.compare(true).await?;
-        self.send(wants, false).await?;
+        if !sabotaged(Sabotage::PublishBeforeCompare) {
+            let wants = self.compare(true).await?;
+            self.send(wants, false).await?;
+        }
         self.judge()?;
         let op =
             Op::Settle(v1::Settle { skipped: self.skipped(), snapshot: self.snapshot.clone() });

@@ -2,6 +2,7 @@
 //! keeps by itself, whatever becomes of its coordinator.
 
 use crate::cyrus::name::MailboxName;
+use crate::fault::{Sabotage, sabotaged};
 use crate::host::Host;
 use crate::host::userlock::{LockError, UserLock};
 use std::fs::File;
@@ -63,6 +64,7 @@ impl Freeze {
     /// Freezes by the locks at `paths`: nobody reads or writes the mailboxes
     /// until the returned value is dropped, thawed, or `limit` is over.
     pub fn take(paths: &[PathBuf], wait: Duration, limit: Duration) -> Result<Self, LockError> {
+        let paths = if sabotaged(Sabotage::SkipFreeze) { &[] } else { paths };
         let user = UserLock::take(paths, wait)?;
         let since = Instant::now();
         let locks = Some(Locks { _user: user, files: Vec::new() });

@@ -19,7 +19,7 @@ use crate::agent::{self, Handler, Link};
 use crate::cyrus::mboxlist::MailboxList;
 use crate::cyrus::name::{MailboxName, PartitionName, UniqueId};
 use crate::cyrus::path::{DirStyle, Layout};
-use crate::fault::{self, Point};
+use crate::fault::{self, Point, Sabotage, sabotaged};
 use crate::host::Host;
 use crate::host::userlock::UserLock;
 use crate::moves::journal::{Entry, Hold, JournalError, now_ms, state};
@@ -572,7 +572,10 @@ impl Session {
 
     fn settle(&mut self, host: &Host, settle: &v1::Settle) -> Result<v1::Prepared, v1::Failure> {
         self.writable()?;
-        let mut prepared = settle::compare(&self.stage, &mut self.inventory, &settle.skipped);
+        let mut prepared = match sabotaged(Sabotage::PublishBeforeCompare) {
+            true => v1::Prepared::default(),
+            false => settle::compare(&self.stage, &mut self.inventory, &settle.skipped),
+        };
         if prepared.problems.iter().any(|p| p.severity() == v1::problem::Severity::Refuse) {
             return Ok(prepared);
         }

@@ -19,7 +19,7 @@ use crate::cyrus::config::DbKind;
 use crate::cyrus::dlist::Dlist;
 use crate::cyrus::mboxlist::{MailboxEntry, MailboxList};
 use crate::cyrus::name::MailboxName;
-use crate::fault::{self, Point};
+use crate::fault::{self, Point, Sabotage, sabotaged};
 use crate::host::Host;
 use crate::host::tools::DbOp;
 use crate::moves::sealed::PathBytes;
@@ -152,7 +152,9 @@ impl Publication {
     fn commit(&self, host: &Host) -> Result<(), PublishError> {
         let stale = self.stale_records.iter().map(delete);
         let ops: Vec<_> = stale.chain(self.records.iter().map(set)).collect();
-        let changed = host.change(DbKind::Mailboxes, &ops);
+        let at_once = if sabotaged(Sabotage::RenameWithoutTransaction) { 1 } else { ops.len() };
+        let mut parts = ops.chunks(at_once.max(1));
+        let changed = parts.try_for_each(|ops| host.change(DbKind::Mailboxes, ops));
         // Only what is read back tells whether the transaction happened.
         match self.is_committed(host)? {
             true => Ok(()),

@@ -542,7 +542,7 @@ fn message(data: &Value) -> Result<(u32, Message, bool)> {
 }
 
 /// The Message-ID of a message, with its angle brackets; empty if it has none.
-fn message_id(bytes: &[u8]) -> String {
+pub(crate) fn message_id(bytes: &[u8]) -> String {
     for line in bytes.split(|b| *b == b'\n') {
         if line.trim_ascii_end().is_empty() {
             break;

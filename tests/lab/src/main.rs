@@ -1,7 +1,6 @@
 //! The lab's clients by hand, the demonstration, the measurements.
 
 mod bench;
-mod chaos_command;
 mod demo;
 mod power_command;
 
@@ -58,9 +57,9 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Measures push beside rsync, XFER and sync_client. What the two hosts hold is lost.
     Bench(bench::BenchArgs),
-    /// Moves with harm at random while clients work: processes killed or stopped, Cyrus dead, the
-    /// network cut; exits with 1 if any promise was broken. What the two hosts hold is lost
-    Chaos(chaos_command::ChaosArgs),
+    /// Moves small users at work, does random harm to each move, and checks all that mbcopy promises;
+    /// exits with 1 if a promise was broken. What the two hosts hold is lost.
+    Chaos(lab::chaos::ChaosArgs),
     /// Cuts the power of one server in the middle of a move, many times, and checks that the same
     /// command finishes each; exits with 1 if anything is not as promised. What the two hosts hold
     /// is lost.
@@ -177,7 +176,7 @@ fn main() -> Result<ExitCode> {
         }
         Command::Demo(args) => return demo::run(&args),
         Command::Bench(args) => bench::run(&args)?,
-        Command::Chaos(args) => return chaos_command::run(&args),
+        Command::Chaos(args) => return lab::chaos::run_many(&args),
         Command::Power(args) => return power_command::run(&args),
         Command::Deliver { host, recipient, file } => {
             let message = std::fs::read(&file)?;

@@ -1,6 +1,6 @@
 //! A ManageSieve client.
 
-use crate::imap::readable;
+use crate::imap::{Refused, Status, readable};
 use anyhow::{Context, Result, bail};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -73,9 +73,14 @@ impl Sieve {
             let line = read_line(&mut self.session)?;
             match line.first().map(Vec::as_slice) {
                 Some(b"OK") => return Ok(lines),
-                Some(b"NO" | b"BYE") => {
+                Some(verdict @ (b"NO" | b"BYE")) => {
                     let said: Vec<String> = line.iter().map(|word| readable(word)).collect();
-                    bail!("sieve: {}", said.join(" "));
+                    if *verdict == *b"BYE" {
+                        bail!("sieve: {}", said.join(" "));
+                    }
+                    let text = said.get(1..).unwrap_or_default().join(" ");
+                    let status = Status { kind: "NO".into(), code: None, text };
+                    bail!(Refused { command: "sieve".into(), status });
                 }
                 _ => lines.push(line),
             }

@@ -5,9 +5,15 @@
 //! acknowledged goes into the [`History`]; [`check`] compares that with the [`Fingerprint`] taken
 //! in the end.
 
-use crate::fingerprint::Fingerprint;
+mod things;
+
+pub use things::{
+    Thing, folder_creator, folder_deleter, folder_renamer, script_editor, subscriber,
+};
+
+use crate::fingerprint::{Fingerprint, message_id};
 use crate::host::Host;
-use crate::imap::{Imap, NewMessage, Refused, quote, unmutf7, words};
+use crate::imap::{Imap, NewMessage, Refused, Value, quote, unmutf7, words};
 use crate::lmtp::{self, Outcome};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rand::{Rng, SeedableRng, rngs::SmallRng, seq::IndexedRandom};
@@ -151,6 +157,12 @@ pub struct History {
     pub bounces: Vec<String>,
     /// Answers of OK to what did not happen.
     pub lies: Vec<String>,
+    /// What folders, subscriptions and scripts may be: what was acknowledged last, and what later
+    /// changes whose outcome is unknown would have made of it.
+    pub things: BTreeMap<Thing, Vec<Option<String>>>,
+    /// The Message-ID that a client knows by folder, UIDVALIDITY and UID.
+    #[serde(skip)]
+    pub uids: BTreeMap<(String, String, u32), String>,
     /// By kind of operation: APPEND, STORE, EXPUNGE, FETCH, LMTP.
     pub latency: BTreeMap<String, Latency>,
     /// Why attempts failed, and how often; all were repeated.
@@ -163,6 +175,10 @@ impl History {
         self.messages.extend(other.messages);
         self.bounces.extend(other.bounces);
         self.lies.extend(other.lies);
+        self.things.extend(other.things);
+        for (key, id) in other.uids {
+            self.know(key, &id);
+        }
         for (kind, latency) in other.latency {
             let sum = self.latency.entry(kind).or_default();
             sum.count += latency.count;
@@ -181,6 +197,20 @@ impl History {
 
     fn fate(&mut self, id: &str) -> &mut Fate {
         self.messages.entry(id.to_owned()).or_default()
+    }
+
+    /// Remembers what a UID means to a client; it must never mean anything else.
+    fn know(&mut self, key: (String, String, u32), id: &str) {
+        let (folder, validity, uid) = &key;
+        match self.uids.get(&key) {
+            Some(known) if known != id => self.lies.push(format!(
+                "UID {uid} of {folder} with UIDVALIDITY {validity} was {known} and is {id}"
+            )),
+            Some(_) => {}
+            None => {
+                self.uids.insert(key, id.to_owned());
+            }
+        }
     }
 
     fn setback(&mut self, kind: &str, reason: &str) {
@@ -228,6 +258,23 @@ impl Crew {
             flag_changer(route, "INBOX", 20, pause)?,
             expunger(route, "INBOX", 300, pause)?,
             reader(route, "INBOX", pause),
+        ]))
+    }
+
+    /// The same, but fewer messages to expunge, and somebody who makes folders, renames them,
+    /// deletes them, subscribes to them, and edits a script.
+    pub fn start_all(route: &Route, pause: Duration) -> Result<Crew> {
+        Ok(Crew(vec![
+            deliverer(route, pause),
+            appender(route, "INBOX", pause),
+            flag_changer(route, "INBOX", 20, pause)?,
+            expunger(route, "INBOX", 80, pause * 4)?,
+            reader(route, "INBOX", pause),
+            folder_creator(route, pause * 15),
+            folder_renamer(route, pause * 15)?,
+            folder_deleter(route, 8, pause * 30)?,
+            subscriber(route, pause * 2)?,
+            script_editor(route, pause * 5),
         ]))
     }
 
@@ -306,6 +353,9 @@ pub fn appender(route: &Route, folder: &str, pause: Duration) -> Worker {
             let messages = [NewMessage { bytes, ..NewMessage::default() }];
             let folder = client.folder.clone();
             let outcome = client.persist("APPEND", stop, |imap| imap.append(&folder, &messages));
+            if let Some([uid]) = outcome.value.as_deref() {
+                client.know(*uid, &id);
+            }
             let fate = client.history.fate(&id);
             fate.accepted = u32::from(outcome.value.is_some());
             fate.maybe = outcome.ambiguous;
@@ -391,15 +441,26 @@ pub fn expunger(route: &Route, folder: &str, count: u32, pause: Duration) -> Res
     }))
 }
 
-/// Starts reading the newest message of a folder again and again.
+/// Starts reading the newest message of a folder again and again, and once in a while which
+/// message each UID is.
 pub fn reader(route: &Route, folder: &str, pause: Duration) -> Worker {
     let mut client = Client::new(route, folder);
     Worker::start(move |stop| {
-        while !stop.load(Ordering::Relaxed) {
+        for round in 0u32.. {
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
             client.persist("FETCH", stop, |imap| {
                 imap.command("NOOP")?;
                 imap.command("UID FETCH * (FLAGS BODY.PEEK[])")
             });
+            if round % 10 == 0 {
+                let ids = "UID FETCH 1:* (UID BODY.PEEK[HEADER.FIELDS (MESSAGE-ID)])";
+                let told = client.persist("FETCH", stop, |imap| imap.command(ids)).value;
+                for (_, data) in told.iter().flat_map(|reply| reply.numbered("FETCH")) {
+                    client.read(data);
+                }
+            }
             std::thread::sleep(pause);
         }
         Ok(client.history)
@@ -485,6 +546,23 @@ impl Client {
         }
     }
 
+    /// Remembers what a UID means.
+    fn know(&mut self, uid: u32, id: &str) {
+        if let Some(validity) = &self.uidvalidity {
+            self.history.know((unmutf7(&self.folder), validity.clone(), uid), id);
+        }
+    }
+
+    /// Remembers what a FETCH response with a message's UID and Message-ID tells.
+    fn read(&mut self, data: &[Value]) {
+        let Some(data) = data.first() else { return };
+        let uid = data.get("UID").and_then(Value::number).and_then(|uid| u32::try_from(uid).ok());
+        let header = data.get("BODY[HEADER.FIELDS (MESSAGE-ID)]");
+        if let (Some(uid), Some(header)) = (uid, header) {
+            self.know(uid, &message_id(header.bytes()));
+        }
+    }
+
     /// Appends messages to work on; returns their Message-IDs and UIDs.
     fn prepare(&mut self, verb: &str, count: u32) -> Result<Vec<(String, u32)>> {
         let label = label(verb);
@@ -496,8 +574,9 @@ impl Client {
         let uids = imap.append(&self.folder, &messages)?;
         ensure!(uids.len() == ids.len(), "{} UIDs for {} messages", uids.len(), ids.len());
         self.session = Some(imap);
-        for id in &ids {
+        for (id, uid) in ids.iter().zip(&uids) {
             self.history.fate(id).accepted = 1;
+            self.know(*uid, id);
         }
         Ok(ids.into_iter().zip(uids).collect())
     }
@@ -554,7 +633,8 @@ impl Observation {
         )
     }
 
-    fn make(host: &Host, user: &str) -> Observation {
+    /// Logs in and looks.
+    pub fn make(host: &Host, user: &str) -> Observation {
         let Ok(mut imap) = Imap::connect(host.ip(), Duration::from_secs(2)) else {
             return Observation::Unreachable;
         };
@@ -621,11 +701,18 @@ pub struct Step {
 /// Starts logging in at one host, wherever the user lives, and looking what is there.
 pub fn watcher(host: &Host, user: &str, pause: Duration) -> Worker<Vec<Step>> {
     let (host, user) = (host.clone(), user.to_owned());
+    observer(pause, move || Observation::make(&host, &user))
+}
+
+fn observer(
+    pause: Duration,
+    mut look: impl FnMut() -> Observation + Send + 'static,
+) -> Worker<Vec<Step>> {
     Worker::start(move |stop| {
         let start = Instant::now();
         let mut steps: Vec<Step> = Vec::new();
         while !stop.load(Ordering::Relaxed) {
-            let found = Observation::make(&host, &user);
+            let found = look();
             let now = start.elapsed();
             match steps.last_mut() {
                 Some(step) if step.found == found => {
@@ -638,6 +725,22 @@ pub fn watcher(host: &Host, user: &str, pause: Duration) -> Worker<Vec<Step>> {
         }
         Ok(steps)
     })
+}
+
+/// Starts asking one host for the names of the user's mailboxes, by a session that stays: many more
+/// looks, and none that waits for a mailbox's lock.
+pub fn lister(host: &Host, user: &str, pause: Duration) -> Worker<Vec<Step>> {
+    let (host, user) = (host.clone(), user.to_owned());
+    let mut session: Option<Imap> = None;
+    let mut ask = move || -> Result<Observation> {
+        let alive = session.take().filter(Imap::is_alive);
+        let mut imap = alive.map_or_else(|| host.imap(&user), Ok)?;
+        let reply = imap.command("LIST \"\" \"INBOX*\"")?;
+        session = Some(imap);
+        let names = reply.of("LIST").filter_map(|list| list.get(3).map(Value::to_string));
+        Ok(Observation::Mailboxes(names.map(|name| (unmutf7(&name), None)).collect()))
+    };
+    observer(pause, move || ask().unwrap_or(Observation::Unreachable))
 }
 
 /// Everything in a watch that is neither none nor the whole, and every vanishing of the whole.
@@ -672,6 +775,17 @@ pub enum Violation {
         /// What they are.
         found: BTreeSet<String>,
     },
+    /// A folder, a subscription or a script is not what it was made.
+    WrongThing {
+        /// Which.
+        thing: Thing,
+        /// What would have been right.
+        expected: Vec<Option<String>>,
+        /// What is there.
+        found: Option<String>,
+    },
+    /// A UID that clients know means another message.
+    OtherUid(String),
     /// A delivery was refused for good.
     Bounced(String),
     /// A server said OK to what did not happen.
@@ -689,6 +803,15 @@ impl std::fmt::Display for Violation {
             Violation::WrongFlags { id, expected, found } => {
                 write!(f, "{id} should have the flags {expected:?} and has {found:?}")
             }
+            Violation::WrongThing { thing, expected, found } => {
+                let show = |value: &Option<String>| match value {
+                    Some(value) => format!("{value:?}"),
+                    None => "gone".to_owned(),
+                };
+                let expected: Vec<String> = expected.iter().map(show).collect();
+                write!(f, "{thing} should be {} and is {}", expected.join(" or "), show(found))
+            }
+            Violation::OtherUid(text) => f.write_str(text),
             Violation::Bounced(answer) => write!(f, "delivery bounced: {answer}"),
             Violation::Lie(lie) => f.write_str(lie),
             Violation::InBetween(step) => {
@@ -727,8 +850,28 @@ pub fn check(history: &History, end: &Fingerprint) -> Vec<Violation> {
             }
         }
     }
+    violations.extend(things::check(&history.things, end));
+    violations.extend(check_uids(history, end));
     violations.extend(history.bounces.iter().cloned().map(Violation::Bounced));
     violations.extend(history.lies.iter().cloned().map(Violation::Lie));
+    violations
+}
+
+/// UIDs that mean another message in the end than clients were told.
+fn check_uids(history: &History, end: &Fingerprint) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    for ((folder, validity, uid), id) in &history.uids {
+        let Some(mailbox) = end.own.mailboxes.get(folder) else { continue };
+        // With another UIDVALIDITY clients forget their UIDs; that it changed is told as a lie.
+        if mailbox.status.get("UIDVALIDITY") != Some(validity) {
+            continue;
+        }
+        if let Some(message) = mailbox.messages.get(uid).filter(|m| m.message_id != *id) {
+            let is = &message.message_id;
+            violations
+                .push(Violation::OtherUid(format!("UID {uid} of {folder} was {id} and is {is}")));
+        }
+    }
     violations
 }
 
@@ -799,6 +942,22 @@ mod tests {
         assert_eq!(check(&history, &end(&[("a", &["w1"])])), []);
         let wrong = check(&history, &end(&[("a", &[])]));
         assert!(matches!(wrong.as_slice(), [Violation::WrongFlags { .. }]));
+    }
+
+    #[test]
+    fn a_uid_never_means_another_message() {
+        let key = || ("INBOX".to_owned(), "7".to_owned(), 1);
+        let mut known = History::default();
+        known.know(key(), "a");
+        let mut end = end(&[("a", &[])]);
+        let inbox = end.own.mailboxes.get_mut("INBOX").expect("an INBOX");
+        inbox.status.insert("UIDVALIDITY".into(), "7".into());
+        assert_eq!(check(&known, &end), []);
+        let other = History { uids: BTreeMap::from([(key(), "b".to_owned())]), ..known.clone() };
+        assert!(matches!(check(&other, &end).as_slice(), [Violation::OtherUid(_)]));
+        // Two clients were told different things.
+        known.merge(other);
+        assert_eq!(known.lies.len(), 1);
     }
 
     #[test]

@@ -1,0 +1,110 @@
+//! The short form of the chaos runner: some runs, and proof that it notices
+//! broken promises. `make chaos` does many more.
+
+use lab::chaos::{Arena, Harm, Kind, POINTS, Plan, Recovery, Run, Strike, Tamper, Victim, When};
+use mbcopy::fault::{Point, Sabotage};
+use std::path::Path;
+use std::time::Duration;
+
+/// What is known to be broken still; see docs/design.md.
+const KNOWN: &[Kind] = &[Kind::Stragglers, Kind::LateCreate];
+
+fn arena() -> Arena {
+    Arena::new(["bw1", "bw2"], Path::new(env!("CARGO_BIN_EXE_mbcopy"))).unwrap()
+}
+
+fn at(point: Point, harm: Harm) -> Vec<Strike> {
+    vec![Strike { when: When::At(format!("{point:?}"), 0), harm }]
+}
+
+fn told(run: &Run) -> String {
+    let findings = run.findings.iter().map(|f| format!("\n  {:?}: {}", f.kind, f.text));
+    format!("{}{}\n  {:?}", run.plan, findings.collect::<String>(), run.attempts)
+}
+
+#[test]
+fn the_runner_knows_all_points_and_no_others() {
+    let here = Point::STEPS.iter().chain(&Point::WRITES).map(|point| format!("{point:?}"));
+    let there = POINTS.iter().map(|(point, _)| (*point).to_owned());
+    assert_eq!(here.collect::<Vec<_>>(), there.collect::<Vec<_>>());
+}
+
+#[test]
+fn whatever_is_harmed_nothing_is_lost_and_the_move_ends() {
+    let mut arena = arena();
+    let harms = [
+        Vec::new(),
+        at(Point::Copied, Harm::Kill(Victim::Coordinator)),
+        at(Point::Frozen, Harm::Stop(Victim::Coordinator, Duration::from_secs(2), true)),
+        at(Point::Settled, Harm::KillSession),
+        at(Point::PublishCommitted, Harm::Kill(Victim::TargetAgent)),
+        at(Point::Thawed, Harm::Kill(Victim::Coordinator)),
+    ];
+    for (seed, strikes) in (1..).zip(harms) {
+        let harmed = strikes.len();
+        let run = arena.run(&Plan::with(seed, strikes));
+        println!("{}: {:.1} s", run.plan, run.seconds);
+        assert_eq!(run.harms.len(), harmed, "{}", told(&run));
+        let unknown = run.findings.iter().find(|finding| !KNOWN.contains(&finding.kind));
+        assert!(unknown.is_none(), "{}", told(&run));
+        assert!(run.acknowledged > 100, "{}", told(&run));
+    }
+}
+
+/// Runs until a promise of this kind is found to be broken.
+fn caught(arena: &mut Arena, kinds: &[Kind], strikes: &[Strike], what: &str) {
+    let mut last = String::new();
+    for seed in 20..24 {
+        let plan = Plan { recoveries: vec![Recovery::Again], ..Plan::with(seed, strikes.to_vec()) };
+        let run = arena.run(&plan);
+        if let Some(finding) = run.findings.iter().find(|f| kinds.contains(&f.kind)) {
+            println!("{what}: {:?}: {:.90}", finding.kind, finding.text);
+            return;
+        }
+        last = told(&run);
+    }
+    panic!("{what} was not noticed: {last}");
+}
+
+#[test]
+fn a_build_that_breaks_a_promise_is_caught() {
+    let mut arena = arena();
+    for (sabotage, word) in Sabotage::ALL {
+        let (kinds, strikes): (&[Kind], _) = match sabotage {
+            Sabotage::SkipFreeze => (&[Kind::Lost], Vec::new()),
+            Sabotage::PublishBeforeCompare => (&[Kind::Lost], Vec::new()),
+            Sabotage::ForgetStragglers => {
+                (&[Kind::Lost], at(Point::Routed, Harm::Kill(Victim::SourceAgent)))
+            }
+            Sabotage::RenameWithoutTransaction => (&[Kind::Half], Vec::new()),
+            Sabotage::LoseAFlag => (&[Kind::Quiet], Vec::new()),
+            // Only a power cut can show what these leave.
+            Sabotage::SkipSync | Sabotage::JournalUnsynced => continue,
+        };
+        arena.sabotage(Some(word)).unwrap();
+        caught(&mut arena, kinds, &strikes, word);
+        arena.sabotage(None).unwrap();
+    }
+}
+
+#[test]
+fn each_checker_can_fail() {
+    let mut arena = arena();
+    let all = [
+        Tamper::Quiet,
+        Tamper::Message,
+        Tamper::Folder,
+        Tamper::Script,
+        Tamper::Subscription,
+        Tamper::Lock,
+        Tamper::Process,
+        Tamper::Stage,
+    ];
+    for (seed, tamper) in (40..).zip(all) {
+        arena.tamper(Some(tamper));
+        let run = arena.run(&Plan::with(seed, Vec::new()));
+        let found = run.findings.iter().find(|finding| finding.kind == tamper.kind());
+        let found = found.unwrap_or_else(|| panic!("{tamper:?} was not noticed: {}", told(&run)));
+        println!("{tamper:?}: {:.90}", found.text);
+    }
+}
