@@ -33,8 +33,10 @@ pub enum Kind {
     LateCreate,
     /// A push failed though nobody disturbed it.
     Unprovoked,
-    /// Somebody blocks the user.
+    /// Somebody blocks the user, or has blocked him for longer than a freeze may last.
     Locked,
+    /// A command that nobody disturbed took very long.
+    Slow,
     /// A process of mbcopy is left.
     Process,
     /// A stage is left.
