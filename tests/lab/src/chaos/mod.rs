@@ -261,6 +261,8 @@ impl Scene {
         }
         self.save("history.json", &history)?;
 
+        run.findings.extend(verdict::denials(&history.setbacks));
+        self.judge_watch(run, &before, [source?, target?], [source_names?, target_names?])?;
         let end = match ending {
             Ending::Moved => &self.target,
             Ending::Aborted => &self.source,
@@ -271,7 +273,6 @@ impl Scene {
         if let Some(tamper) = self.tamper {
             tamper.perform(self, end)?;
         }
-        self.judge_watch(run, &before, [source?, target?], [source_names?, target_names?])?;
         let late = self.judge_end(run, end, &route)?;
         self.judge_rest(run, &field, &stages);
         self.judge_history(run, end, &before, &history, &late)
