@@ -37,6 +37,10 @@ const PROGRAM: &str = "/usr/local/bin/mbcopy";
 const TRIES: usize = 6;
 /// How long one command may take.
 const PATIENCE: Duration = Duration::from_secs(90);
+/// How long a command may take that nobody disturbs.
+const SLOW: Duration = Duration::from_secs(15);
+/// What clients may wait beyond the limit of the freeze, on a machine that is busy.
+const LATE: Duration = Duration::from_secs(5);
 /// How long anything may still be blocked when all is over.
 const BLOCKED: Duration = Duration::from_secs(2);
 /// What a client pauses between two operations.
@@ -250,8 +254,15 @@ impl Scene {
         run.acknowledged = history.latency.values().map(|latency| latency.count).sum();
         run.longest_wait = history.longest().as_secs_f64();
         run.setbacks = history.setbacks.clone();
+        let outage = plan.strikes.iter().any(|strike| strike.harm.is_outage());
+        if !outage && history.longest() > Duration::from_secs(plan.max_freeze) + LATE {
+            let text = format!("a client waited for {:?}", history.longest());
+            run.findings.push(Finding::new(Kind::Locked, text));
+        }
         self.save("history.json", &history)?;
 
+        run.findings.extend(verdict::denials(&history.setbacks));
+        self.judge_watch(run, &before, [source?, target?], [source_names?, target_names?])?;
         let end = match ending {
             Ending::Moved => &self.target,
             Ending::Aborted => &self.source,
@@ -262,7 +273,6 @@ impl Scene {
         if let Some(tamper) = self.tamper {
             tamper.perform(self, end)?;
         }
-        self.judge_watch(run, &before, [source?, target?], [source_names?, target_names?])?;
         let late = self.judge_end(run, end, &route)?;
         self.judge_rest(run, &field, &stages);
         self.judge_history(run, end, &before, &history, &late)
@@ -279,7 +289,11 @@ impl Scene {
                 self.attempt(number, command, plan, field, &mut strikes, route_command)?;
             let harmed = !attempt.harms.is_empty();
             quiet = if harmed { 0 } else { quiet + 1 };
-            let Attempt { code, command: was, ref said, .. } = attempt;
+            let Attempt { code, command: was, seconds, ref said, .. } = attempt;
+            if !harmed && seconds > SLOW.as_secs_f64() {
+                let text = format!("a command without harm took {seconds:.1} s: {said}");
+                course.findings.push(Finding::new(Kind::Slow, text));
+            }
             let said = said.clone();
             course.attempts.push(attempt);
             let stragglers = said.contains("received mail or changes after it was frozen");

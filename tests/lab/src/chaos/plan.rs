@@ -95,6 +95,11 @@ impl Harm {
         }
     }
 
+    /// Whether clients may have to wait for longer than a freeze lasts.
+    pub(super) fn is_outage(&self) -> bool {
+        !matches!(self, Harm::Kill(_) | Harm::KillSession)
+    }
+
     fn draw(random: &mut SmallRng) -> Harm {
         let victims = [Victim::Coordinator, Victim::SourceAgent, Victim::TargetAgent];
         let victim = *victims.choose(random).unwrap_or(&Victim::Coordinator);
@@ -219,7 +224,7 @@ impl Plan {
             (true, Some((point, most))) => {
                 When::At((*point).to_owned(), random.random_range(0..=*most))
             }
-            _ => When::After(millis(random, 0, 2500)),
+            _ => When::After(millis(random, 0, 1300)),
         };
         Strike { when, harm: Harm::draw(random) }
     }

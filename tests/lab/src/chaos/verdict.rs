@@ -33,8 +33,10 @@ pub enum Kind {
     LateCreate,
     /// A push failed though nobody disturbed it.
     Unprovoked,
-    /// Somebody blocks the user.
+    /// Somebody blocks the user, or has blocked him for longer than a freeze may last.
     Locked,
+    /// A command that nobody disturbed took very long.
+    Slow,
     /// A process of mbcopy is left.
     Process,
     /// A stage is left.
@@ -231,6 +233,13 @@ fn look_at_names(found: &Observation, quiet: &BTreeMap<String, u64>) -> Look {
     }
 }
 
+/// Refusals that tell a client that the mailbox is not there at all: he may give it up.
+pub(super) fn denials(setbacks: &BTreeMap<String, u32>) -> Vec<Finding> {
+    let final_words = ["does not exist", "TRYCREATE", "NONEXISTENT"];
+    let denied = |reason: &&String| final_words.iter().any(|word| reason.contains(word));
+    setbacks.keys().filter(denied).map(|reason| Finding::new(Kind::Bounced, reason)).collect()
+}
+
 /// The folders that a server which does not serve the user shows of him all the same.
 pub(super) fn still_shown(found: &Observation) -> BTreeSet<String> {
     let Observation::Mailboxes(found) = found else { return BTreeSet::new() };
@@ -349,6 +358,14 @@ mod tests {
         // A server that is down is not one that denies the user.
         let down = watch(&[(whole(1), 3), (Observation::Unreachable, 3)]);
         assert_eq!(down.nobody(&late), []);
+    }
+
+    #[test]
+    fn nobody_may_be_told_that_there_is_no_mailbox() {
+        let told = |reason: &str| denials(&BTreeMap::from([(reason.to_owned(), 1)])).len();
+        assert_eq!(told("APPEND: NO Mailbox has been moved to another server"), 0);
+        assert_eq!(told("APPEND: NO [TRYCREATE] Mailbox does not exist"), 1);
+        assert_eq!(told("STORE: opening: NO Mailbox does not exist"), 1);
     }
 
     #[test]
