@@ -116,14 +116,14 @@ fn steps(phase: Phase, begun: Begun) -> &'static [Step] {
         Phase::Publishing => &[Target(state::PUBLISHING), Commit, Target(state::PUBLISHED)],
         Phase::Routing if begun == Begun::Retiring => &[Route(New)],
         Phase::Routing if begun == Begun::Routing => {
-            &[Route(New), Target(state::ROUTED), Source(state::ROUTED)]
+            &[Route(New), Source(state::ROUTED), Target(state::ROUTED)]
         }
         Phase::Routing => &[
             Target(state::ROUTING),
             Source(state::ROUTING),
             Route(New),
-            Target(state::ROUTED),
             Source(state::ROUTED),
+            Target(state::ROUTED),
         ],
         Phase::Unpublishing if begun == Begun::Publishing => {
             &[Hold, Target(state::UNPUBLISHING), Undo, Target(state::PREPARED)]
@@ -244,7 +244,7 @@ impl World {
     fn after(self, work: Work, event: Event) -> World {
         let event = match (work.phase, event) {
             (Phase::Routing, Event::Failed | Event::LimitReached)
-                if work.begun >= Begun::Routing =>
+                if work.begun >= Begun::Routing || self.route == Server::Target =>
             {
                 Event::OutcomeUnknown
             }

@@ -196,6 +196,8 @@ struct Push<'a> {
     frozen_at: Option<Instant>,
     attempts: u32,
     ready: bool,
+    /// Whether the target's Cyrus has accepted what was copied.
+    rehearsed: bool,
     /// Whether a connection may be in the middle of something.
     broken: bool,
     /// Bytes of messages that were sent, for the progress.
@@ -236,6 +238,7 @@ impl<'a> Push<'a> {
             frozen_at: None,
             attempts: 0,
             ready: false,
+            rehearsed: false,
             broken: false,
             message_bytes: 0,
             bad_messages: Vec::new(),

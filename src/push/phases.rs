@@ -1,5 +1,6 @@
 //! What the coordinator does in each phase.
 
+use super::peer::PeerError;
 use super::report::Outcome;
 use super::trouble::Trouble;
 use super::{Push, monitor, route};
@@ -16,6 +17,9 @@ const PUBLISH_RESERVE: Duration = Duration::from_millis(500);
 
 /// A round that took less than this part of the freeze limit is good enough.
 const READY_PART: u32 = 4;
+
+/// Rounds after which the target's Cyrus must accept what was copied.
+const REHEARSALS: u32 = 4;
 
 /// How often a postponed move copies what has arrived.
 const POSTPONED_ROUND: Duration = Duration::from_secs(60);
@@ -229,8 +233,19 @@ impl Push<'_> {
             });
             self.send(wants, true).await?;
             self.judge()?;
-            if self.report.rounds == 1 {
-                self.rehearse().await?;
+            if !self.rehearsed {
+                match self.rehearse().await {
+                    Ok(()) => self.rehearsed = true,
+                    // Files of a mailbox in use may be of two moments.
+                    Err(Trouble::Peer(PeerError::Failed { failure, .. }))
+                        if self.report.rounds < REHEARSALS =>
+                    {
+                        let text = crate::wire::printable(&failure.text);
+                        self.note(format!("it is rehearsed once more: {text}"));
+                        continue;
+                    }
+                    Err(trouble) => return Err(trouble),
+                }
             }
             let good = nothing || began.elapsed() < self.options.max_freeze / READY_PART;
             self.ready = good || self.report.rounds >= self.options.max_rounds;
@@ -304,11 +319,18 @@ impl Push<'_> {
             self.record_both(state::ROUTING).await?;
         }
         self.run_route_command(&self.change()).await?;
+        // From here on the world goes to the target, whatever fails.
+        self.route_begun = true;
         fault::point(Point::RouteChanged);
         if [state::RETIRING, state::RETIRED].contains(&self.source_state.as_str()) {
             return Ok(());
         }
-        self.record_both(state::ROUTED).await
+        self.record(Server::Source, state::ROUTED).await?;
+        // Nothing of the target is needed to put the source's copy away.
+        if let Err(trouble) = self.record(Server::Target, state::ROUTED).await {
+            self.note(format!("the target could not write down that it is routed: {trouble}"));
+        }
+        Ok(())
     }
 
     pub(super) async fn run_route_command(&self, change: &route::Change) -> Result<(), Trouble> {
