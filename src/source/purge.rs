@@ -38,8 +38,9 @@ pub fn purge(host: &Host, purge: &v1::Purge) -> Result<v1::Purged, v1::Failure> 
     for place in places(host, &directory, &id) {
         bytes += size(&place);
         let removed = match std::fs::remove_dir_all(&place) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-            _ => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotADirectory => std::fs::remove_file(&place),
+            removed => removed,
         };
         removed.map_err(|e| {
             v1::Failure::new(
@@ -63,8 +64,10 @@ fn places(host: &Host, configdirectory: &Path, id: &MoveId) -> Vec<PathBuf> {
     });
     let roots = spools.chain([host.config.sievedir()]);
     let mut places: Vec<_> = roots.map(|root| root.join(OUR_DIRECTORY).join(id.as_str())).collect();
-    // Not the plan beside it: it tells which records send clients away.
-    places.push(configdirectory.join("mbcopy/moves").join(id.as_str()).join("retired"));
+    // But the plan: it tells which records send clients away.
+    let of_move = configdirectory.join("mbcopy/moves").join(id.as_str());
+    let entries = std::fs::read_dir(&of_move).into_iter().flatten().flatten();
+    places.extend(entries.filter(|e| e.file_name() != "retirement").map(|e| e.path()));
     places
 }
 

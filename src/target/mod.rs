@@ -545,8 +545,7 @@ impl Session {
         let shadow = self.current_shadow(host)?;
         if rehearse.skipped.is_empty() {
             let changing = self.inventory.mailboxes.values().filter(|m| !m.is_consistent());
-            let changing: Vec<_> =
-                changing.map(|m| format!("{} ", host.external(&m.name))).collect();
+            let changing: Vec<_> = changing.map(|m| host.external(&m.name)).collect();
             shadow
                 .examine(host, &self.stage, &self.tool_names, &changing)
                 .map_err(|e| internal(e.to_string(), "the source serves the user"))?;

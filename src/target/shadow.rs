@@ -127,7 +127,7 @@ impl Shadow {
             })?;
         let said = [output.stdout, output.stderr].concat();
         let said = String::from_utf8_lossy(&said);
-        let settled = |line: &&str| !changing.iter().any(|name| line.starts_with(name.as_str()));
+        let settled = |line: &&str| !changing.iter().any(|name| is_about(line, name));
         let complaints: Vec<&str> =
             said.lines().filter(|line| is_complaint(line)).filter(settled).collect();
         match complaints.first() {
@@ -149,6 +149,11 @@ pub struct Top {
     pub userid: Option<String>,
     /// The top mailbox's external name.
     pub external: String,
+}
+
+/// Whether a line of `reconstruct -n` is about this mailbox: its name comes first.
+fn is_about(line: &str, name: &str) -> bool {
+    line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', ':']))
 }
 
 /// Whether a line of `reconstruct -n` says that something is wrong. With `-q`
@@ -206,6 +211,13 @@ fn read_records(path: &Path, engine: &Engine) -> Result<Vec<KeyValue>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_is_about_the_mailbox_that_it_begins_with() {
+        assert!(is_about("user.x: Mailbox has an invalid format", "user.x"));
+        assert!(is_about("user.x uid 4 guid mismatch", "user.x"));
+        assert!(!is_about("user.x.y: Mailbox has an invalid format", "user.x"));
+    }
 
     #[test]
     fn only_harmless_lines_of_reconstruct_are_no_complaints() {

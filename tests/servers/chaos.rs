@@ -68,7 +68,6 @@ fn caught(arena: &mut Arena, kinds: &[Kind], strikes: &[Strike], what: &str) {
 
 #[test]
 fn a_build_that_breaks_a_promise_is_caught() {
-    let mut arena = arena();
     for (sabotage, word) in Sabotage::ALL {
         let (kinds, strikes): (&[Kind], _) = match sabotage {
             Sabotage::SkipFreeze => (&[Kind::Lost], Vec::new()),
@@ -81,6 +80,8 @@ fn a_build_that_breaks_a_promise_is_caught() {
             // Only a power cut can show what these leave.
             Sabotage::SkipSync | Sabotage::JournalUnsynced => continue,
         };
+        // Its users are named by their seeds, and begin anew.
+        let mut arena = arena();
         arena.sabotage(Some(word)).unwrap();
         caught(&mut arena, kinds, &strikes, word);
         arena.sabotage(None).unwrap();
