@@ -38,7 +38,7 @@ fn whatever_is_harmed_nothing_is_lost_and_the_move_ends() {
         at(Point::Frozen, Harm::Stop(Victim::Coordinator, Duration::from_secs(2), true)),
         at(Point::Settled, Harm::KillSession),
         at(Point::PublishCommitted, Harm::Kill(Victim::TargetAgent)),
-        at(Point::Thawed, Harm::Kill(Victim::Coordinator)),
+        at(Point::TargetFinished, Harm::Kill(Victim::Coordinator)),
     ];
     for (seed, strikes) in (1..).zip(harms) {
         let harmed = strikes.len();
