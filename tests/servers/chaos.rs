@@ -1,6 +1,7 @@
 //! The short form of the chaos runner: some runs, and proof that it notices
 //! broken promises. `make chaos` does many more.
 
+use clap::ValueEnum;
 use lab::chaos::{Arena, Harm, Kind, POINTS, Plan, Recovery, Run, Strike, Tamper, Victim, When};
 use mbcopy::fault::{Point, Sabotage};
 use std::path::Path;
@@ -88,17 +89,7 @@ fn a_build_that_breaks_a_promise_is_caught() {
 #[test]
 fn each_checker_can_fail() {
     let mut arena = arena();
-    let all = [
-        Tamper::Quiet,
-        Tamper::Message,
-        Tamper::Folder,
-        Tamper::Script,
-        Tamper::Subscription,
-        Tamper::Lock,
-        Tamper::Process,
-        Tamper::Stage,
-    ];
-    for (seed, tamper) in (40..).zip(all) {
+    for (seed, tamper) in (40..).zip(Tamper::value_variants().iter().copied()) {
         arena.tamper(Some(tamper));
         let run = arena.run(&Plan::with(seed, Vec::new()));
         let found = run.findings.iter().find(|finding| finding.kind == tamper.kind());
