@@ -1,6 +1,7 @@
 //! The short form of the chaos runner: some runs, and proof that it notices
 //! broken promises. `make chaos` does many more.
 
+use clap::ValueEnum;
 use lab::chaos::{Arena, Harm, Kind, POINTS, Plan, Recovery, Run, Strike, Tamper, Victim, When};
 use mbcopy::fault::{Point, Sabotage};
 use std::path::Path;
@@ -38,7 +39,7 @@ fn whatever_is_harmed_nothing_is_lost_and_the_move_ends() {
         at(Point::Frozen, Harm::Stop(Victim::Coordinator, Duration::from_secs(2), true)),
         at(Point::Settled, Harm::KillSession),
         at(Point::PublishCommitted, Harm::Kill(Victim::TargetAgent)),
-        at(Point::Thawed, Harm::Kill(Victim::Coordinator)),
+        at(Point::TargetFinished, Harm::Kill(Victim::Coordinator)),
     ];
     for (seed, strikes) in (1..).zip(harms) {
         let harmed = strikes.len();
@@ -91,17 +92,7 @@ fn a_build_that_breaks_a_promise_is_caught() {
 #[test]
 fn each_checker_can_fail() {
     let mut arena = arena();
-    let all = [
-        Tamper::Quiet,
-        Tamper::Message,
-        Tamper::Folder,
-        Tamper::Script,
-        Tamper::Subscription,
-        Tamper::Lock,
-        Tamper::Process,
-        Tamper::Stage,
-    ];
-    for (seed, tamper) in (40..).zip(all) {
+    for (seed, tamper) in (40..).zip(Tamper::value_variants().iter().copied()) {
         arena.tamper(Some(tamper));
         let run = arena.run(&Plan::with(seed, Vec::new()));
         let found = run.findings.iter().find(|finding| finding.kind == tamper.kind());

@@ -690,9 +690,9 @@ impl Observation {
 pub struct Step {
     /// What was found.
     pub found: Observation,
-    /// When it was found first, since the watch began.
+    /// When the first look that found it ended, since the watch began.
     pub first: Duration,
-    /// When it was found last.
+    /// When the last look that found it began; before `first` if there was only one.
     pub last: Duration,
     /// How often.
     pub times: u32,
@@ -712,14 +712,14 @@ fn observer(
         let start = Instant::now();
         let mut steps: Vec<Step> = Vec::new();
         while !stop.load(Ordering::Relaxed) {
+            let began = start.elapsed();
             let found = look();
-            let now = start.elapsed();
             match steps.last_mut() {
                 Some(step) if step.found == found => {
-                    step.last = now;
+                    step.last = began;
                     step.times += 1;
                 }
-                _ => steps.push(Step { found, first: now, last: now, times: 1 }),
+                _ => steps.push(Step { found, first: start.elapsed(), last: began, times: 1 }),
             }
             std::thread::sleep(pause);
         }

@@ -139,6 +139,12 @@ impl<'a> Field<'a> {
         }
     }
 
+    /// Whoever has stopped goes on.
+    pub fn wake(&self) {
+        let all = self.both().into_iter().flat_map(|place| place.mbcopies());
+        all.filter(Process::is_stopped).for_each(|process| process.send(Signal::CONT));
+    }
+
     /// Whoever has stopped at the place; none if nobody has reached it yet.
     pub fn stopped(&self) -> Vec<Process> {
         let spent = |place: &&&Place| {
@@ -213,11 +219,8 @@ impl<'a> Field<'a> {
     pub fn mend(&self) -> Result<()> {
         self.disarm();
         self.target.host.heal()?;
-        for place in self.both() {
-            place.mbcopies().iter().for_each(|process| process.send(Signal::CONT));
-            place.host.start_cyrus()?;
-        }
-        Ok(())
+        self.wake();
+        self.both().into_iter().try_for_each(|place| place.host.start_cyrus())
     }
 
     /// Processes of mbcopy that do not end by themselves.

@@ -410,8 +410,10 @@ impl Scene {
                     }
                 };
                 if due {
+                    // The other server's may not stop later, when nobody waits for it.
+                    field.disarm();
                     let done = field.perform(*harm);
-                    stopped.iter().for_each(|process| process.send(Signal::CONT));
+                    field.wake();
                     if done? || !stopped.is_empty() {
                         break true;
                     }

@@ -3,6 +3,7 @@
 use super::Scene;
 use super::verdict::Kind;
 use crate::host::Host;
+use crate::imap::NewMessage;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
@@ -13,12 +14,16 @@ pub enum Tamper {
     Quiet,
     /// An acknowledged message is expunged.
     Message,
+    /// An acknowledged message is there twice.
+    Twice,
     /// An acknowledged folder is deleted.
     Folder,
     /// An acknowledged script is replaced.
     Script,
     /// An acknowledged subscription is turned round.
     Subscription,
+    /// The route leads to the other server.
+    Route,
     /// Somebody keeps the user's lock.
     Lock,
     /// A process of mbcopy stays.
@@ -33,6 +38,8 @@ impl Tamper {
         match self {
             Tamper::Quiet => Kind::Quiet,
             Tamper::Message | Tamper::Folder | Tamper::Script | Tamper::Subscription => Kind::Lost,
+            Tamper::Twice => Kind::Undead,
+            Tamper::Route => Kind::Serving,
             Tamper::Lock => Kind::Locked,
             Tamper::Process => Kind::Process,
             Tamper::Stage => Kind::Stage,
@@ -52,6 +59,20 @@ impl Tamper {
                 imap.command("SELECT INBOX")?;
                 imap.command("STORE * +FLAGS (\\Deleted)")?;
                 imap.command("EXPUNGE")?;
+            }
+            Tamper::Twice => {
+                let mut imap = end.imap(user)?;
+                imap.command("SELECT INBOX")?;
+                let reply = imap.command("FETCH * BODY.PEEK[]")?;
+                let told = reply.numbered("FETCH").find_map(|(_, data)| data.first());
+                let bytes = told.and_then(|data| data.get("BODY[]")).context("no message")?;
+                let bytes = bytes.bytes().to_vec();
+                imap.append("INBOX", &[NewMessage { bytes, ..NewMessage::default() }])?;
+            }
+            Tamper::Route => {
+                let other = if *end == scene.source { &scene.target } else { &scene.source };
+                let edit = format!("s/^{user} .*/{user} {other}/");
+                scene.source.run(&["sed", "-i", &edit, "/var/lib/cyrus/route.map"])?;
             }
             Tamper::Folder => drop(end.imap(user)?.command("DELETE INBOX.new.c0")?),
             Tamper::Script => end.sieve(user)?.put("edited", "keep;\r\n")?,

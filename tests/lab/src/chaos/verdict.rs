@@ -133,14 +133,19 @@ impl Watch {
 
     fn reduce(steps: &[Step], look: impl Fn(&Observation) -> Look) -> Watch {
         let mut watch = Watch { phases: Vec::new(), part: None };
+        // Nobody knows what was shown meanwhile.
+        let mut gap = false;
         for step in steps {
             let look = look(&step.found);
             if look == Look::Part && watch.part.is_none() {
                 watch.part = Some(step.clone());
             }
             match watch.phases.last_mut() {
-                _ if look == Look::Unknown => {}
-                Some(phase) if phase.look == look => {
+                _ if look == Look::Unknown => {
+                    gap = true;
+                    continue;
+                }
+                Some(phase) if phase.look == look && !gap => {
                     phase.last = step.last;
                     phase.times += step.times;
                 }
@@ -149,6 +154,7 @@ impl Watch {
                     watch.phases.push(Phase { look, first, last, times });
                 }
             }
+            gap = false;
         }
         watch
     }
@@ -296,9 +302,10 @@ mod tests {
         let mut time = Duration::ZERO;
         let mut steps = Vec::new();
         for (found, times) in looks {
-            let first = time;
+            // Each look takes a half of its ten milliseconds.
+            let first = time + Duration::from_millis(5);
             time += Duration::from_millis(u64::from(*times) * 10);
-            let last = time - Duration::from_millis(5);
+            let last = time - Duration::from_millis(10);
             steps.push(Step { found: found.clone(), first, last, times: *times });
         }
         Watch::new(&steps, &quiet)
@@ -355,6 +362,11 @@ mod tests {
         assert_eq!(source.nobody(&target), []);
         let late = watch(&[(none(), 5), (whole(1), 1)]);
         assert_eq!(source.nobody(&late).len(), 1);
+        // What one look of each found may be older than its answer.
+        let once = watch(&[(whole(1), 3), (none(), 1)]);
+        assert_eq!(once.nobody(&late), []);
+        let gap = [(none(), 1), (Observation::Unreachable, 9), (none(), 1)];
+        assert_eq!(watch(&gap).nobody(&watch(&[(none(), 20)])), []);
         // A server that is down is not one that denies the user.
         let down = watch(&[(whole(1), 3), (Observation::Unreachable, 3)]);
         assert_eq!(down.nobody(&late), []);
