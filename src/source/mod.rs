@@ -98,7 +98,7 @@ impl Handler for Source {
             Op::Scan(_) => session.scan(host, link).map(Answer::ScanDone),
             Op::SendItems(items) => session.send(host, &items, link).map(Answer::SendDone),
             Op::Freeze(freeze) => session.freeze(host, &freeze).map(Answer::Frozen),
-            Op::Thaw(_) => Ok(Answer::Thawed(session.thaw(host))),
+            Op::Thaw(_) => Ok(Answer::Thawed(session.thaw())),
             Op::FindStragglers(_) => {
                 session.find_stragglers(host, link).map(Answer::StragglersFound)
             }
@@ -561,12 +561,7 @@ impl Session {
         Ok(locked)
     }
 
-    fn thaw(&mut self, host: &Host) -> v1::Thawed {
-        if self.entry.state == state::RETIRED
-            && let Ok(paths) = self.freeze_paths(host)
-        {
-            sessions::end_waiting(&paths);
-        }
+    fn thaw(&mut self) -> v1::Thawed {
         match self.freeze.take().map(Freeze::thaw) {
             Some(ended) => {
                 v1::Thawed { frozen_us: ended.lasted.as_micros() as u64, by_limit: ended.by_limit }

@@ -20,6 +20,7 @@ use crate::cyrus::config::MetaFile;
 use crate::cyrus::db::Engine;
 use crate::cyrus::mboxlist::edit::{RecordEdit, ServerEdit};
 use crate::cyrus::mboxlist::mbtype::Flag;
+use crate::cyrus::name::PartitionName;
 use crate::cyrus::path::Layout;
 use crate::fault::{self, Point};
 use crate::host::Host;
@@ -30,6 +31,12 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+
+/// A partition that no server has. Cyrus does not look at the type of a parent when
+/// it creates a folder, but takes the parent's partition (imap/mboxlist.c:
+/// mboxlist_create_partition): so nothing can be created below a retired mailbox,
+/// where nobody would see it.
+const NOWHERE: &str = "mbcopy-retired";
 
 /// A key of mailboxes.db, the record that was, and what it becomes (none: removed).
 type Change = (Vec<u8>, Vec<u8>, Option<Vec<u8>>);
@@ -73,6 +80,7 @@ impl Retirement {
     ) -> Result<Self, RetireError> {
         let record = |e: &dyn std::fmt::Display| RetireError::Record(e.to_string());
         let moving = RecordEdit {
+            partition: Some(PartitionName::new(NOWHERE).map_err(|e| record(&e))?),
             server: ServerEdit::Set(server.to_owned()),
             add: vec![Flag::Moving],
             ..RecordEdit::default()

@@ -37,38 +37,6 @@ pub fn tell(host: &Host, top: &MailboxName) -> u32 {
     told
 }
 
-/// Ends whoever waits for these locks, but for deliveries: once he has the lock
-/// he would go on with a user who is not here any more. Cyrus does not look at
-/// a parent's type when it creates a folder (imap/mboxlist.c, 3.6:
-/// mboxlist_create_namecheck), and would say OK to a folder that nobody sees.
-/// Without an answer the client knows that he knows nothing.
-pub fn end_waiting(locks: &[PathBuf]) -> u32 {
-    let inodes: Vec<String> = locks
-        .iter()
-        .filter_map(|path| std::fs::metadata(path).ok())
-        .map(|stat| format!(":{}", stat.ino()))
-        .collect();
-    // In /proc/locks the lines of those who wait have an arrow before kind,
-    // mode, access, process and place.
-    let held = std::fs::read_to_string("/proc/locks").unwrap_or_default();
-    let mut ended = 0;
-    for line in held.lines() {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let [_, "->", _, _, _, pid, place, ..] = words.as_slice() else { continue };
-        let pid = pid.parse().ok().filter(|pid| is_cyrus(*pid) && !is_delivery(*pid));
-        if let Some(pid) = pid.and_then(Pid::from_raw)
-            && inodes.iter().any(|inode| place.ends_with(inode))
-        {
-            ended += u32::from(kill_process(pid, Signal::KILL).is_ok());
-        }
-    }
-    ended
-}
-
-fn is_delivery(pid: i32) -> bool {
-    comm(pid) == "lmtpd"
-}
-
 fn comm(pid: i32) -> String {
     let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     name.trim().to_owned()

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// What is known to be broken still; see docs/design.md.
-const KNOWN: &[Kind] = &[Kind::Stragglers, Kind::LateCreate];
+const KNOWN: &[Kind] = &[];
 
 fn arena() -> Arena {
     Arena::new(["bw1", "bw2"], Path::new(env!("CARGO_BIN_EXE_mbcopy"))).unwrap()
