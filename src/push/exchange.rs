@@ -2,15 +2,13 @@
 
 use super::peer::Peer;
 use super::trouble::Trouble;
+use super::window::Window;
 use super::{Push, monitor};
 use crate::moves::Server;
 use crate::wire::bulk::Chunk;
 use crate::wire::frame::Kind;
 use crate::wire::v1::{self, FileKind, reply::Result as Answer, request::Op};
-
-/// Most bytes that are sent and not yet taken by the target: more would only
-/// fill the buffers of sshd, which it grows by copying them again and again.
-const UNDER_WAY: u64 = 2 << 20;
+use std::time::Instant;
 
 impl Push<'_> {
     /// Has the target compare what the source has now with what it holds.
@@ -55,7 +53,7 @@ impl Push<'_> {
                 rate_limit: self.options.rate_limit,
             }))
             .await?;
-        let (mut sent, mut received) = (0, 0);
+        let mut window = Window::new();
         let done = loop {
             if self.frozen_at.is_none() {
                 self.stop_if_asked()?;
@@ -64,10 +62,10 @@ impl Push<'_> {
             match frame.kind {
                 Kind::Data if !frame.payload.is_empty() => {
                     self.progress(frame.payload.clone());
-                    sent += frame.payload.len() as u64;
+                    window.send(frame.payload.len() as u64, Instant::now());
                     self.target.relay(Kind::Data, frame.payload).await?;
-                    while sent.saturating_sub(received) > UNDER_WAY {
-                        received = self.receipt().await?;
+                    while window.is_full() {
+                        window.receive(self.receipt().await?, Instant::now());
                     }
                 }
                 Kind::Reply => break self.source.decode_reply(&frame),

@@ -16,6 +16,7 @@ pub mod report;
 pub mod route;
 mod stragglers;
 mod trouble;
+mod window;
 
 use crate::fault::{self, Point};
 use crate::moves::verdict::route_is_changed;

@@ -20,8 +20,8 @@ use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Threads that read.
-const READERS: usize = 16;
+/// Threads that read: more only get in the way of each other when the files are in memory.
+const READERS: usize = 6;
 
 /// Frames that wait to be written.
 const QUEUE: usize = 8;

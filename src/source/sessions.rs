@@ -3,8 +3,6 @@
 use crate::cyrus::name::MailboxName;
 use crate::host::Host;
 use rustix::process::{Pid, Signal, kill_process};
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
 
 /// Tells each of Cyrus's processes that serves the user, or has one of his
 /// mailboxes open, to end its session (SIGQUIT: master/service.c, signals.c);

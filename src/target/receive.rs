@@ -25,7 +25,7 @@ const WRITERS: usize = 3;
 const QUEUE: usize = 8;
 
 /// How often the coordinator is told how much was taken, in bytes.
-const RECEIPT_EVERY: u64 = 512 << 10;
+const RECEIPT_EVERY: u64 = 256 << 10;
 
 /// Which file a chunk belongs to: mailbox ordinal (or the user), kind, uid.
 pub type ItemKey = (u32, u8, u32);

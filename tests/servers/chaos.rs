@@ -71,7 +71,8 @@ fn caught(arena: &mut Arena, kinds: &[Kind], strikes: &[Strike], what: &str) {
 fn a_build_that_breaks_a_promise_is_caught() {
     for (sabotage, word) in Sabotage::ALL {
         let (kinds, strikes): (&[Kind], _) = match sabotage {
-            Sabotage::SkipFreeze => (&[Kind::Lost], Vec::new()),
+            // What changes under its eyes the target refuses, if it sees it.
+            Sabotage::SkipFreeze => (&[Kind::Lost, Kind::Unprovoked], Vec::new()),
             Sabotage::PublishBeforeCompare => (&[Kind::Lost], Vec::new()),
             Sabotage::ForgetStragglers => {
                 (&[Kind::Lost], at(Point::Routed, Harm::Kill(Victim::SourceAgent)))
