@@ -1,7 +1,7 @@
 //! A search through everything that can happen to a move: every order of steps,
 //! crashes before and after each of them, answers that are lost, steps that fail,
-//! freezes that end, clients that write wherever they can, and any sequence of
-//! pushes and aborts. The phases are those of [`Phase::after`], the decisions
+//! freezes that end, clients that write wherever they can, any sequence of pushes
+//! and aborts, and a disk that loses the last write of a journal. The phases are those of [`Phase::after`], the decisions
 //! those of [`verdict`]; what a step does to the two servers is written down here.
 
 use super::journal::state;
@@ -15,6 +15,10 @@ use std::collections::{HashMap, HashSet, VecDeque};
 struct World {
     source: &'static str,
     target: &'static str,
+    /// What they said before the last write.
+    before: (&'static str, &'static str),
+    /// Whether a disk has lost such a write; it happens once.
+    forgot: bool,
     /// mailboxes.db of the target has the user.
     published: bool,
     /// mailboxes.db of the source sends clients away.
@@ -84,6 +88,8 @@ enum Refusal {
 const START: World = World {
     source: "",
     target: "",
+    before: ("", ""),
+    forgot: false,
     published: false,
     retired: false,
     route: Server::Source,
@@ -115,9 +121,6 @@ fn steps(phase: Phase, begun: Begun) -> &'static [Step] {
         Phase::Settling => &[Settle, Target(state::PREPARED), Source(state::PUBLISHING)],
         Phase::Publishing => &[Target(state::PUBLISHING), Commit, Target(state::PUBLISHED)],
         Phase::Routing if begun == Begun::Retiring => &[Route(New)],
-        Phase::Routing if begun == Begun::Routing => {
-            &[Route(New), Source(state::ROUTED), Target(state::ROUTED)]
-        }
         Phase::Routing => &[
             Target(state::ROUTING),
             Source(state::ROUTING),
@@ -128,6 +131,7 @@ fn steps(phase: Phase, begun: Begun) -> &'static [Step] {
         Phase::Unpublishing if begun == Begun::Publishing => {
             &[Hold, Target(state::UNPUBLISHING), Undo, Target(state::PREPARED)]
         }
+        Phase::Unpublishing if begun == Begun::Routing => &[Route(Old), Source(state::COPYING)],
         Phase::Unpublishing => &[
             Hold,
             Route(Old),
@@ -152,8 +156,8 @@ impl World {
             Step::Source(state::ROUTING) if !self.frozen => return Err(Refusal::Limit),
             Step::Source(state::RETIRING) if !self.frozen => return Err(Refusal::Limit),
             Step::Settle if !self.frozen => return Err(Refusal::Limit),
-            Step::Source(word) => self.source = word,
-            Step::Target(word) => self.target = word,
+            Step::Source(word) => (self.before.0, self.source) = (self.source, word),
+            Step::Target(word) => (self.before.1, self.target) = (self.target, word),
             Step::Freeze => self.frozen = true,
             Step::Settle => self.source_ahead = false,
             Step::Commit => self.published = true,
@@ -195,8 +199,26 @@ impl World {
         World { at_work: None, frozen: false, held: false, ..self }
     }
 
+    /// Dies, and one of the disks has lost the journal's last write.
+    fn forgetful(self) -> impl Iterator<Item = World> {
+        let dead = World { forgot: true, ..self.crashed() };
+        let (source, target) = self.before;
+        [World { source, ..dead }, World { target, ..dead }]
+            .into_iter()
+            .filter(move |_| !self.forgot)
+    }
+
     /// What agents find out of themselves when they take a move up.
     fn settled(mut self) -> World {
+        if self.target == state::PREPARED && self.published {
+            self.target = state::PUBLISHED;
+        }
+        if verdict::has_user(self.target) && !self.published {
+            self.target = state::PREPARED;
+        }
+        if self.source == state::ROUTED && self.retired {
+            self.source = state::RETIRING;
+        }
         if [state::PUBLISHING, state::UNPUBLISHING].contains(&self.target) {
             let committed = self.published && self.target == state::PUBLISHING;
             self.published = committed;
@@ -206,6 +228,13 @@ impl World {
             self.source = state::ROUTED;
         }
         self
+    }
+
+    /// A command refuses to do anything: what the journals say does not fit
+    /// together, or not with what is there.
+    fn refuses(self) -> World {
+        assert!(self.forgot, "the journals contradict each other: {self:?}");
+        World { at_work: None, ..self }
     }
 
     /// A command begins.
@@ -225,7 +254,7 @@ impl World {
                 OnPush::Begin => work(Phase::Copying, Begun::Nothing),
                 OnPush::Withdraw => work(Phase::Unpublishing, Begun::Publishing),
                 OnPush::Forward => work(Phase::Refreezing, begun),
-                OnPush::Contradiction => panic!("the journals contradict each other: {world:?}"),
+                OnPush::Contradiction => return world.refuses(),
             },
             Goal::Abort => match (rules.on_abort)(world.source, world.target) {
                 OnAbort::GiveUp => {
@@ -233,8 +262,9 @@ impl World {
                     None
                 }
                 OnAbort::Withdraw | OnAbort::Recall => work(Phase::Unpublishing, Begun::Nothing),
+                OnAbort::Restore => work(Phase::Unpublishing, Begun::Routing),
                 OnAbort::TooLate | OnAbort::Over => None,
-                OnAbort::Contradiction => panic!("the journals contradict each other: {world:?}"),
+                OnAbort::Contradiction => return world.refuses(),
             },
         };
         world
@@ -289,6 +319,7 @@ impl World {
             return next;
         };
         next.push(self.crashed());
+        next.extend(self.forgetful());
         // The limit of a freeze, until the route is to be changed.
         if self.frozen && !verdict::route_is_changed(self.source) {
             next.push(World { frozen: false, ..self });
@@ -307,6 +338,7 @@ impl World {
                         next.push(self.after(work, unknown));
                         next.push(self.after(work, Event::Failed));
                         next.push(done.crashed());
+                        next.extend(done.forgetful());
                     }
                     Err(Refusal::Limit) => next.push(self.after(work, Event::LimitReached)),
                     Err(Refusal::Unknown) => next.push(self.after(work, Event::OutcomeUnknown)),
@@ -390,11 +422,21 @@ fn whatever_happens_one_server_serves_and_nothing_is_lost() {
 #[test]
 fn resume_finishes_from_everywhere() {
     let seen = reachable(RULES);
+    let mut refused = 0;
     for world in seen.keys().filter(|w| w.at_work.is_none() && w.source != state::DONE) {
         let end = world.undisturbed(Goal::Push);
+        if world.forgot && end.source != state::DONE {
+            // The source believes that its route was changed, and the target has nothing:
+            // an admin says what is to be done.
+            assert!(verdict::route_is_changed(end.source) && !end.published, "{end:?}");
+            assert_eq!(end.undisturbed(Goal::Abort).source, state::ABORTED, "{end:?}");
+            refused += 1;
+            continue;
+        }
         assert_eq!(end.source, state::DONE, "{}\n{end:?}", story(&seen, *world));
         assert!(!end.frozen && !end.source_ahead, "{end:?}");
     }
+    assert!(refused > 0, "no disk has lost a write that matters");
 }
 
 #[test]
@@ -439,7 +481,19 @@ fn a_wrong_rule_is_found() {
             right => right,
         },
     };
-    let wrong = [withdraw_what_was_routed, abort_what_was_retired, begin_over_what_was_published];
+    let believe_the_source_alone = Rules {
+        on_push: |source, target| match (source, verdict::on_push(source, target)) {
+            (state::PUBLISHING, OnPush::Forward) => OnPush::Withdraw,
+            (_, right) => right,
+        },
+        ..RULES
+    };
+    let wrong = [
+        withdraw_what_was_routed,
+        abort_what_was_retired,
+        begin_over_what_was_published,
+        believe_the_source_alone,
+    ];
     for rules in wrong {
         assert!(std::panic::catch_unwind(|| reachable(rules)).is_err(), "it was not found");
     }

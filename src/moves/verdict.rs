@@ -1,10 +1,10 @@
 //! What a command does with a move that an earlier one has begun, by what the
 //! journals of the two servers say of it. Pure.
 //!
-//! The source's journal decides where the route leads: it says *routing* before
-//! the route may be changed, and no more once it has certainly been restored.
-//! The target's journal, corrected by its mailboxes.db, decides whether the
-//! target has the user.
+//! Both journals say *routing* before the route may be changed: where either does,
+//! the move goes forward, which is safe even if the route was not changed, so that
+//! a disk that has lost one journal's last write splits nobody. The target's
+//! journal, corrected by its mailboxes.db, decides whether the target has the user.
 
 use super::journal::state;
 
@@ -30,6 +30,8 @@ pub enum OnAbort {
     Withdraw,
     /// Brings the route back, then the same; unless the target has had mail.
     Recall,
+    /// Brings the route back; the target has nothing of the user any more.
+    Restore,
     /// Does nothing: the source is retired, only a reverse move leads back.
     TooLate,
     /// Does nothing: the move is over, the source serves the user.
@@ -42,8 +44,9 @@ pub enum OnAbort {
 /// the move, `target` when the target knows nothing of it.
 pub fn on_push(source: &str, target: &str) -> OnPush {
     match source {
-        // Then the target's journal says it: it is written before the route is changed.
-        "" if routed(target) => OnPush::Forward,
+        "" | state::PLANNED | state::COPYING | state::PUBLISHING if routed(target) => {
+            OnPush::Forward
+        }
         "" | state::PLANNED | state::COPYING | state::PUBLISHING if has_user(target) => {
             OnPush::Withdraw
         }
@@ -60,6 +63,8 @@ pub fn on_abort(source: &str, target: &str) -> OnAbort {
     match source {
         state::RETIRING | state::RETIRED | state::DONE => OnAbort::TooLate,
         state::ABORTED => OnAbort::Over,
+        // A disk has lost what one of them wrote last.
+        state::ROUTING | state::ROUTED if knows_of_no_user(target) => OnAbort::Restore,
         _ => match on_push(source, target) {
             OnPush::Begin => OnAbort::GiveUp,
             OnPush::Withdraw => OnAbort::Withdraw,
@@ -77,6 +82,11 @@ pub fn route_is_changed(source: &str) -> bool {
 /// Whether a target's journal says that the route may lead there.
 fn routed(target: &str) -> bool {
     [state::ROUTING, state::ROUTED].contains(&target)
+}
+
+/// Whether a target knows the move and has not the user.
+fn knows_of_no_user(target: &str) -> bool {
+    [state::PLANNED, state::COPYING, state::PREPARED].contains(&target)
 }
 
 /// Whether a target's journal says that the target has the user.

@@ -98,6 +98,10 @@ impl Push<'_> {
                 self.record(Server::Source, state::COPYING).await?;
             }
             OnAbort::Recall => self.unpublish().await?,
+            OnAbort::Restore => {
+                self.run_route_command(&self.change().restored()).await?;
+                self.record(Server::Source, state::COPYING).await?;
+            }
             OnAbort::TooLate => {
                 return Err(Trouble::Refused(format!(
                     "the move of {mailbox} is past its last point of return: the source's copy is \

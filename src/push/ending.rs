@@ -56,7 +56,8 @@ impl Push<'_> {
                 if self.frozen_at.is_some() {
                     let _ = tokio::time::timeout(GRACE, self.thaw()).await;
                 }
-                if !dry && self.report.outcome == Outcome::Refused && self.report.rounds == 0 {
+                // What an earlier push has copied is kept.
+                if !dry && self.fresh && self.report.outcome == Outcome::Refused {
                     for server in [Server::Target, Server::Source] {
                         let _ = tokio::time::timeout(GRACE, self.finish(server, false)).await;
                     }
@@ -141,6 +142,7 @@ impl Push<'_> {
         self.broken |= trouble.breaks_connections();
         let guidance = match trouble {
             Trouble::Peer(e) => e.guidance(),
+            Trouble::Contradiction { state, advice, .. } => Some((*state, advice.as_str())),
             _ => None,
         };
         let (state, advice) = guidance.unwrap_or(match phase {
@@ -165,7 +167,7 @@ impl Push<'_> {
         self.report.failure =
             Some(Failure { text: trouble.to_string(), state: state.into(), advice: advice.into() });
         self.report.outcome = match trouble {
-            Trouble::Refused(_) => Outcome::Refused,
+            Trouble::Refused(_) | Trouble::Contradiction { .. } => Outcome::Refused,
             Trouble::Interrupted => Outcome::Interrupted,
             Trouble::Peer(e) => match e.kind() {
                 Some(v1::failure::Kind::Refused) => Outcome::Refused,

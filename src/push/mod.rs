@@ -197,6 +197,8 @@ struct Push<'a> {
     frozen_at: Option<Instant>,
     attempts: u32,
     ready: bool,
+    /// Whether no earlier push has begun this move.
+    fresh: bool,
     /// Whether the target's Cyrus has accepted what was copied.
     rehearsed: bool,
     /// Whether a connection may be in the middle of something.
@@ -239,6 +241,7 @@ impl<'a> Push<'a> {
             frozen_at: None,
             attempts: 0,
             ready: false,
+            fresh: false,
             rehearsed: false,
             broken: false,
             message_bytes: 0,

@@ -6,7 +6,7 @@ use super::trouble::Trouble;
 use super::{Push, monitor, route};
 use crate::fault::{self, Point, Sabotage, sabotaged};
 use crate::moves::journal::state;
-use crate::moves::verdict::{self, OnPush, route_is_changed};
+use crate::moves::verdict::{self, OnAbort, OnPush, route_is_changed};
 use crate::moves::{MoveId, Server};
 use crate::wire::frame::Kind;
 use crate::wire::v1::{self, reply::Result as Answer, request::Op};
@@ -56,6 +56,7 @@ impl Push<'_> {
             target = self.plan_target(&source).await?;
             lost = true;
         }
+        self.fresh = source.state == state::PLANNED && !lost;
         self.problems(Server::Source, &source.problems);
         self.problems(Server::Target, &target.problems);
         self.snapshot = if source.snapshot.is_empty() { target.snapshot } else { source.snapshot };
@@ -156,10 +157,30 @@ impl Push<'_> {
                 self.source_state = source.into();
                 Ok(true)
             }
-            OnPush::Contradiction => Err(Trouble::Refused(format!(
-                "this move was {source} on the source, but the target's journal says {target:?}: \
-                 it must not be finished before that is understood"
-            ))),
+            OnPush::Contradiction => {
+                let text = format!(
+                    "this move was {source} on the source, but the target's journal says {target:?}"
+                );
+                let mailbox = &self.report.mailbox;
+                let (state, advice) = match verdict::on_abort(source, target) {
+                    OnAbort::Restore => {
+                        // Wherever the route leads, only the source can serve.
+                        self.route_begun = false;
+                        (
+                            "the source has the user, whole, and the target has nothing of him; \
+                             the route may lead to the target",
+                            format!("bring the route back to the source: mbcopy abort {mailbox}"),
+                        )
+                    }
+                    _ => (
+                        "nothing was changed",
+                        "look on both servers what there is of the user (mbcopy verify), before \
+                         anything else"
+                            .into(),
+                    ),
+                };
+                Err(Trouble::Contradiction { text, state, advice })
+            }
         }
     }
 
@@ -315,14 +336,15 @@ impl Push<'_> {
     }
 
     pub(super) async fn route(&mut self) -> Result<(), Trouble> {
-        if self.source_state.is_empty() {
+        let retiring = [state::RETIRING, state::RETIRED].contains(&self.source_state.as_str());
+        if !retiring {
             self.record_both(state::ROUTING).await?;
         }
         self.run_route_command(&self.change()).await?;
         // From here on the world goes to the target, whatever fails.
         self.route_begun = true;
         fault::point(Point::RouteChanged);
-        if [state::RETIRING, state::RETIRED].contains(&self.source_state.as_str()) {
+        if retiring {
             return Ok(());
         }
         self.record(Server::Source, state::ROUTED).await?;

@@ -15,6 +15,9 @@ pub(super) enum Trouble {
     Route(#[from] route::RouteError),
     #[error("{0}")]
     Refused(String),
+    /// What the journals say does not fit together.
+    #[error("{text}")]
+    Contradiction { text: String, state: &'static str, advice: String },
     #[error("interrupted")]
     Interrupted,
     #[error("the freeze limit of {0:?} was reached")]

@@ -24,7 +24,7 @@ use bytes::Bytes;
 use freeze::{Freeze, ProofError};
 use inventory::{Listing, Ordinals, SourceMailbox, UserFiles};
 use mailbox::Known;
-use retire::Retirement;
+use retire::{RetireError, Retirement};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -133,13 +133,13 @@ impl Source {
                 host.external(&top)
             )));
         }
-        let mut id: MoveId = plan
+        let id: MoveId = plan
             .move_id
             .parse()
             .map_err(|e: crate::moves::id::NotAnId| agent::protocol(e.to_string()))?;
         let (mut journal, mut hold) = (None, None);
         let mut entry = Entry {
-            id: id.clone(),
+            id,
             role: v1::Role::Source,
             name: top.as_bytes().to_vec(),
             display: host.external(&top),
@@ -166,7 +166,6 @@ impl Source {
                     return Err(refused("this server knows another move of the user".into()));
                 }
                 Some(before) if before.peer == entry.peer => {
-                    id = before.id.clone();
                     entry = Entry { updated: now_ms(), ..before };
                 }
                 Some(before) if !harmless(&before.state) => {
@@ -184,9 +183,7 @@ impl Source {
             }
             (journal, hold) = (Some(opened), Some(held));
         }
-        if entry.state == state::RETIRING {
-            entry.state = settle_retirement(host, &id)?.into();
-        }
+        settle_retirement(host, &mut entry)?;
         let mut ordinals = Ordinals::new();
         // The records of a user who is being retired name the other server.
         let listing = if retired(&entry.state) {
@@ -221,9 +218,7 @@ impl Source {
             let last = moves.into_iter().filter(ours).max_by_key(|e| e.updated);
             return Ok(v1::Attached { r#move: last.map(v1::MoveRecord::from) });
         };
-        if entry.state == state::RETIRING {
-            entry.state = settle_retirement(host, &entry.id)?.into();
-        }
+        settle_retirement(host, &mut entry)?;
         let mut record = v1::MoveRecord::from(entry.clone());
         let session = Session::new(top, entry, Some(journal), Some(hold));
         record.identity = Some(session.identity(host));
@@ -692,19 +687,28 @@ struct Detail {
     route_command: bool,
 }
 
-/// What an interrupted retirement has come to, as a state: the records tell.
-fn settle_retirement(host: &Host, id: &MoveId) -> Result<&'static str, v1::Failure> {
-    let happened = Retirement::load(host, id).and_then(|r| r.has_happened(host));
-    match happened {
-        Ok(true) => Ok(state::RETIRING),
-        Ok(false) => Ok(state::ROUTED),
-        Err(e) => Err(v1::Failure::new(
+/// Finds out what became of a retirement that was planned: what mailboxes.db says
+/// counts, wherever a disk may have lost what the journal said last.
+fn settle_retirement(host: &Host, entry: &mut Entry) -> Result<(), v1::Failure> {
+    let unknown = |e: RetireError| {
+        v1::Failure::new(
             Kind::UnknownOutcome,
             e.to_string(),
             "the target serves the user; the source's copy is not put away completely",
             "look at the source's records of the user (ctl_mboxlist -d)",
-        )),
+        )
+    };
+    let began = match entry.state.as_str() {
+        state::RETIRING => true,
+        state::ROUTED => Retirement::is_planned(host, &entry.id).map_err(unknown)?,
+        _ => false,
+    };
+    if began {
+        let planned = Retirement::load(host, &entry.id).map_err(unknown)?;
+        let happened = planned.has_happened(host).map_err(unknown)?;
+        entry.state = if happened { state::RETIRING } else { state::ROUTED }.into();
     }
+    Ok(())
 }
 
 /// The moves that this server's journal knows, of one mailbox or of all.

@@ -110,6 +110,11 @@ impl Retirement {
         Ok(Self { changes, renames })
     }
 
+    /// Whether an earlier process was about to do it.
+    pub fn is_planned(host: &Host, id: &MoveId) -> Result<bool, RetireError> {
+        Ok(Self::path(host, id)?.exists())
+    }
+
     /// Reads what an earlier process was about to do.
     pub fn load(host: &Host, id: &MoveId) -> Result<Self, RetireError> {
         let path = Self::path(host, id)?;

@@ -29,7 +29,7 @@ use crate::wire::v1::{self, failure::Kind, reply::Result as Answer, request::Op}
 use base::Base;
 use carry::{CarryError, Carrying};
 use offer::{Checked, Inventory, Listing, MailboxWants, OfferError};
-use publish::Publication;
+use publish::{Publication, Standing};
 use receive::{Expected, Receipt, Writers};
 use shadow::{Shadow, Top};
 use stage::Stage;
@@ -259,21 +259,23 @@ impl Target {
         })
     }
 
-    /// Finds out what a move has come to that had begun to publish.
+    /// Finds out what a move has come to that had begun to publish, or had a
+    /// plan of it.
     fn settle(&self, entry: &mut Entry) -> Result<Option<Publication>, v1::Failure> {
-        // Of a move that is over here, the plan has gone with the stage.
-        if entry.state == state::DONE || !began_to_publish(&entry.state) {
-            return Ok(None);
-        }
         let path = Stage::new(&self.host.config, &entry.id)
             .map_err(|e| internal(e.to_string(), "nothing was changed"))?
             .publication();
+        let planned = entry.state == state::PREPARED && path.exists();
+        // Of a move that is over here, the plan has gone with the stage.
+        if entry.state == state::DONE || !(planned || began_to_publish(&entry.state)) {
+            return Ok(None);
+        }
         let loaded: Publication = sealed::load(&path).map_err(|e| {
             let text = format!("{}: {e}", path.display());
             internal(text, "this server's journal says that it has published the user")
         })?;
         self.settle_publication(entry, &loaded)?;
-        Ok(Some(loaded))
+        Ok(began_to_publish(&entry.state).then_some(loaded))
     }
 
     /// Opens the journal and takes the right to work on the user; what the
@@ -318,8 +320,9 @@ impl Target {
         Ok(Opened::Ours(journal, hold, entry))
     }
 
-    /// Finds out what became of a publication that was interrupted: committed
-    /// is committed, and anything less is taken back.
+    /// Finds out what became of a publication: committed is committed, and
+    /// anything less is taken back. What mailboxes.db says counts, wherever a
+    /// disk may have lost what the journal said last.
     fn settle_publication(
         &self,
         entry: &mut Entry,
@@ -333,23 +336,26 @@ impl Target {
                 "mend the cause and run the same push again",
             )
         };
-        let begun = [state::PUBLISHING, state::UNPUBLISHING].contains(&entry.state.as_str());
-        if !begun {
+        let standing = publication.standing(&self.host);
+        let absent = match entry.state.as_str() {
+            state::PUBLISHING => standing.map_err(failed)? != Standing::Committed,
+            state::UNPUBLISHING => true,
+            state::PREPARED if matches!(standing, Ok(Standing::Committed)) => false,
+            state::PREPARED => return Ok(()),
             // The records change as soon as somebody uses the mailboxes.
-            return Ok(());
-        }
-        let committed = publication.is_committed(&self.host).map_err(failed)?;
-        let state = match entry.state.as_str() {
-            state::PUBLISHING if committed => state::PUBLISHED,
-            _ => {
+            _ if matches!(standing, Ok(Standing::Absent)) => true,
+            _ => return Ok(()),
+        };
+        entry.state = match absent {
+            false => state::PUBLISHED.into(),
+            true => {
                 let top = MailboxName::from_internal(&entry.name)
                     .map_err(|e| agent::protocol(e.to_string()))?;
                 let _lock = lock(&self.host, &top)?;
                 publication.undo(&self.host).map_err(failed)?;
-                state::PREPARED
+                state::PREPARED.into()
             }
         };
-        entry.state = state.into();
         Ok(())
     }
 }

@@ -56,7 +56,7 @@ pub struct Publication {
 
 /// What the live mailboxes.db has of a publication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
+pub enum Standing {
     /// All of it.
     Committed,
     /// Nothing of it.
@@ -156,7 +156,7 @@ impl Publication {
         let mut parts = ops.chunks(at_once.max(1));
         let changed = parts.try_for_each(|ops| host.change(DbKind::Mailboxes, ops));
         // Only what is read back tells whether the transaction happened.
-        match self.is_committed(host)? {
+        match self.standing(host)? == Standing::Committed {
             true => Ok(()),
             false => {
                 let (database, reason) = match changed {
@@ -168,15 +168,9 @@ impl Publication {
         }
     }
 
-    /// Whether the live mailboxes.db holds all of the user's records as they
-    /// were published.
-    pub fn is_committed(&self, host: &Host) -> Result<bool, PublishError> {
-        Ok(self.standing(host)? == Standing::Committed)
-    }
-
     /// How many of the user's records the live mailboxes.db holds as they were
     /// published: all, none, or something between, which only others can make.
-    fn standing(&self, host: &Host) -> Result<Standing, PublishError> {
+    pub fn standing(&self, host: &Host) -> Result<Standing, PublishError> {
         let unknown =
             |database: PathBuf, reason: String| PublishError::Unknown { database, reason };
         let database = host.mailboxes().map_err(|e| unknown(e.path, e.reason))?;

@@ -28,17 +28,17 @@ fn files(host: &Host, user: &str) -> String {
 }
 
 /// A user on the source whose push died at a point.
-struct Killed {
-    servers: Servers,
-    user: String,
-    mailbox: String,
+pub struct Killed {
+    pub servers: Servers,
+    pub user: String,
+    pub mailbox: String,
     before: Fingerprint,
     files: String,
 }
 
 impl Killed {
     /// `restart`: both servers' Cyrus, after the crash.
-    fn at(point: Point, user: String, restart: bool) -> Killed {
+    pub fn at(point: Point, user: String, restart: bool) -> Killed {
         let servers = Servers::fresh();
         servers.accounts(&[&user]);
         Seed::new(&servers.source, &user).small().unwrap();
@@ -65,10 +65,19 @@ impl Killed {
     }
 
     /// The user is whole on the target, and the source shows nothing of him.
-    fn assert_moved(&self, point: Point) {
+    pub fn assert_moved(&self, point: Point) {
         let Killed { servers, user, before, .. } = self;
         assert_same(before, &fingerprint(&servers.target, user, &[]), &[]);
         assert!(sees(&servers.source, user).is_none(), "{point:?}: the source still serves {user}");
+        self.assert_no_stage(point);
+    }
+
+    /// The user is on the source as he was, down to his files, and nowhere else.
+    pub fn assert_as_before(&self, point: Point) {
+        let Killed { servers, user, before, .. } = self;
+        assert_same(before, &fingerprint(&servers.source, user, &[]), &[]);
+        assert_eq!(self.files, files(&servers.source, user), "{point:?}: the source's files");
+        assert!(sees(&servers.target, user).is_none(), "{point:?}: the target shows {user}");
         self.assert_no_stage(point);
     }
 
@@ -107,7 +116,7 @@ fn a_move_that_is_killed_at_any_point_is_finished_by_resume() {
 fn a_move_that_is_killed_at_any_point_before_retire_is_put_back_by_abort() {
     for (n, point) in points_of_a_push() {
         let killed = Killed::at(point, format!("abort{n}"), n % 2 == 1);
-        let Killed { servers, user, mailbox, before, files: files_before } = &killed;
+        let Killed { servers, mailbox, .. } = &killed;
         let aborted = servers.mbcopy(&["abort", mailbox, "-v"]);
         // Once the source's records are changed, only forward.
         if (Point::RetireCommitted..=Point::Thawed).contains(&point) {
@@ -122,10 +131,7 @@ fn a_move_that_is_killed_at_any_point_before_retire_is_put_back_by_abort() {
         }
         let last = format!("{mailbox}: given up, everything is as before; bw1 serves the user now");
         assert_eq!(aborted.expect(0).last_line(), last, "{point:?}");
-        assert_same(before, &fingerprint(&servers.source, user, &[]), &[]);
-        assert_eq!(*files_before, files(&servers.source, user), "{point:?}: the source's files");
-        assert!(sees(&servers.target, user).is_none(), "{point:?}: the target shows {user}");
-        killed.assert_no_stage(point);
+        killed.assert_as_before(point);
         // Nobody is blocked, and the user can be moved all the same.
         servers.push(mailbox, &["--route-command", "true"]).expect(0);
         killed.assert_moved(point);

@@ -8,6 +8,7 @@ mod chaos;
 mod commands;
 mod crash;
 mod engines;
+mod forgotten;
 mod live;
 mod power;
 mod preflight;
