@@ -47,7 +47,7 @@ pub(super) fn run(common: &Common, args: StatusArgs) -> ExitCode {
             if moves.moves.is_empty() && !args.json {
                 println!("no moves are known here");
             }
-            ExitCode::SUCCESS
+            ExitCode::from(u8::from(!moves.damaged.is_empty()))
         }
         Err(error) => {
             eprintln!("mbcopy: {error}");
@@ -64,7 +64,16 @@ pub(super) fn ask(
     runtime.block_on(async {
         let (_child, mut agent) = super::push::local_agent(common, v1::Role::Source).await?;
         match agent.call(Op::ListMoves(v1::ListMoves { mailbox })).await? {
-            Answer::Moves(moves) => Ok(moves),
+            Answer::Moves(moves) => {
+                for text in &moves.damaged {
+                    eprintln!(
+                        "mbcopy: {}\n  now: the other moves are not touched by it\n  next: the \
+                         journal of the other server knows of the move, too: run its push again",
+                        crate::wire::printable(text)
+                    );
+                }
+                Ok(moves)
+            }
             _ => Err("the agent answered something else".into()),
         }
     })

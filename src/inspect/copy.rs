@@ -167,8 +167,7 @@ fn moves(host: &Host, top: &MailboxName) -> Result<Vec<Entry>, v1::Failure> {
         return Ok(Vec::new());
     }
     let journal = Journal::open(&directory).map_err(|e| failed(&e))?;
-    let mut moves = journal.moves().map_err(|e| failed(&e))?;
-    moves.retain(|entry| entry.name == top.as_bytes());
+    let mut moves = journal.of(top.as_bytes()).map_err(|e| failed(&e))?;
     moves.reverse();
     Ok(moves)
 }

@@ -120,6 +120,9 @@ pub struct Journal {
     database: Connection,
 }
 
+/// A row as SQLite gives it, with its seal, which is not checked yet.
+type RawRow = rusqlite::Result<(Entry, Vec<u8>)>;
+
 /// The right to work on a user; a kernel lock that ends with the process.
 #[derive(Debug)]
 pub struct Hold {
@@ -271,8 +274,8 @@ impl Journal {
     /// The newest move in which this server has this part, of the user whose top
     /// mailbox is `name`, that is not over.
     pub fn unfinished(&self, name: &[u8], role: v1::Role) -> Result<Option<Entry>, JournalError> {
-        let open = |e: &Entry| e.name == name && e.role == role && !state::is_over(&e.state);
-        Ok(self.moves()?.into_iter().rfind(open))
+        let open = |e: &Entry| e.role == role && !state::is_over(&e.state);
+        Ok(self.of(name)?.into_iter().rfind(open))
     }
 
     /// One move.
@@ -287,14 +290,35 @@ impl Journal {
         row.map(|entry| self.sealed(entry)).transpose()
     }
 
-    /// All moves, oldest first.
-    pub fn moves(&self) -> Result<Vec<Entry>, JournalError> {
-        let read = || -> rusqlite::Result<Vec<_>> {
-            let mut query = self.database.prepare("SELECT * FROM move ORDER BY started, id")?;
-            query.query_map([], |row| Ok(Self::read(row)))?.collect()
-        };
-        let rows = read().map_err(|source| self.error(source))?;
+    /// The moves of the user whose top mailbox is `name`, oldest first. A damaged
+    /// record of another user does not matter.
+    pub fn of(&self, name: &[u8]) -> Result<Vec<Entry>, JournalError> {
+        let rows = self.rows("SELECT * FROM move WHERE name = ?1 ORDER BY started, id", [name])?;
         rows.into_iter().map(|entry| self.sealed(entry)).collect()
+    }
+
+    /// All moves, oldest first, and what is wrong with the records that are damaged.
+    pub fn moves(&self) -> Result<(Vec<Entry>, Vec<JournalError>), JournalError> {
+        let (mut moves, mut damaged) = (Vec::new(), Vec::new());
+        for row in self.rows("SELECT * FROM move ORDER BY started, id", [])? {
+            match self.sealed(row) {
+                Ok(entry) => moves.push(entry),
+                Err(error) => damaged.push(error),
+            }
+        }
+        Ok((moves, damaged))
+    }
+
+    fn rows(
+        &self,
+        query: &str,
+        parameters: impl rusqlite::Params,
+    ) -> Result<Vec<RawRow>, JournalError> {
+        let read = || -> rusqlite::Result<Vec<_>> {
+            let mut query = self.database.prepare(query)?;
+            query.query_map(parameters, |row| Ok(Self::read(row)))?.collect()
+        };
+        read().map_err(|source| self.error(source))
     }
 
     fn read(row: &Row<'_>) -> rusqlite::Result<(Entry, Vec<u8>)> {
@@ -316,7 +340,7 @@ impl Journal {
         Ok((entry, row.get(9)?))
     }
 
-    fn sealed(&self, row: rusqlite::Result<(Entry, Vec<u8>)>) -> Result<Entry, JournalError> {
+    fn sealed(&self, row: RawRow) -> Result<Entry, JournalError> {
         let (entry, seal) = row.map_err(|source| self.error(source))?;
         if entry.seal().as_slice() == seal {
             Ok(entry)
@@ -427,11 +451,89 @@ mod tests {
         let journal = Journal::open(dir.path()).unwrap();
         journal.write(&entry(state::PREPARED)).unwrap();
         journal.database.execute("UPDATE move SET state = 'planned'", []).unwrap();
-        assert!(matches!(journal.moves(), Err(JournalError::Damaged { .. })));
+        let other = Entry {
+            id: "ffeeddccbbaa9988".parse().unwrap(),
+            name: b"user.y".to_vec(),
+            ..entry(state::ROUTED)
+        };
+        journal.write(&other).unwrap();
+        let (whole, damaged) = journal.moves().unwrap();
+        assert_eq!(whole, std::slice::from_ref(&other));
+        assert!(matches!(damaged.as_slice(), [JournalError::Damaged { .. }]), "{damaged:?}");
+        assert_eq!(journal.unfinished(b"user.y", v1::Role::Source).unwrap(), Some(other));
         assert!(matches!(
             journal.unfinished(b"user.x", v1::Role::Source),
             Err(JournalError::Damaged { .. })
         ));
+    }
+
+    /// A journal with two moves, as its files are while it is open: the database
+    /// and, where its last writes are, the log.
+    fn files(states: &[&str]) -> [(&'static str, Vec<u8>); 2] {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path()).unwrap();
+        journal.write(&other()).unwrap();
+        journal.write(&entry(state::PLANNED)).unwrap();
+        journal.database.pragma_update(None, "wal_checkpoint", "TRUNCATE").unwrap();
+        states.iter().for_each(|state| journal.write(&entry(state)).unwrap());
+        ["journal.sqlite", "journal.sqlite-wal"]
+            .map(|name| (name, std::fs::read(dir.path().join("mbcopy").join(name)).unwrap()))
+    }
+
+    fn other() -> Entry {
+        let id = "ffeeddccbbaa9988".parse().unwrap();
+        Entry { id, name: b"user.y".to_vec(), ..entry(state::ROUTED) }
+    }
+
+    /// What a journal of these files says of the first move; none: it refuses.
+    fn said(files: &[(&str, &[u8])]) -> Option<Option<Entry>> {
+        // In memory where that can be had: there are some ten thousand of them.
+        let memory = Path::new("/dev/shm");
+        let dir = match memory.is_dir() {
+            true => tempfile::tempdir_in(memory).unwrap(),
+            false => tempfile::tempdir().unwrap(),
+        };
+        std::fs::create_dir(dir.path().join("mbcopy")).unwrap();
+        for (name, bytes) in files {
+            std::fs::write(dir.path().join("mbcopy").join(name), bytes).unwrap();
+        }
+        let journal = Journal::open(dir.path()).ok()?;
+        journal.unfinished(b"user.x", v1::Role::Source).ok()
+    }
+
+    /// Whatever a disk does to its files, a journal never says what was never
+    /// written: it says what was, something older that was, nothing, or refuses.
+    /// The older and the missing are what `moves::search` lets a disk forget.
+    #[test]
+    fn a_damaged_journal_never_says_what_was_not_written() {
+        let written = [state::PLANNED, state::PUBLISHING, state::ROUTING];
+        let [(database, main), (log, wal)] = files(&written[1..]);
+        assert_eq!(said(&[(database, &main), (log, &wal)]), Some(Some(entry(state::ROUTING))));
+        let (mut right, mut older, mut none, mut refused) = (0, 0, 0, 0);
+        let mut look = |files: &[(&str, &[u8])], what: &dyn Fn() -> String| match said(files) {
+            None => refused += 1,
+            Some(None) => none += 1,
+            Some(Some(found)) if found == entry(state::ROUTING) => right += 1,
+            Some(Some(found)) => {
+                assert!(written.iter().any(|s| found == entry(s)), "{}: {found:?}", what());
+                older += 1;
+            }
+        };
+        for at in 0..main.len() {
+            let mut bad = main.clone();
+            bad[at] ^= 1 << (at % 8);
+            look(&[(database, &bad), (log, &wal)], &|| format!("database, byte {at} flipped"));
+            look(&[(database, &bad)], &|| format!("database alone, byte {at} flipped"));
+            look(&[(database, &main[..at])], &|| format!("database torn at {at}"));
+        }
+        for at in 0..wal.len() {
+            let mut bad = wal.clone();
+            bad[at] ^= 1 << (at % 8);
+            look(&[(database, &main), (log, &bad)], &|| format!("log, byte {at} flipped"));
+            look(&[(database, &main), (log, &wal[..at])], &|| format!("log torn at {at}"));
+        }
+        println!("{right} right, {older} older, {none} missing, {refused} refused");
+        assert!(refused > 0 && older > 0 && right > 0);
     }
 
     #[test]

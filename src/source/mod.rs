@@ -213,8 +213,8 @@ impl Source {
         let hold = journal.hold(top.as_bytes(), &holder).map_err(|e| journal_failure(&e))?;
         let unfinished = journal.unfinished(top.as_bytes(), v1::Role::Source);
         let Some(mut entry) = unfinished.map_err(|e| journal_failure(&e))? else {
-            let moves = journal.moves().map_err(|e| journal_failure(&e))?;
-            let ours = |e: &Entry| e.name == top.as_bytes() && e.role == v1::Role::Source;
+            let moves = journal.of(top.as_bytes()).map_err(|e| journal_failure(&e))?;
+            let ours = |e: &Entry| e.role == v1::Role::Source;
             let last = moves.into_iter().filter(ours).max_by_key(|e| e.updated);
             return Ok(v1::Attached { r#move: last.map(v1::MoveRecord::from) });
         };
@@ -717,15 +717,16 @@ fn moves(host: &Host, mailbox: &str) -> Result<v1::Moves, v1::Failure> {
     if !directory.join("mbcopy/journal.sqlite").exists() {
         return Ok(v1::Moves::default());
     }
-    let wanted = match mailbox {
-        "" => None,
-        mailbox => Some(top_of(host, mailbox)?),
-    };
     let journal = Journal::open(&directory).map_err(|e| journal_failure(&e))?;
-    let entries = journal.moves().map_err(|e| journal_failure(&e))?;
-    let wanted = |e: &Entry| wanted.as_ref().is_none_or(|top| e.name == top.as_bytes());
-    let moves = entries.into_iter().filter(wanted).map(v1::MoveRecord::from).collect();
-    Ok(v1::Moves { moves })
+    let found = match mailbox {
+        "" => journal.moves(),
+        mailbox => journal.of(top_of(host, mailbox)?.as_bytes()).map(|moves| (moves, Vec::new())),
+    };
+    let (moves, damaged) = found.map_err(|e| journal_failure(&e))?;
+    Ok(v1::Moves {
+        moves: moves.into_iter().map(v1::MoveRecord::from).collect(),
+        damaged: damaged.iter().map(ToString::to_string).collect(),
+    })
 }
 
 /// The mailbox that an admin means by what he types.

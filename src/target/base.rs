@@ -30,9 +30,9 @@ impl Base {
     pub fn find(host: &Host, journal: &Journal, name: &[u8]) -> Result<Option<Base>, JournalError> {
         let away = |e: &Entry| {
             let over = [state::DONE, state::PURGED].contains(&e.state.as_str());
-            e.name == name && e.role == v1::Role::Source && over
+            e.role == v1::Role::Source && over
         };
-        let last = journal.moves()?.into_iter().filter(away).max_by_key(|e| e.updated);
+        let last = journal.of(name)?.into_iter().filter(away).max_by_key(|e| e.updated);
         let base = last.and_then(|entry| {
             let retirement = Retirement::load(host, &entry.id).ok()?;
             let stands = retirement.is_committed(host).unwrap_or(false);

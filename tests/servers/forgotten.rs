@@ -12,7 +12,7 @@ use mbcopy::moves::journal::state;
 fn forget(host: &Host, said: &str, before: &str) {
     host.stop_cyrus().unwrap();
     let journal = Journal::open(&host.data().join("lib")).unwrap();
-    let mut entry = journal.moves().unwrap().pop().unwrap();
+    let mut entry = journal.moves().unwrap().0.pop().unwrap();
     assert_eq!(entry.state, said, "on {host}");
     entry.state = before.into();
     journal.write(&entry).unwrap();
