@@ -18,6 +18,9 @@ use std::time::{Duration, Instant};
 /// How long an agent whose coordinator is gone may take to end.
 const ORPHAN_ENDS: Duration = Duration::from_secs(10);
 
+/// How long it is asked to; then it is killed, which harms no more than any crash.
+const ORPHAN_HEARS: Duration = Duration::from_secs(3);
+
 /// Why the journal cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
@@ -215,7 +218,12 @@ impl Journal {
             };
             match orphan {
                 Some(process) => {
-                    let _ = rustix::process::kill_process(process, rustix::process::Signal::TERM);
+                    // One that is stopped does not even hear that it should end.
+                    let signal = match began.elapsed() < ORPHAN_HEARS {
+                        true => rustix::process::Signal::TERM,
+                        false => rustix::process::Signal::KILL,
+                    };
+                    let _ = rustix::process::kill_process(process, signal);
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 None => return held,

@@ -166,6 +166,7 @@ impl Search<'_> {
                 leave("its UIDVALIDITY is another; nothing of it is carried over");
                 return Ok(());
             }
+            part.last_uid_now = now.header.last_uid;
             stragglers = now.stragglers(then, !self.listing.top.is_user());
             if then.is_some_and(|then| self.annotated(mailbox, then)) {
                 leave("annotations of its messages were changed");
@@ -181,7 +182,8 @@ impl Search<'_> {
                 part.present_runs = manifest::runs(now.present());
             }
         }
-        if stragglers.is_empty() && !part.listed && !has_news(&part) {
+        let more = then.is_some_and(|then| part.last_uid_now > then.last_uid);
+        if stragglers.is_empty() && !part.listed && !more && !has_news(&part) {
             return Ok(());
         }
         let mut chunks = stragglers.chunks(MAX_STRAGGLERS);

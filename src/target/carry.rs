@@ -15,6 +15,7 @@ mod ledger;
 mod live;
 mod messages;
 mod sieve;
+mod uids;
 
 use super::offer::Checked;
 use super::receive::{Expected, Item, ItemKey};
@@ -83,6 +84,8 @@ struct Offered {
     /// Its name when it was published, if it was.
     name_then: Option<MailboxName>,
     last_uid: u32,
+    /// The last UID that the source has given by now.
+    last_uid_now: u32,
     highestmodseq: u64,
     gone: bool,
     /// All messages that are left of those that were published, as runs; `None`:
@@ -129,6 +132,7 @@ impl Offer {
             name: checked.name,
             name_then,
             last_uid: part.last_uid_then,
+            last_uid_now: part.last_uid_now,
             highestmodseq: part.highestmodseq_then,
             gone: part.gone,
             present: part.listed.then_some(part.present_runs),
@@ -238,7 +242,11 @@ impl Carrying {
         for (ordinal, offered) in ordered.iter().filter(|(_, o)| !o.gone && !o.name_only) {
             match offered.kind {
                 Kind::Sieve => sieve::carry(&mut run, **ordinal, offered, &self.offer.found)?,
-                _ => messages::carry(&mut run, **ordinal, offered)?,
+                _ => {
+                    uids::keep_apart(&mut run, offered, false)?;
+                    messages::carry(&mut run, **ordinal, offered)?;
+                    uids::keep_apart(&mut run, offered, true)?;
+                }
             }
         }
         for (_, offered) in &ordered {
@@ -254,7 +262,7 @@ impl Carrying {
         let _ = std::fs::remove_dir_all(self.directory.join(STAGE));
         let ledger = &self.ledger;
         Ok(v1::Carried {
-            messages: ledger.appended.len() as u64,
+            messages: ledger.carried(),
             flags: ledger.count(How::Flags),
             expunged: ledger.count(How::Expunged),
             mailboxes: ledger.deeds(Deed::Mailbox),

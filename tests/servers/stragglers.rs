@@ -182,6 +182,19 @@ fn everything() -> Folders {
     ])
 }
 
+/// What each UID means to clients, by folder and UIDVALIDITY.
+fn uids(host: &Host, user: &str) -> BTreeMap<(String, String, u32), String> {
+    let print = fingerprint(host, user, &[]);
+    let mut uids = BTreeMap::new();
+    for (folder, mailbox) in &print.own.mailboxes {
+        for (uid, message) in &mailbox.messages {
+            let validity = mailbox.status["UIDVALIDITY"].clone();
+            uids.insert((folder.clone(), validity, *uid), message.message_id.clone());
+        }
+    }
+    uids
+}
+
 /// The numbers of a report.
 fn numbers(report: &serde_json::Value) -> [u64; 6] {
     ["messages", "flags", "expunged", "mailboxes", "other", "left"]
@@ -191,10 +204,16 @@ fn numbers(report: &serde_json::Value) -> [u64; 6] {
 /// Finishes the move, and looks that everything is on the target and nobody on the source.
 fn finish(servers: &Servers, user: &str) {
     let mailbox = format!("user.{user}");
+    let told = servers.both().map(|host| uids(host, user));
     let again = servers.push(&mailbox, &["--route-command", "true", "--json"]).expect(0);
     let report = again.report().unwrap();
     assert_eq!(numbers(&report), [7, 3, 1, 4, 7, 0], "{report:#}");
     assert_eq!(folders(&servers.target, user), everything());
+    // No UID that a client of either server knows means another message now.
+    let now = uids(&servers.target, user);
+    for (place, message) in told.iter().flatten() {
+        assert!(now.get(place).is_none_or(|is| is == message), "{place:?} was {message}: {now:?}");
+    }
     let print = fingerprint(&servers.target, user, &[]);
     let subscribed: Vec<_> = print.own.subscribed.keys().collect();
     assert_eq!(subscribed, ["INBOX.new"]);

@@ -169,6 +169,11 @@ impl Answer {
         self.code("APPENDUID")?.split(' ').nth(1)?.parse().ok()
     }
 
+    /// The UID of the one message that was copied.
+    pub fn copied(&self) -> Option<u32> {
+        self.code("COPYUID")?.split(' ').nth(2)?.parse().ok()
+    }
+
     /// The messages that a STORE left as they were, since they were changed.
     pub fn modified(&self) -> BTreeSet<u32> {
         let mut uids = BTreeSet::new();
@@ -260,7 +265,8 @@ mod tests {
               * METADATA a {5}\r\nm1 OK more\r\n\
               m1 OK [MODIFIED 1,4:6] Completed\r\n\
               m2 OK [APPENDUID 99 15] Completed\r\n\
-              m3 NO Permission denied\r\n",
+              m3 NO Permission denied\r\n\
+              m4 OK [COPYUID 99 15 31] Completed\r\n",
         );
         imap.greeting().unwrap();
         let stored = imap.store(&[1, 4, 5, 6, 7], Some(9), '+', &[b"\\Seen"]).unwrap();
@@ -269,6 +275,7 @@ mod tests {
         assert_eq!(imap.command("APPEND", &[]).unwrap().appended(), Some(15));
         let refused = imap.command("SELECT", &[b"x"]).unwrap();
         assert_eq!((refused.ok, refused.text.as_str()), (false, "NO Permission denied"));
+        assert_eq!(imap.raw(b"UID COPY 15 a", b"").unwrap().copied(), Some(31));
         assert!(matches!(imap.raw(b"NOOP", b""), Err(ImapError::Io(_))));
         let mut imap = hears(b"m1 NO System I/O error\r\n");
         assert!(matches!(imap.raw(b"NOOP", b""), Err(ImapError::Trouble(_))));

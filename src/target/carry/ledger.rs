@@ -10,7 +10,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// A message of the source: its mailbox's uniqueid, and its UID.
+/// A message of the source: its mailbox's uniqueid, and its UID. One that is here
+/// and gets a new UID has ` here` after the mailbox's.
 pub type Message = (String, u32);
 
 /// A line of the ledger.
@@ -164,6 +165,11 @@ impl Ledger {
         self.file.sync_data()?;
         taken.into_iter().for_each(|line| self.take(line));
         Ok(())
+    }
+
+    /// How many messages of the source were appended.
+    pub fn carried(&self) -> u64 {
+        self.appended.keys().filter(|(mailbox, _)| !mailbox.contains(' ')).count() as u64
     }
 
     /// How many changes were settled this way.

@@ -4,7 +4,7 @@ use super::decide::{self, Action, Flags, Here, There};
 use super::imap::ImapError;
 use super::ledger::{Appended, Appending, How, Ledger, Line, Settled};
 use super::live::{Mailbox, Tree, id_of};
-use super::{CarryError, LiveError, Offered, Result, Run, STAGE, file_name};
+use super::{CarryError, LiveError, Offered, Result, Run, STAGE, file_name, uids};
 use crate::cyrus::index::Record;
 use crate::cyrus::mboxlist::MailboxEntry;
 use crate::fault::{self, Point};
@@ -278,7 +278,7 @@ fn appends(run: &mut Run<'_>, ordinal: u32, offered: &Offered) -> Result<()> {
             }
             Err(source) => return Err(CarryError::Io { path, source }),
         };
-        let to = match &to {
+        let to = match &mut to {
             Some(to) => to,
             None => match Addressee::find(run, offered)? {
                 Ok(found) => to.insert(found),
@@ -288,9 +288,13 @@ fn appends(run: &mut Run<'_>, ordinal: u32, offered: &Offered) -> Result<()> {
                 }
             },
         };
+        if to.own {
+            let session = (to.writer.as_str(), to.name.as_slice());
+            to.last = uids::make_way(run, offered, session, to.last, straggler.uid)?;
+        }
         let appending = Appending {
             to: to.id.clone(),
-            from: to.next,
+            from: to.first,
             guid: hex(&Sha1::digest(&bytes)),
             date: straggler.internaldate,
         };
@@ -320,6 +324,7 @@ fn appends(run: &mut Run<'_>, ordinal: u32, offered: &Offered) -> Result<()> {
         }
         fault::point(Point::Carried);
         let uid = answer.appended().unwrap_or_default();
+        to.last = to.last.max(uid);
         let to = to.id.clone();
         run.write([Line::Appended(key, Appended { to, uid, modseq: straggler.modseq })])?;
     }
@@ -331,8 +336,12 @@ struct Addressee {
     id: String,
     name: Vec<u8>,
     writer: String,
+    /// Whether it is the mailbox itself.
+    own: bool,
     /// The next UID there, or a lower one.
-    next: u32,
+    first: u32,
+    /// The last UID there, or a lower one.
+    last: u32,
 }
 
 impl Addressee {
@@ -340,15 +349,17 @@ impl Addressee {
     /// there is none.
     fn find(run: &mut Run<'_>, offered: &Offered) -> Result<std::result::Result<Self, String>> {
         let usable = |entry: &&MailboxEntry| entry.partition.is_some();
-        let own = run.here(offered).filter(usable).cloned();
-        let entry = own.or_else(|| run.tree.by_name(run.top).filter(usable).cloned());
+        let home = run.here(offered).filter(usable).cloned();
+        let own = home.is_some();
+        let entry = home.or_else(|| run.tree.by_name(run.top).filter(usable).cloned());
         let Some(entry) = entry else { return Ok(Err("its mailbox is not here".into())) };
         let Some(writer) = run.writer(&entry) else {
             return Ok(Err("nobody has the right to put mail into its mailbox".into()));
         };
-        let next = Mailbox::read(run.host, &entry)?.view()?.header().last_uid.saturating_add(1);
+        let last = Mailbox::read(run.host, &entry)?.view()?.header().last_uid;
         let name = run.external(&entry.name)?;
-        Ok(Ok(Self { id: id_of(&entry), name, writer, next }))
+        let first = last.saturating_add(1);
+        Ok(Ok(Self { id: id_of(&entry), name, writer, own, first, last }))
     }
 }
 
@@ -434,12 +445,12 @@ fn there(straggler: &v1::Straggler) -> There {
     }
 }
 
-fn unreadable(error: crate::cyrus::index::IndexError) -> CarryError {
+pub fn unreadable(error: crate::cyrus::index::IndexError) -> CarryError {
     LiveError::Unreadable(error.to_string()).into()
 }
 
 /// A time as IMAP writes it.
-fn internal_date(seconds: i64) -> Option<String> {
+pub fn internal_date(seconds: i64) -> Option<String> {
     let time = jiff::Timestamp::from_second(seconds).ok()?;
     Some(time.strftime("%d-%b-%Y %H:%M:%S +0000").to_string())
 }
