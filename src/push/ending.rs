@@ -56,6 +56,10 @@ impl Push<'_> {
                 if self.frozen_at.is_some() {
                     let _ = tokio::time::timeout(GRACE, self.thaw()).await;
                 }
+                if phase == Phase::Failed && self.recalled {
+                    // Best tried; the next command on this move does it, too.
+                    let _ = tokio::time::timeout(GRACE, self.withdraw(true)).await;
+                }
                 // What an earlier push has copied is kept.
                 if !dry && self.fresh && self.report.outcome == Outcome::Refused {
                     for server in [Server::Target, Server::Source] {

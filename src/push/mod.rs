@@ -199,6 +199,8 @@ struct Push<'a> {
     ready: bool,
     /// Whether no earlier push has begun this move.
     fresh: bool,
+    /// Whether the target defers those who are still on their way to it.
+    recalled: bool,
     /// Whether the target's Cyrus has accepted what was copied.
     rehearsed: bool,
     /// Whether a connection may be in the middle of something.
@@ -242,6 +244,7 @@ impl<'a> Push<'a> {
             attempts: 0,
             ready: false,
             fresh: false,
+            recalled: false,
             rehearsed: false,
             broken: false,
             message_bytes: 0,

@@ -370,7 +370,9 @@ impl Push<'_> {
         self.run_route_command(&self.change().restored()).await?;
         // The route is certain again: a crash from here on goes back.
         self.record(Server::Source, state::COPYING).await?;
-        self.withdraw(true).await
+        self.withdraw(true).await?;
+        self.recalled = true;
+        Ok(())
     }
 
     pub(super) async fn withdraw(&mut self, finally: bool) -> Result<(), Trouble> {

@@ -79,12 +79,7 @@ impl Retirement {
         server: &str,
     ) -> Result<Self, RetireError> {
         let record = |e: &dyn std::fmt::Display| RetireError::Record(e.to_string());
-        let moving = RecordEdit {
-            partition: Some(PartitionName::new(NOWHERE).map_err(|e| record(&e))?),
-            server: ServerEdit::Set(server.to_owned()),
-            add: vec![Flag::Moving],
-            ..RecordEdit::default()
-        };
+        let moving = sends_to(server);
         let mut changes = Vec::new();
         for mailbox in &listing.mailboxes {
             let records = [
@@ -207,6 +202,17 @@ impl Retirement {
             }
         }
         Ok(true)
+    }
+}
+
+/// Makes a record one that sends clients to `server`: deliveries are deferred, and
+/// everything else is refused.
+pub(crate) fn sends_to(server: &str) -> RecordEdit {
+    RecordEdit {
+        partition: PartitionName::new(NOWHERE).ok(),
+        server: ServerEdit::Set(server.to_owned()),
+        add: vec![Flag::Moving],
+        ..RecordEdit::default()
     }
 }
 

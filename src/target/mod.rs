@@ -43,6 +43,10 @@ use sync::Syncing;
 /// the user does not exist here.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 
+/// How long a delivery may be on its way here after the route was restored: a mail
+/// server looks the route up just before it connects.
+const ON_THE_WAY: Duration = Duration::from_secs(5);
+
 /// The target's side of one move.
 pub struct Target {
     host: Host,
@@ -66,6 +70,8 @@ struct Session {
     base: Option<Base>,
     /// Held between the two steps of taking a publication back.
     withdrawing: Option<UserLock>,
+    /// Since when those who are still on their way here are deferred.
+    deferring: Option<Instant>,
     /// What puts the stage onto stable storage in the background.
     syncing: Option<Syncing>,
     /// Whether this session has begun to stage.
@@ -253,6 +259,7 @@ impl Target {
             publication: None,
             base: None,
             withdrawing: None,
+            deferring: None,
             syncing: None,
             staged: false,
             carrying: None,
@@ -341,7 +348,11 @@ impl Target {
             state::PUBLISHING => standing.map_err(failed)? != Standing::Committed,
             state::UNPUBLISHING => true,
             state::PREPARED if matches!(standing, Ok(Standing::Committed)) => false,
-            state::PREPARED => return Ok(()),
+            state::PREPARED => {
+                let _lock = self.lock_of(entry)?;
+                publication.stop_deferring(&self.host).map_err(failed)?;
+                return Ok(());
+            }
             // The records change as soon as somebody uses the mailboxes.
             _ if matches!(standing, Ok(Standing::Absent)) => true,
             _ => return Ok(()),
@@ -349,14 +360,21 @@ impl Target {
         entry.state = match absent {
             false => state::PUBLISHED.into(),
             true => {
-                let top = MailboxName::from_internal(&entry.name)
-                    .map_err(|e| agent::protocol(e.to_string()))?;
-                let _lock = lock(&self.host, &top)?;
-                publication.undo(&self.host).map_err(failed)?;
+                let _lock = self.lock_of(entry)?;
+                publication.undo(&self.host, false).map_err(failed)?;
+                publication.stop_deferring(&self.host).map_err(failed)?;
                 state::PREPARED.into()
             }
         };
         Ok(())
+    }
+}
+
+impl Target {
+    /// Takes this server's lock on the user of a move.
+    fn lock_of(&self, entry: &Entry) -> Result<UserLock, v1::Failure> {
+        let top = MailboxName::from_internal(&entry.name);
+        lock(&self.host, &top.map_err(|e| agent::protocol(e.to_string()))?)
     }
 }
 
@@ -593,13 +611,13 @@ impl Session {
             ));
         }
         let shadow = self.current_shadow(host)?;
-        let publication =
-            settle::publication(host, &self.stage, &self.inventory, &shadow, &self.top)
-                .and_then(|publication| match &self.base {
-                    Some(base) => publication.over(host, base, &self.inventory, &self.top),
-                    None => Ok(publication),
-                })
-                .map_err(|e| internal(e, "the source serves the user"))?;
+        let ends = (&self.top, self.entry.peer.as_str());
+        let publication = settle::publication(host, &self.stage, &self.inventory, &shadow, ends)
+            .and_then(|publication| match &self.base {
+                Some(base) => publication.over(host, base, &self.inventory, &self.top),
+                None => Ok(publication),
+            })
+            .map_err(|e| internal(e, "the source serves the user"))?;
         self.shadow = Some(shadow);
         self.sync()?;
         sealed::save(&self.stage.publication(), &publication)
@@ -651,11 +669,14 @@ impl Session {
 
     fn take_back(&mut self, host: &Host) -> Result<(), String> {
         let publication = self.publication.clone().ok_or("there is no plan of it")?;
-        publication.undo(host).map_err(|e| e.to_string())?;
+        publication.undo(host, false).map_err(|e| e.to_string())?;
         self.record(state::PREPARED).map_err(|f| f.text)
     }
 
     fn unpublish(&mut self, host: &Host, hold: bool) -> Result<v1::Unpublished, v1::Failure> {
+        if self.deferring.is_some() {
+            return self.stop_deferring(host).map(|()| v1::Unpublished {});
+        }
         let lock = match self.withdrawing.take() {
             Some(lock) => lock,
             None => lock(host, &self.top)?,
@@ -682,8 +703,11 @@ impl Session {
             self.withdrawing = Some(lock);
             return Ok(v1::Unpublished {});
         }
+        // The route may have led here until a moment ago.
+        let defer = [state::ROUTING, state::ROUTED].contains(&self.entry.state.as_str());
         self.record(state::UNPUBLISHING)?;
-        publication.undo(host).map_err(|e| unknown(e.to_string()))?;
+        publication.undo(host, defer).map_err(|e| unknown(e.to_string()))?;
+        self.deferring = defer.then(Instant::now);
         self.record(state::PREPARED)?;
         drop(lock);
         // What was replaced is there again.
@@ -754,9 +778,21 @@ impl Session {
                 "run the same push again",
             ));
         }
+        self.stop_deferring(host)?;
         self.record(if done { state::DONE } else { state::ABORTED })?;
         remove_stage(&self.stage);
         Ok(v1::Finished::default())
+    }
+
+    /// Once nobody can be on his way here any more, he is as unknown as before.
+    fn stop_deferring(&mut self, host: &Host) -> Result<(), v1::Failure> {
+        let (Some(since), Some(publication)) = (self.deferring.take(), &self.publication) else {
+            return Ok(());
+        };
+        std::thread::sleep(ON_THE_WAY.saturating_sub(since.elapsed()));
+        let _lock = lock(host, &self.top)?;
+        let stopped = publication.stop_deferring(host);
+        stopped.map(drop).map_err(|e| internal(e.to_string(), "the source serves the user"))
     }
 
     /// Whether this server's Cyrus has the user.

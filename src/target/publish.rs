@@ -23,7 +23,7 @@ use crate::fault::{self, Point, Sabotage, sabotaged};
 use crate::host::Host;
 use crate::host::tools::DbOp;
 use crate::moves::sealed::PathBytes;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -49,6 +49,9 @@ pub struct Publication {
     pub records: Vec<KeyValue>,
     /// Records of mailboxes.db that must go: they send the user's clients away. Sorted.
     pub stale_records: Vec<KeyValue>,
+    /// What takes the place of records that are taken back after the route was
+    /// changed: who is still on his way here is deferred, and not refused for good.
+    pub deferring: Vec<KeyValue>,
     /// The published indexes and their BLAKE3: who finds another has found a
     /// mailbox that was changed since.
     pub indexes: Vec<(PathBytes, [u8; 32])>,
@@ -117,6 +120,9 @@ impl Publication {
         let user = user.as_ref().map(|user| user.as_bytes());
         self.stale_annotations = Base::stale_annotations(host, &ids, user, &self.annotations)?;
         self.stale_records = base.stale_records();
+        // Those come back themselves, and defer as well.
+        let stale: BTreeSet<&[u8]> = self.stale_records.iter().map(|(k, _)| k.as_slice()).collect();
+        self.deferring.retain(|(key, _)| !stale.contains(key.as_slice()));
         Ok(self)
     }
 
@@ -174,6 +180,8 @@ impl Publication {
         let unknown =
             |database: PathBuf, reason: String| PublishError::Unknown { database, reason };
         let database = host.mailboxes().map_err(|e| unknown(e.path, e.reason))?;
+        let deferring: BTreeMap<&[u8], &[u8]> =
+            self.deferring.iter().map(|(k, v)| (k.as_slice(), v.as_slice())).collect();
         let (mut held, mut absent) = (0, 0);
         for (key, value) in &self.records {
             let found = database
@@ -181,9 +189,10 @@ impl Publication {
                 .map_err(|e| unknown(PathBuf::from("mailboxes.db"), e.to_string()))?;
             held += usize::from(found.as_deref() == Some(value.as_slice()));
             // A tombstone was there before, and is as good as nothing.
-            absent += usize::from(
-                found.is_none_or(|found| is_tombstone(&found) || self.is_stale(key, &found)),
-            );
+            absent += usize::from(found.is_none_or(|found| {
+                let defers = deferring.get(key.as_slice()) == Some(&found.as_ref());
+                defers || is_tombstone(&found) || self.is_stale(key, &found)
+            }));
         }
         match self.records.len() {
             all if held == all => Ok(Standing::Committed),
@@ -219,13 +228,15 @@ impl Publication {
         Ok(new.map(|entry| host.external(&entry.name)))
     }
 
-    /// Takes everything back. The caller holds the user's lock and has seen
-    /// that nothing has changed since.
-    pub fn undo(&self, host: &Host) -> Result<(), PublishError> {
+    /// Takes everything back; `defer`: for those who are still on their way here.
+    /// The caller holds the user's lock and has seen that nothing has changed since.
+    pub fn undo(&self, host: &Host, defer: bool) -> Result<(), PublishError> {
         if self.standing(host)? == Standing::Committed {
             let removed = self.records.iter().map(delete);
+            let deferring = self.deferring.iter().filter(|_| defer).map(set);
             let restored = self.stale_records.iter().map(set);
-            change(host, DbKind::Mailboxes, removed.chain(restored).collect())?;
+            let ops = removed.chain(deferring).chain(restored).collect();
+            change(host, DbKind::Mailboxes, ops)?;
             if self.standing(host)? != Standing::Absent {
                 return Err(PublishError::Changed);
             }
@@ -245,6 +256,28 @@ impl Publication {
             }
         }
         sync_parents(self.renames.iter().flat_map(|(from, to)| [from, to]))
+    }
+}
+
+impl Publication {
+    /// Removes what defers those who are on their way here; whether there was any.
+    /// The caller holds the user's lock.
+    pub fn stop_deferring(&self, host: &Host) -> Result<bool, PublishError> {
+        let unknown =
+            |database: PathBuf, reason: String| PublishError::Unknown { database, reason };
+        let database = host.mailboxes().map_err(|e| unknown(e.path, e.reason))?;
+        let mut ops = Vec::new();
+        for record in &self.deferring {
+            let found = database
+                .get(&record.0)
+                .map_err(|e| unknown(PathBuf::from("mailboxes.db"), e.to_string()))?;
+            if found.as_deref() == Some(record.1.as_slice()) {
+                ops.push(delete(record));
+            }
+        }
+        let any = !ops.is_empty();
+        change(host, DbKind::Mailboxes, ops)?;
+        Ok(any)
     }
 }
 

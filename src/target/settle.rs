@@ -15,6 +15,7 @@ use crate::cyrus::path::{DirStyle, Layout};
 use crate::host::Host;
 use crate::inventory::records_digest;
 use crate::moves::sealed::PathBytes;
+use crate::source::retire::sends_to;
 use crate::wire::v1::{self, FileKind, problem::Severity};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -145,7 +146,7 @@ pub fn publication(
     stage: &Stage,
     inventory: &Inventory,
     shadow: &Shadow,
-    top: &MailboxName,
+    (top, source): (&MailboxName, &str),
 ) -> Result<Publication, String> {
     let mut renames: Vec<(PathBytes, PathBytes)> = Vec::new();
     let mut add = |from: &Path, to: &Path| {
@@ -192,12 +193,18 @@ pub fn publication(
         }
     }
     let Quotas { files: quota_files, records: quota_records } = quotas(host, inventory, top)?;
+    let records = publishable(host, &shadow.records)?;
+    let deferred = sends_to(source);
+    let deferring =
+        records.iter().filter(|(key, _)| [Some(&b'N'), Some(&b'I')].contains(&key.first()));
+    let deferring = deferring.filter_map(|(k, v)| Some((k.clone(), deferred.apply(v).ok()?)));
     Ok(Publication {
+        deferring: deferring.collect(),
         renames,
         quota_files,
         quota_records,
         annotations: annotations(inventory)?,
-        records: publishable(host, &shadow.records)?,
+        records,
         stale_annotations: Vec::new(),
         stale_records: Vec::new(),
         indexes,

@@ -4,6 +4,7 @@
 use crate::support::{Servers, assert_same, fingerprint};
 use lab::fingerprint::Fingerprint;
 use lab::host::Host;
+use lab::lmtp::Outcome;
 use lab::seed::Seed;
 use mbcopy::fault::Point;
 
@@ -149,4 +150,38 @@ fn an_abort_that_is_killed_is_finished_by_abort() {
     servers.mbcopy(&["abort", mailbox]).expect(2).says(&["no unfinished move of user.twice"]);
     assert_same(before, &fingerprint(&servers.source, user, &[]), &[]);
     killed.assert_no_stage(Point::TargetGaveUp);
+}
+
+#[test]
+fn mail_on_its_way_to_the_target_while_the_route_is_restored_is_deferred() {
+    let killed = Killed::at(Point::Routed, "onitsway".into(), false);
+    let Killed { servers, user, mailbox, .. } = &killed;
+    let message = b"From: a@x\r\nSubject: late\r\n\r\nlate\r\n";
+    let route = "echo $MBCOPY_ACTION > /run/restored";
+    let program = "/usr/local/bin/mbcopy";
+    std::thread::scope(|scope| {
+        let abort = ["abort", mailbox, servers.target.name(), "--route-command", route];
+        let abort = [&[program], abort.as_slice()].concat();
+        let source = &servers.source;
+        let abort = scope.spawn(move || source.exec(&abort).unwrap());
+        let restored = source.root().unwrap().join("run/restored");
+        while !restored.exists() && !abort.is_finished() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        let mut answers = Vec::new();
+        while !abort.is_finished() && answers.len() < 20 {
+            match lab::lmtp::deliver(&servers.target, user, message) {
+                Outcome::Refused(_, reply) => answers.push(reply.code),
+                other => panic!("{other:?}"),
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        assert!(!answers.is_empty() && answers.iter().all(|code| code / 100 == 4), "{answers:?}");
+        let ended = abort.join().unwrap();
+        assert!(ended.status.success(), "{ended:?}");
+        std::fs::remove_file(restored).unwrap();
+    });
+    killed.assert_as_before(Point::Routed);
+    servers.push(mailbox, &["--route-command", "true"]).expect(0);
+    killed.assert_moved(Point::Routed);
 }

@@ -63,8 +63,8 @@ fn a_reverse_that_is_killed_is_finished_by_resume_or_put_back_by_abort() {
             let here = servers.source.imap(&user).unwrap().attempt("EXAMINE INBOX").unwrap();
             assert!(!here.tagged.is_ok(), "{point}: both servers show him");
             servers.arm(point);
-            servers.mbcopy(&["reverse", &mailbox]);
-            assert!(servers.disarm(), "{point} was not reached again");
+            let again = servers.mbcopy(&["reverse", &mailbox]);
+            assert!(servers.disarm(), "{point} was not reached again: {}", again.stderr);
         }
         let resumed = servers.mbcopy(&["resume", &mailbox]).expect(0);
         assert_eq!(resumed.last_line(), format!("{mailbox}: moved; bw1 serves the user now"));

@@ -427,6 +427,9 @@ impl Scene {
             strikes.next();
         }
         let code = wait(&mut child, (began + PATIENCE).saturating_duration_since(Instant::now()))?;
+        // Nor may an agent that has outlived its coordinator stop for ever where this was to happen.
+        field.disarm();
+        field.wake();
         let seconds = began.elapsed().as_secs_f64();
         let said = match code {
             Some(_) => last_words(&file("stdout"), &file("stderr"))?,
