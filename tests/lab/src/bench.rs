@@ -1,7 +1,7 @@
 //! `lab bench`: push beside rsync, XFER and sync_client, side by side in one run.
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use lab::fingerprint::{Fingerprint, Take};
 use lab::host::state_dir;
 use lab::seed::{Seed, Size};
@@ -35,6 +35,9 @@ pub struct BenchArgs {
     /// How often everything is measured.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
+    /// Only these methods, and nothing of what clients notice.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Method>,
     /// A tenth of the messages and one round: only to see whether it works.
     #[arg(long)]
     quick: bool,
@@ -52,7 +55,7 @@ struct Mailbox {
 }
 
 /// A way to bring a user from one server to the other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 enum Method {
     Push,
     Rsync,
@@ -91,14 +94,15 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         Mailbox { user: "small", messages: 20_000 / part, size: Size::Median(8192) },
         Mailbox { user: "large", messages: 200 / part, size: Size::Fixed(5 << 20) },
     ];
+    let methods = if args.only.is_empty() { Method::ALL.to_vec() } else { args.only.clone() };
     let mut bench = Bench::prepare(args, &mailboxes)?;
     let mut seconds: BTreeMap<(&str, Method), Vec<f64>> = BTreeMap::new();
     for round in 0..rounds {
         bench.make_room()?;
         for mailbox in &mailboxes {
             // Nobody is always the first.
-            let mut order = Method::ALL;
-            order.rotate_left(round % Method::ALL.len());
+            let mut order = methods.clone();
+            order.rotate_left(round % methods.len());
             for method in order {
                 let took = bench.measure(method, mailbox).with_context(|| {
                     format!("measuring {} of {}, round {}", method.name(), mailbox.user, round + 1)
@@ -109,7 +113,8 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         }
     }
     let mut blocks: BTreeMap<(&str, Method), Vec<Block>> = BTreeMap::new();
-    for round in 0..rounds.min(3) {
+    let blocked = if args.only.is_empty() { rounds.min(3) } else { 0 };
+    for round in 0..blocked {
         bench.make_room()?;
         for mailbox in &mailboxes {
             for method in Method::MOVES {
@@ -387,20 +392,26 @@ impl Bench {
         writeln!(text, "\n| mailbox | what | n | median s | min | max | : rsync -a | : XFER |")?;
         writeln!(text, "|---|---|---|---|---|---|---|---|")?;
         for mailbox in mailboxes {
-            let of = |method| Sample::of(&seconds[&(mailbox.user, method)]);
-            let (rsync, xfer) = (of(Method::Rsync), of(Method::Xfer));
+            let of = |method| seconds.get(&(mailbox.user, method)).map(|all| Sample::of(all));
             for method in Method::ALL {
-                let sample = of(method);
+                let Some(sample) = of(method) else { continue };
+                let to = |other: Method| {
+                    let ratio = of(other).map(|other| sample.median / other.median);
+                    ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.2}"))
+                };
                 writeln!(
                     text,
-                    "| {} | {} | {} | {:.2} | {:.2} |",
+                    "| {} | {} | {} | {} | {} |",
                     mailbox.user,
                     method.name(),
                     sample.show(2),
-                    sample.median / rsync.median,
-                    sample.median / xfer.median
+                    to(Method::Rsync),
+                    to(Method::Xfer)
                 )?;
             }
+        }
+        if blocks.is_empty() {
+            return Ok(text);
         }
         text.push_str(
             "\nHow long a client waited who appends every 5 ms, in runs of their own:\n\n",
