@@ -1,6 +1,7 @@
 # On a fresh Debian 12 as root, with nothing but a Rust toolchain:
 #   make demo     two real Cyrus servers, mail flowing, one user moved
 #   make test     everything that must be true
+#   make matrix   every process killed at every point of a move, resumed and aborted
 #   make power    a hundred power cuts of each server in the middle of moves
 #   make chaos    five hundred moves with harm at random (RUNS=, SEED=)
 #   make bench    push beside rsync, XFER and sync_client; make microbench: formats and wire
@@ -9,7 +10,7 @@
 CARGO ?= cargo
 LAB := tests/lab/lab.sh
 
-.PHONY: demo test chaos power bench microbench lint audit tools lab lab-down
+.PHONY: demo test matrix chaos power bench microbench lint audit tools lab lab-down
 
 demo: lab
 	$(CARGO) build --release --bin mbcopy
@@ -18,6 +19,9 @@ demo: lab
 test: lab
 	$(CARGO) test --workspace --features mbcopy/faults --lib --bins --test spools --test ssh
 	$(CARGO) test --workspace --features mbcopy/faults --test servers -- --test-threads=1
+
+matrix: lab
+	$(CARGO) test --workspace --features mbcopy/faults --test servers -- --test-threads=1 --ignored --nocapture each_process
 
 power: lab
 	$(CARGO) build --features faults --bin mbcopy

@@ -1,5 +1,6 @@
 //! Logs: the program's own to standard error, what admins look for to syslog.
 
+use std::io::IsTerminal;
 use syslog::{Facility, Formatter3164, Logger, LoggerBackend};
 
 /// Sends the program's own log to standard error.
@@ -14,6 +15,8 @@ pub(super) fn to_stderr(verbose: u8) {
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // What an agent says may end up in another program's error.
+        .with_ansi(std::io::stderr().is_terminal())
         .without_time()
         .try_init();
 }

@@ -70,7 +70,7 @@ impl Push<'_> {
         }
         // A push that fails early must not deny what an earlier one has done.
         let denied = phase == Phase::Failed && self.route_begun;
-        if denied {
+        if denied && self.report.outcome != Outcome::Held {
             self.report.outcome = Outcome::Resumable;
         }
         self.report.settle_serving(if denied { Phase::Routed } else { phase });

@@ -145,17 +145,25 @@ pub async fn stillborn(options: &Options, source: Option<Peer>, failure: Failure
     let mut report = blank(options, &name, &options.destination);
     report.failure = Some(failure);
     let mut phase = Phase::Failed;
-    if let Some(mut source) = source {
-        let op = Op::ListMoves(v1::ListMoves { mailbox: options.mailbox.clone() });
-        if let Ok(Answer::Moves(moves)) = source.call(op).await
-            && moves.moves.last().is_some_and(|last| route_is_changed(&last.state))
-        {
-            phase = Phase::Routed;
-            report.outcome = Outcome::Resumable;
-        }
+    if let Some(mut source) = source
+        && was_routed(&mut source, &options.mailbox).await
+    {
+        phase = Phase::Routed;
+        report.outcome = Outcome::Resumable;
     }
     report.settle_serving(phase);
     report
+}
+
+/// Whether the source's journal says that an earlier push has changed the route.
+async fn was_routed(source: &mut Peer, mailbox: &str) -> bool {
+    let op = Op::ListMoves(v1::ListMoves { mailbox: mailbox.to_owned() });
+    match source.call(op).await {
+        Ok(Answer::Moves(moves)) => {
+            moves.moves.last().is_some_and(|last| route_is_changed(&last.state))
+        }
+        _ => false,
+    }
 }
 
 fn blank(options: &Options, source: &str, target: &str) -> Report {

@@ -3,7 +3,7 @@
 use super::peer::PeerError;
 use super::report::Outcome;
 use super::trouble::Trouble;
-use super::{Push, monitor, route};
+use super::{Push, monitor, route, was_routed};
 use crate::fault::{self, Point, Sabotage, sabotaged};
 use crate::moves::journal::state;
 use crate::moves::verdict::{self, OnAbort, OnPush, route_is_changed};
@@ -90,8 +90,13 @@ impl Push<'_> {
             skip_bad: self.options.skip_bad,
             adopt,
         });
-        let Answer::SourcePlan(plan) = self.source.call(plan).await? else {
-            return Err(self.source.unexpected("plan").into());
+        let plan = match self.source.call(plan).await {
+            Ok(Answer::SourcePlan(plan)) => plan,
+            Ok(_) => return Err(self.source.unexpected("plan").into()),
+            Err(error) => {
+                self.route_begun = was_routed(&mut self.source, &self.options.mailbox).await;
+                return Err(error.into());
+            }
         };
         // From here on, whatever fails must not deny what an earlier push has done.
         self.route_begun = route_is_changed(&plan.state);

@@ -52,6 +52,34 @@ fn whatever_is_harmed_nothing_is_lost_and_the_move_ends() {
     }
 }
 
+/// Each process, wherever any of them is, and each way to go on.
+#[test]
+#[ignore = "takes a quarter of an hour: make matrix"]
+fn each_process_dies_at_each_point() {
+    let mut arena = arena();
+    let victims =
+        [Victim::Coordinator, Victim::SourceAgent, Victim::TargetAgent, Victim::Everybody];
+    let (mut seed, mut runs, mut broken) = (5000, 0, Vec::new());
+    // Only an abort passes the last one; the tests of crashes have it.
+    for point in Point::STEPS.into_iter().filter(|point| *point != Point::TargetGaveUp) {
+        for victim in victims {
+            for recovery in [Recovery::Resume, Recovery::Abort] {
+                seed += 1;
+                let strikes = at(point, Harm::Kill(victim));
+                let run =
+                    arena.run(&Plan { recoveries: vec![recovery], ..Plan::with(seed, strikes) });
+                runs += 1;
+                println!("{}: {:.1} s", run.plan, run.seconds);
+                if run.harms.len() != 1 || !run.findings.is_empty() {
+                    broken.push(told(&run));
+                }
+            }
+        }
+    }
+    println!("{runs} runs");
+    assert!(broken.is_empty(), "{} of {runs}:\n{}", broken.len(), broken.join("\n"));
+}
+
 /// Runs until a promise of this kind is found to be broken.
 fn caught(arena: &mut Arena, kinds: &[Kind], strikes: &[Strike], what: &str) {
     let mut last = String::new();

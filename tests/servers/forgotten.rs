@@ -64,3 +64,19 @@ fn a_route_that_may_be_changed_to_a_target_without_the_user_is_refused_and_resto
     servers.push(mailbox, &["--route-command", "true"]).expect(0);
     killed.assert_moved(Point::Settled);
 }
+
+#[test]
+fn a_retirement_that_nobody_can_read_any_more_is_not_taken_for_a_source_that_serves() {
+    let killed = Killed::at(Point::RetireCommitted, "damaged".into(), false);
+    let Killed { servers, mailbox, .. } = &killed;
+    let plan = "for f in /var/lib/cyrus/mbcopy/moves/*/retirement; do cp $f /run/plan; \
+                echo damaged > $f; done";
+    servers.source.run(&["sh", "-c", plan]).unwrap();
+    let again = servers.push(mailbox, &["--route-command", "true"]).expect(5);
+    let again = again.says(&["retirement", "damaged", "the target serves the user"]);
+    assert_eq!(again.last_line(), format!("{mailbox}: not finished; bw2 serves the user now"));
+    let plan = "cat /run/plan > $(echo /var/lib/cyrus/mbcopy/moves/*/retirement)";
+    servers.source.run(&["sh", "-c", plan]).unwrap();
+    servers.push(mailbox, &["--route-command", "true"]).expect(0);
+    killed.assert_moved(Point::RetireCommitted);
+}

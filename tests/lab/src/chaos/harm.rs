@@ -46,6 +46,7 @@ impl Process {
                 Victim::Coordinator => ["push", "resume", "abort"].contains(&command),
                 Victim::SourceAgent => role("source"),
                 Victim::TargetAgent => role("target"),
+                Victim::Everybody => true,
             }
     }
 
@@ -156,11 +157,13 @@ impl<'a> Field<'a> {
     }
 
     fn find(&self, victim: Victim) -> Vec<Process> {
-        let place = match victim {
-            Victim::TargetAgent => &self.target,
-            _ => &self.source,
+        let places: &[&Place<'_>] = match victim {
+            Victim::TargetAgent => &[&self.target],
+            Victim::Everybody => &self.both(),
+            _ => &[&self.source],
         };
-        place.processes().into_iter().filter(|process| process.is(victim)).collect()
+        let all = places.iter().flat_map(|place| place.processes());
+        all.filter(|process| process.is(victim)).collect()
     }
 
     /// Does the harm, with all that it takes; false if there is nobody to be harmed yet.

@@ -55,6 +55,8 @@ pub enum Victim {
     SourceAgent,
     /// The agent on the target.
     TargetAgent,
+    /// All three at once.
+    Everybody,
 }
 
 impl std::fmt::Display for Victim {
@@ -63,6 +65,7 @@ impl std::fmt::Display for Victim {
             Victim::Coordinator => "coordinator",
             Victim::SourceAgent => "source agent",
             Victim::TargetAgent => "target agent",
+            Victim::Everybody => "everybody",
         })
     }
 }
