@@ -122,8 +122,8 @@ fn steps(phase: Phase, begun: Begun) -> &'static [Step] {
         Phase::Publishing => &[Target(state::PUBLISHING), Commit, Target(state::PUBLISHED)],
         Phase::Routing if begun == Begun::Retiring => &[Route(New)],
         Phase::Routing => &[
-            Target(state::ROUTING),
             Source(state::ROUTING),
+            Target(state::ROUTING),
             Route(New),
             Source(state::ROUTED),
             Target(state::ROUTED),

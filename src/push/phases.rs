@@ -343,7 +343,10 @@ impl Push<'_> {
     pub(super) async fn route(&mut self) -> Result<(), Trouble> {
         let retiring = [state::RETIRING, state::RETIRED].contains(&self.source_state.as_str());
         if !retiring {
-            self.record_both(state::ROUTING).await?;
+            // First on the source: if it is gone, the next push takes the user off the
+            // target and begins again, which is less to do than to carry over.
+            self.record(Server::Source, state::ROUTING).await?;
+            self.record(Server::Target, state::ROUTING).await?;
         }
         self.run_route_command(&self.change()).await?;
         // From here on the world goes to the target, whatever fails.
