@@ -1,8 +1,8 @@
 //! This server: its Cyrus configuration, its databases, its programs and its
 //! locks. What both agents need of the machine they run on.
 
-pub mod offline;
 pub mod ofd;
+pub mod offline;
 pub mod tools;
 pub mod userlock;
 

@@ -57,10 +57,10 @@ impl Disk {
             config = config.below(root);
         }
         let mut host = Host::new(self.conf.clone(), config, None, allow);
-        let directory = host.config.configdirectory().map_err(|source| HostError::Config {
-            path: self.conf.clone(),
-            source,
-        })?;
+        let directory = host
+            .config
+            .configdirectory()
+            .map_err(|source| HostError::Config { path: self.conf.clone(), source })?;
         let io = |verb, path: &Path| {
             let path = path.to_owned();
             move |source| DiskError::Io { verb, path, source }

@@ -41,7 +41,7 @@ impl Push<'_> {
         }
         let mut source = self.plan_source(MoveId::random().to_string(), false).await?;
         // A source whose route was begun may have nothing left to freeze.
-        let prove = !route_is_changed(&source.state);
+        let prove = !route_is_changed(&source.state) && !source.offline;
         if prove {
             self.source.begin(Op::ProveFreeze(v1::ProveFreeze {})).await?;
         }
@@ -64,6 +64,7 @@ impl Push<'_> {
             return Ok(());
         }
         match proof.transpose()? {
+            None if self.offline => {}
             Some(Answer::FreezeProof(proof)) => {
                 self.note(format!("freeze proven: {} waits for {}", proof.waiter, proof.lock))
             }
@@ -92,6 +93,14 @@ impl Push<'_> {
         let Answer::SourcePlan(plan) = self.source.call(plan).await? else {
             return Err(self.source.unexpected("plan").into());
         };
+        self.offline = plan.offline;
+        if plan.offline {
+            self.note(
+                "the source is a disk on which nothing runs: nobody has to be frozen, and \
+                 nothing is written to it"
+                    .into(),
+            );
+        }
         // From here on, whatever fails must not deny what an earlier push has done.
         self.route_begun = route_is_changed(&plan.state);
         self.identity = plan.identity.clone().unwrap_or_default();
@@ -266,7 +275,7 @@ impl Push<'_> {
     }
 
     pub(super) async fn freeze(&mut self) -> Result<(), Trouble> {
-        let limit = self.options.max_freeze;
+        let limit = self.limit();
         let op = Op::Freeze(v1::Freeze {
             limit_ms: limit.as_millis() as u32,
             wait_ms: limit.as_millis() as u32,
@@ -299,7 +308,7 @@ impl Push<'_> {
         self.stop_if_asked()?;
         self.record(Server::Source, state::PUBLISHING).await?;
         if self.left() < PUBLISH_RESERVE {
-            return Err(Trouble::Limit(self.options.max_freeze));
+            return Err(Trouble::Limit(self.limit()));
         }
         Ok(())
     }

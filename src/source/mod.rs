@@ -24,8 +24,8 @@ use crate::wire::v1::{reply::Result as Answer, request::Op};
 use bytes::Bytes;
 use freeze::{Freeze, ProofError};
 use inventory::{Listing, Ordinals, SourceMailbox, UserFiles};
-use old::OldDisk;
 use mailbox::Known;
+use old::OldDisk;
 use retire::Retirement;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -187,7 +187,7 @@ impl Source {
             }
             (journal, hold) = (Some(opened), Some(held));
         }
-        if entry.state == state::RETIRING {
+        if entry.state == state::RETIRING && host.offline.is_none() {
             entry.state = settle_retirement(host, &id)?.into();
         }
         let mut ordinals = Ordinals::new();

@@ -168,11 +168,8 @@ impl OldDisk {
             .mailbox_dir(&entry.name, DirStyle::Name, partition)
             .map_err(|e| e.to_string())?;
         let header_file = upgrade::header_file(&old_header, entry, &id);
-        let beside = Beside {
-            expunge: expunge.as_ref(),
-            seen: seen.as_ref(),
-            header_file: &header_file,
-        };
+        let beside =
+            Beside { expunge: expunge.as_ref(), seen: seen.as_ref(), header_file: &header_file };
         let new = upgrade::index(&index, &beside, |record, hash| facts(&directory, record, hash));
         let new = new.map_err(|e| format!("{}: {e}", directory.display()))?;
 

@@ -381,6 +381,8 @@ fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
 /// A file as a repack writes it (`lib/cyrusdb_twoskip.c:mycheckpoint`): `entries` must
 /// be sorted by their keys' bytes, and no key may be there twice.
 pub fn write<K: AsRef<[u8]>, V: AsRef<[u8]>>(entries: &[(K, V)]) -> Vec<u8> {
+    let entries: Vec<(&[u8], &[u8])> =
+        entries.iter().map(|(key, value)| (key.as_ref(), value.as_ref())).collect();
     let level = |n: usize| (n + 1).trailing_zeros().clamp(0, 5) as u8 + 1;
     let mut offsets = Vec::new();
     let mut at = (HEADER + 8 + 32 * 8 + 8) as u64;
@@ -392,7 +394,7 @@ pub fn write<K: AsRef<[u8]>, V: AsRef<[u8]>>(entries: &[(K, V)]) -> Vec<u8> {
     }
     let next = |from: usize, wanted: u8| {
         let mut rest = (from..entries.len()).filter(|&n| level(n) >= wanted);
-        rest.next().map_or(0, |n| offsets[n])
+        rest.next().and_then(|n| offsets.get(n).copied()).unwrap_or(0)
     };
     let mut out = vec![0; HEADER];
     let mut put = |kind: u8, level: u8, from: usize, key: &[u8], value: &[u8]| {
@@ -424,14 +426,19 @@ pub fn write<K: AsRef<[u8]>, V: AsRef<[u8]>>(entries: &[(K, V)]) -> Vec<u8> {
     out
 }
 
+/// Writes the header of a file of `count` records into its first bytes.
 fn seal(out: &mut [u8], count: usize, size: usize, flags: u32) {
-    out[..20].copy_from_slice(MAGIC);
-    out[20..24].copy_from_slice(&1u32.to_be_bytes());
-    out[32..40].copy_from_slice(&(count as u64).to_be_bytes());
-    out[48..56].copy_from_slice(&(size as u64).to_be_bytes());
-    out[56..60].copy_from_slice(&flags.to_be_bytes());
-    let crc = crc32(&out[..60]);
-    out[60..64].copy_from_slice(&crc.to_be_bytes());
+    let mut head = MAGIC.to_vec();
+    head.extend(1u32.to_be_bytes());
+    head.extend(0u64.to_be_bytes());
+    head.extend((count as u64).to_be_bytes());
+    head.extend(0u64.to_be_bytes());
+    head.extend((size as u64).to_be_bytes());
+    head.extend(flags.to_be_bytes());
+    head.extend(crc32(&head).to_be_bytes());
+    if let Some(place) = out.get_mut(..head.len()) {
+        place.copy_from_slice(&head);
+    }
 }
 
 #[cfg(test)]
@@ -440,9 +447,7 @@ pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    pub(crate) fn write(entries: &[(&[u8], &[u8])]) -> Vec<u8> {
-        super::write(entries)
-    }
+    pub(crate) use super::write;
 
     fn open(bytes: Vec<u8>) -> Twoskip {
         Twoskip::open(bytes.into()).unwrap()
