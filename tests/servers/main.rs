@@ -9,6 +9,7 @@ mod commands;
 mod crash;
 mod engines;
 mod live;
+mod offline;
 mod power;
 mod preflight;
 mod repeat;
