@@ -95,11 +95,15 @@ impl Push<'_> {
         };
         self.offline = plan.offline;
         if plan.offline {
-            self.note(
-                "the source is a disk on which nothing runs: nobody has to be frozen, and \
-                 nothing is written to it"
-                    .into(),
-            );
+            let text = "the source is a disk on which nothing runs: nobody has to be frozen, and \
+                        nothing is written to it";
+            let note = v1::Problem {
+                severity: v1::problem::Severity::Note.into(),
+                code: "offline-source".into(),
+                text: text.into(),
+                ..v1::Problem::default()
+            };
+            self.problems(Server::Source, &[note]);
         }
         // From here on, whatever fails must not deny what an earlier push has done.
         self.route_begun = route_is_changed(&plan.state);
