@@ -2,6 +2,7 @@
 
 use super::Common;
 use crate::agent::{self, Handler, Link, privileges};
+use crate::host::offline::Disk;
 use crate::host::{self, Host};
 use crate::wire::v1::{self, reply::Result as Answer, request::Op};
 use crate::{inspect, source, target};
@@ -96,10 +97,20 @@ pub(super) fn run(common: &Common, args: AgentArgs) -> ExitCode {
 }
 
 fn serve(common: &Common, args: AgentArgs) -> Result<(), Box<dyn std::error::Error>> {
-    let config = host::load_config(&common.config)?;
-    privileges::become_user(&config.cyrus_user())
-        .map_err(|e| format!("cannot become {}: {e}", config.cyrus_user()))?;
-    let host = Host::new(common.config.clone(), config, common.cyrus_bin.clone(), args.allow);
+    let host = match Disk::new(common.source_conf.as_deref(), common.source_root.as_deref()) {
+        Some(disk) => {
+            if args.role.contains(&Role::Target) {
+                return Err("a disk on which nothing runs can only be a source".into());
+            }
+            disk.open(args.allow)?
+        }
+        None => {
+            let config = host::load_config(&common.config)?;
+            privileges::become_user(&config.cyrus_user())
+                .map_err(|e| format!("cannot become {}: {e}", config.cyrus_user()))?;
+            Host::new(common.config.clone(), config, common.cyrus_bin.clone(), args.allow)
+        }
+    };
     // Unbuffered, unlike the standard library's: frames are large and whole.
     let input = File::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     let output = File::from(std::io::stdout().as_fd().try_clone_to_owned()?);

@@ -227,6 +227,7 @@ impl Monitor for Console {
                     self.line(phase.word());
                 }
             }
+            Event::Warning { text } => self.line(&text),
             Event::Note { text } => {
                 if self.style == Style::Verbose {
                     self.line(&text);

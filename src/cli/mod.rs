@@ -31,6 +31,14 @@ struct Common {
     #[arg(short = 'C', long = "config", global = true, default_value = "/etc/imapd.conf")]
     #[arg(value_name = "FILE")]
     config: PathBuf,
+    /// imapd.conf of a server whose disk is here, on which nothing runs: it is the
+    /// source, and nothing is written to it
+    #[arg(long, global = true, value_name = "FILE")]
+    source_conf: Option<PathBuf>,
+    /// Where the root of that disk is: all paths of its imapd.conf lie below DIR
+    /// (without --source-conf: DIR/etc/imapd.conf)
+    #[arg(long, global = true, value_name = "DIR")]
+    source_root: Option<PathBuf>,
     /// Where Cyrus's own programs are, if not where packages put them
     #[arg(long, global = true, value_name = "DIR")]
     cyrus_bin: Option<PathBuf>,

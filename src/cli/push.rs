@@ -249,6 +249,14 @@ pub(super) async fn local_agent(
     let mut arguments: Vec<OsString> =
         ["agent", "--role", role_name(role), "--config"].map(OsString::from).into();
     arguments.push(common.config.clone().into());
+    if role != v1::Role::Target {
+        let disk = [("--source-conf", &common.source_conf), ("--source-root", &common.source_root)];
+        for (option, value) in disk {
+            if let Some(value) = value {
+                arguments.extend([option.into(), value.clone().into()]);
+            }
+        }
+    }
     if let Some(directory) = &common.cyrus_bin {
         arguments.extend(["--cyrus-bin".into(), directory.clone().into()]);
     }

@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 use super::db::Engine;
 use super::name::{Namespace, PartitionName, VirtDomains};
 
+/// Where sieve scripts are, if imapd.conf does not say.
+const DEFAULT_SIEVEDIR: &str = "/usr/sieve";
+
 /// `@include` deeper than this is refused.
 const MAX_INCLUDE_DEPTH: usize = 16;
 
@@ -239,6 +242,22 @@ impl Config {
         Ok(config)
     }
 
+    /// The same server with all its files below `root`: the disk of another
+    /// machine, mounted here.
+    pub fn below(mut self, root: &Path) -> Self {
+        let prefixes = ["partition-", "metapartition-", "archivepartition-", "metadir-"];
+        self.options.entry("sievedir".to_owned()).or_insert_with(|| DEFAULT_SIEVEDIR.to_owned());
+        for (option, value) in &mut self.options {
+            let path = ["configdirectory", "sievedir"].contains(&option.as_str())
+                || option.ends_with("db_path")
+                || prefixes.iter().any(|prefix| option.starts_with(prefix));
+            if let Some(below) = value.strip_prefix('/').filter(|_| path) {
+                *value = root.join(below.trim_start_matches('/')).display().to_string();
+            }
+        }
+        self
+    }
+
     /// The same options with another version's defaults.
     pub fn with_defaults(mut self, defaults: Defaults) -> Self {
         self.defaults = defaults;
@@ -360,7 +379,7 @@ impl Config {
 
     /// `sievedir`, by default `/usr/sieve`.
     pub fn sievedir(&self) -> PathBuf {
-        PathBuf::from(self.string_or("sievedir", "/usr/sieve"))
+        PathBuf::from(self.string_or("sievedir", DEFAULT_SIEVEDIR))
     }
 
     /// `sieveusehomedir`: scripts are in the users' home directories.

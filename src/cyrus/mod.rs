@@ -19,3 +19,4 @@ pub mod path;
 pub mod quota;
 pub mod seen;
 pub mod subscription;
+pub mod upgrade;

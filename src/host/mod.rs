@@ -2,6 +2,7 @@
 //! locks. What both agents need of the machine they run on.
 
 pub mod ofd;
+pub mod offline;
 pub mod tools;
 pub mod userlock;
 
@@ -32,6 +33,9 @@ pub struct Host {
     pub config: Config,
     /// Cyrus's programs.
     pub tools: Tools,
+    /// Where mbcopy keeps what it knows, of a server that is only a disk: nothing
+    /// runs on it, and nothing is written to it.
+    pub offline: Option<PathBuf>,
     allow: Vec<String>,
     version: OnceLock<Option<String>>,
 }
@@ -85,7 +89,16 @@ impl Host {
         cyrus_bin: Option<PathBuf>,
         allow: Vec<String>,
     ) -> Self {
-        Self { conf, config, tools: Tools::new(cyrus_bin), allow, version: OnceLock::new() }
+        let tools = Tools::new(cyrus_bin);
+        Self { conf, config, tools, offline: None, allow, version: OnceLock::new() }
+    }
+
+    /// The directory below which mbcopy keeps its journal.
+    pub fn state_directory(&self) -> Result<PathBuf, ConfigError> {
+        match &self.offline {
+            Some(directory) => Ok(directory.clone()),
+            None => self.config.configdirectory(),
+        }
     }
 
     /// How mailbox names look here.
@@ -143,6 +156,9 @@ impl Host {
     }
 
     fn ask_version(&self) -> Option<String> {
+        if self.offline.is_some() {
+            return None;
+        }
         let limit = Duration::from_secs(10);
         let output =
             self.tools.run(&self.conf, "cyr_info", &["version"], Vec::new(), limit).ok()?;

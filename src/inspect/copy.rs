@@ -144,9 +144,16 @@ fn listing(top: &MailboxName, entries: Vec<MailboxEntry>) -> Result<Listing, v1:
         })?;
         let deleted = entry.name != *top && !entry.name.is_below(top);
         let id_record = (Bytes::new(), Bytes::new());
-        mailboxes.push(SourceMailbox { ordinal: ordinal as u32, entry, id, id_record, deleted });
+        mailboxes.push(SourceMailbox {
+            ordinal: ordinal as u32,
+            entry,
+            id,
+            id_record,
+            deleted,
+            converted: None,
+        });
     }
-    Ok(Listing { top: top.clone(), mailboxes })
+    Ok(Listing { top: top.clone(), mailboxes, converted: None })
 }
 
 fn has_index(host: &Host, mailbox: &SourceMailbox) -> bool {

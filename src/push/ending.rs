@@ -74,6 +74,9 @@ impl Push<'_> {
             self.report.outcome = Outcome::Resumable;
         }
         self.report.settle_serving(if denied { Phase::Routed } else { phase });
+        if self.offline && self.report.serving == self.report.source {
+            self.report.serving = "nobody".into();
+        }
         self.report.next_steps = self.next_steps();
     }
 

@@ -72,6 +72,9 @@ pub type Interrupt = Arc<AtomicBool>;
 /// freeze needs some time on a slow disk even when the limit is nearly over.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// Longest time that the last steps may take with a source on which nothing runs.
+const OFFLINE_LIMIT: Duration = Duration::from_secs(24 * 3600);
+
 /// Where tests kill the coordinator.
 fn died_after(phase: Phase) {
     fault::point(match phase {
@@ -223,6 +226,8 @@ struct Push<'a> {
     source_state: String,
     /// What the user was when an earlier push had him published.
     snapshot: bytes::Bytes,
+    /// Whether the source is a disk on which nothing runs.
+    offline: bool,
 }
 
 impl<'a> Push<'a> {
@@ -260,6 +265,7 @@ impl<'a> Push<'a> {
             route_begun: false,
             source_state: String::new(),
             snapshot: bytes::Bytes::new(),
+            offline: false,
         }
     }
 
@@ -307,9 +313,14 @@ impl<'a> Push<'a> {
         }
     }
 
+    /// How long the freeze may last; where nobody is frozen, as long as it takes.
+    fn limit(&self) -> Duration {
+        if self.offline { OFFLINE_LIMIT } else { self.options.max_freeze }
+    }
+
     /// What is left of the freeze limit.
     fn left(&self) -> Duration {
-        let limit = self.options.max_freeze;
+        let limit = self.limit();
         self.frozen_at.map_or(limit, |at| limit.saturating_sub(at.elapsed()))
     }
 

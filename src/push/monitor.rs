@@ -52,6 +52,11 @@ pub enum Event {
         /// The phase.
         phase: PhaseName,
     },
+    /// Something that every admin must know.
+    Warning {
+        /// The sentence.
+        text: String,
+    },
     /// Something worth telling.
     Note {
         /// What.

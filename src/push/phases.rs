@@ -41,7 +41,7 @@ impl Push<'_> {
         }
         let mut source = self.plan_source(MoveId::random().to_string(), false).await?;
         // A source whose route was begun may have nothing left to freeze.
-        let prove = !route_is_changed(&source.state);
+        let prove = !route_is_changed(&source.state) && !source.offline;
         if prove {
             self.source.begin(Op::ProveFreeze(v1::ProveFreeze {})).await?;
         }
@@ -65,6 +65,7 @@ impl Push<'_> {
             return Ok(());
         }
         match proof.transpose()? {
+            None if self.offline => {}
             Some(Answer::FreezeProof(proof)) => {
                 self.note(format!("freeze proven: {} waits for {}", proof.waiter, proof.lock))
             }
@@ -98,6 +99,13 @@ impl Push<'_> {
                 return Err(error.into());
             }
         };
+        self.offline = plan.offline;
+        if plan.offline {
+            let text = "the source is a disk on which nothing runs: nobody has to be frozen, and \
+                        nothing is written to it";
+            self.monitor.event(monitor::Event::Warning { text: text.into() });
+            self.report.notes.push(text.into());
+        }
         // From here on, whatever fails must not deny what an earlier push has done.
         self.route_begun = route_is_changed(&plan.state);
         self.identity = plan.identity.clone().unwrap_or_default();
@@ -292,7 +300,7 @@ impl Push<'_> {
     }
 
     pub(super) async fn freeze(&mut self) -> Result<(), Trouble> {
-        let limit = self.options.max_freeze;
+        let limit = self.limit();
         let op = Op::Freeze(v1::Freeze {
             limit_ms: limit.as_millis() as u32,
             wait_ms: limit.as_millis() as u32,
@@ -325,7 +333,7 @@ impl Push<'_> {
         self.stop_if_asked()?;
         self.record(Server::Source, state::PUBLISHING).await?;
         if self.left() < PUBLISH_RESERVE {
-            return Err(Trouble::Limit(self.options.max_freeze));
+            return Err(Trouble::Limit(self.limit()));
         }
         Ok(())
     }

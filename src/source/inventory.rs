@@ -1,11 +1,12 @@
 //! What makes up a user on this server, read from Cyrus's databases and
 //! directories.
 
+use super::old::{self, OldDisk};
 use crate::cyrus::annotation::{self, AnnotationKey};
 use crate::cyrus::config::DbKind;
 use crate::cyrus::db::Engine;
 use crate::cyrus::mboxlist::mbtype::Flag;
-use crate::cyrus::mboxlist::{MailboxEntry, MailboxList};
+use crate::cyrus::mboxlist::{KeyStyle, MailboxEntry, MailboxList};
 use crate::cyrus::name::{MailboxName, UniqueId};
 use crate::cyrus::path::{DirStyle, Layout};
 use crate::host::Host;
@@ -27,7 +28,12 @@ pub struct SourceMailbox {
     pub id_record: (Bytes, Bytes),
     /// Whether it is kept by delayed delete.
     pub deleted: bool,
+    /// Of an older server's disk: its metadata as 3.6 has them.
+    pub converted: Option<Converted>,
 }
+
+/// The metadata files of an old mailbox in the form of 3.6, or why there are none.
+pub type Converted = Result<Vec<(FileKind, PathBuf)>, String>;
 
 /// The mailboxes of a user, and who he is.
 #[derive(Debug, Clone)]
@@ -36,6 +42,8 @@ pub struct Listing {
     pub top: MailboxName,
     /// The mailboxes, the top one first.
     pub mailboxes: Vec<SourceMailbox>,
+    /// Of an older server's disk: the directory of what was converted.
+    pub converted: Option<PathBuf>,
 }
 
 /// Ordinals that were given out, by uniqueid.
@@ -44,7 +52,7 @@ pub type Ordinals = BTreeMap<UniqueId, u32>;
 impl SourceMailbox {
     /// How its directories are named.
     pub fn style(&self) -> DirStyle<'_> {
-        if self.entry.mbtype.has(Flag::LegacyDirs) {
+        if self.entry.mbtype.has(Flag::LegacyDirs) || self.converted.is_some() {
             DirStyle::Name
         } else {
             DirStyle::Id(&self.id)
@@ -65,6 +73,7 @@ pub fn list(
     host: &Host,
     top: &MailboxName,
     ordinals: &mut Ordinals,
+    mut old: Option<&mut OldDisk>,
 ) -> Result<Listing, v1::Failure> {
     let shown = host.external(top);
     let unreadable = |text: String| {
@@ -79,6 +88,11 @@ pub fn list(
     let list = MailboxList::from_database(&database).map_err(|e| unreadable(e.to_string()))?;
     let owned =
         list.owned(top, &host.config.deletedprefix()).map_err(|e| unreadable(e.to_string()))?;
+    // The disk of a server of 3.6 or later is read as it is.
+    if list.style() == KeyStyle::Typed {
+        old = None;
+    }
+    let converted = old.as_ref().map(|old| old.directory().to_owned());
     let mut mailboxes = Vec::new();
     for entry in owned.into_iter().filter(|e| !e.is_deleted()) {
         for (flag, what) in [
@@ -105,13 +119,19 @@ pub fn list(
                 "this version of mbcopy moves from Cyrus 3.6 and later",
             )
         };
+        let deleted = entry.name != *top && !entry.name.is_below(top);
+        if let Some(old) = &mut old {
+            // Its index says that it is deleted and only waits to be cleaned up.
+            let Some(mailbox) = old.mailbox(host, top, &entry, deleted, ordinals) else { continue };
+            mailboxes.push(mailbox);
+            continue;
+        }
         let id = entry.uniqueid.clone().ok_or_else(unidentified)?;
         let id_record =
             list.id_record(&id).map_err(|e| unreadable(e.to_string()))?.ok_or_else(unidentified)?;
         let next = ordinals.len() as u32;
         let ordinal = *ordinals.entry(id.clone()).or_insert(next);
-        let deleted = entry.name != *top && !entry.name.is_below(top);
-        mailboxes.push(SourceMailbox { ordinal, entry, id, id_record, deleted });
+        mailboxes.push(SourceMailbox { ordinal, entry, id, id_record, deleted, converted: None });
     }
     if !mailboxes.iter().any(|m| m.entry.name == *top) {
         return Err(v1::Failure::new(
@@ -121,7 +141,7 @@ pub fn list(
             "look at the name: user.x or user/x, as in cyradm on this server",
         ));
     }
-    Ok(Listing { top: top.clone(), mailboxes })
+    Ok(Listing { top: top.clone(), mailboxes, converted })
 }
 
 impl Listing {
@@ -150,7 +170,10 @@ impl Listing {
                     read_if_there(&path)?
                 }
             };
-            if let Some(record) = record.filter(|r| !r.is_empty()) {
+            if let Some(mut record) = record.filter(|r| !r.is_empty()) {
+                if self.converted.is_some() {
+                    record = old::quota(host, self, name, &record)?;
+                }
                 let name = Bytes::copy_from_slice(name.as_bytes());
                 roots.push(v1::QuotaRoot { name, record: record.into() });
             }
@@ -177,12 +200,19 @@ impl Listing {
             }
             Ok(())
         };
-        for mailbox in &self.mailboxes {
+        for mailbox in self.mailboxes.iter().filter(|_| self.converted.is_some()) {
+            let name = mailbox.entry.name.as_bytes();
+            take(&[name, b"\0"].concat(), Some(mailbox.ordinal))?;
+        }
+        for mailbox in self.mailboxes.iter().filter(|_| self.converted.is_none()) {
             take(&[mailbox.id.as_str().as_bytes(), b"\0"].concat(), Some(mailbox.ordinal))?;
         }
         if let Some(user) = self.top.userid() {
             take(b"\0", None)?;
             found.retain(|a| !a.server || a.userid == user.as_bytes());
+        }
+        if self.converted.is_some() {
+            old::annotations(&self.top, &mut found)?;
         }
         Ok(found)
     }
@@ -191,6 +221,9 @@ impl Listing {
     pub fn user_files(&self, host: &Host) -> Result<UserFiles, String> {
         let mut files = UserFiles::default();
         let Some(inbox) = self.inbox() else { return Ok(files) };
+        if let Some(converted) = &self.converted {
+            return old::user_files(host, inbox, converted);
+        }
         let layout = Layout::new(&host.config);
         let directory = layout.user_dir(&inbox.id).map_err(|e| e.to_string())?;
         for (name, path) in names_in(&directory)? {
@@ -203,19 +236,8 @@ impl Listing {
         }
         let user = self.top.userid();
         let sieve = user.and_then(|user| layout.sieve_dir(&user, inbox.style()).ok().flatten());
-        let Some(sieve) = sieve else { return Ok(files) };
-        for (name, path) in names_in(&sieve)? {
-            if name == "defaultbc" {
-                let target = std::fs::read_link(&path).map_err(|e| at(&path, &e))?;
-                let target = target.to_string_lossy().into_owned();
-                files.active_sieve = target.strip_suffix(".bc").unwrap_or(&target).to_owned();
-            } else if let Some(script) = name.strip_suffix(".bc") {
-                files.add(FileKind::SieveBytecode, script.as_bytes(), path);
-            } else if let Some(script) = name.strip_suffix(".script") {
-                files.add(FileKind::SieveScript, script.as_bytes(), path);
-            } else if !name.ends_with(".NEW") {
-                files.notes.push(format!("{} is not known, and stays", path.display()));
-            }
+        if let Some(sieve) = sieve {
+            files.add_scripts(&sieve)?;
         }
         Ok(files)
     }
@@ -233,8 +255,30 @@ pub struct UserFiles {
 }
 
 impl UserFiles {
-    fn add(&mut self, kind: FileKind, name: &[u8], path: PathBuf) {
+    /// Adds a file of a kind; a sieve script has a name.
+    pub(super) fn add(&mut self, kind: FileKind, name: &[u8], path: PathBuf) {
         self.files.push((kind, name.to_vec(), path));
+    }
+
+    /// Adds the sieve scripts in a directory.
+    pub(super) fn add_scripts(&mut self, sieve: &Path) -> Result<(), String> {
+        let files = self;
+        for (name, path) in names_in(sieve)? {
+            // Before there was bytecode (2.1), `default` led to the script itself.
+            if name == "defaultbc" || name == "default" {
+                let target = std::fs::read_link(&path).map_err(|e| at(&path, &e))?;
+                let target = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let bare = target.strip_suffix(".bc").or(target.strip_suffix(".script"));
+                files.active_sieve = bare.unwrap_or(&target).to_owned();
+            } else if let Some(script) = name.strip_suffix(".bc") {
+                files.add(FileKind::SieveBytecode, script.as_bytes(), path);
+            } else if let Some(script) = name.strip_suffix(".script") {
+                files.add(FileKind::SieveScript, script.as_bytes(), path);
+            } else if !name.ends_with(".NEW") {
+                files.notes.push(format!("{} is not known, and stays", path.display()));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -92,7 +92,9 @@ pub fn scan(
     let taken = now();
     let stamps: Vec<_> = paths.iter().map(|(_, path)| stamp(path)).collect();
     let settled = |s: &Option<Stamp>| s.is_none_or(|s| s.changed.0 < known.taken - STAMP_GRAIN);
-    if known.stamps == stamps && stamps.iter().all(settled) {
+    // Nobody but this process writes what was converted.
+    let still = mailbox.converted.is_some() || stamps.iter().all(settled);
+    if known.stamps == stamps && still {
         return None;
     }
     let mut found = Found::default();
@@ -206,6 +208,9 @@ fn examine(
     known: &mut Known,
     frozen: bool,
 ) -> Result<Examined, String> {
+    if let Some(Err(text)) = &mailbox.converted {
+        return Err(text.clone());
+    }
     let directory = mailbox.directory(host).ok_or("it has no directory")?;
     let index = paths.iter().find(|(kind, _)| *kind == FileKind::Index);
     let index_path = index.map_or(directory.as_path(), |(_, path)| path);
@@ -364,6 +369,9 @@ fn manifest(records: &[&Record]) -> Bytes {
 
 /// The metadata files of a mailbox that this configuration has.
 pub fn meta_paths(host: &Host, mailbox: &SourceMailbox) -> Vec<(FileKind, PathBuf)> {
+    if let Some(converted) = &mailbox.converted {
+        return converted.as_ref().cloned().unwrap_or_default();
+    }
     let Some(partition) = &mailbox.entry.partition else { return Vec::new() };
     let layout = Layout::new(&host.config);
     META.iter()

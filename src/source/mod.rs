@@ -4,6 +4,7 @@
 mod freeze;
 pub(crate) mod inventory;
 pub(crate) mod mailbox;
+mod old;
 mod purge;
 pub(crate) mod retire;
 pub(crate) mod send;
@@ -24,6 +25,7 @@ use bytes::Bytes;
 use freeze::{Freeze, ProofError};
 use inventory::{Listing, Ordinals, SourceMailbox, UserFiles};
 use mailbox::Known;
+use old::OldDisk;
 use retire::{RetireError, Retirement};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -54,6 +56,7 @@ struct Session {
     _hold: Option<Hold>,
     ordinals: Ordinals,
     listing: Listing,
+    old: Option<OldDisk>,
     user_files: UserFiles,
     known: BTreeMap<u32, Known>,
     /// What the last scan found, as a digest.
@@ -150,7 +153,7 @@ impl Source {
             updated: now_ms(),
         };
         if !plan.dry_run {
-            let directory = host.config.configdirectory().map_err(|e| refused(e.to_string()))?;
+            let directory = host.state_directory().map_err(|e| refused(e.to_string()))?;
             let opened = Journal::open(&directory).map_err(|e| journal_failure(&e))?;
             let holder = format!("process {}, a push to {}", std::process::id(), entry.peer);
             let held = opened.hold(&entry.name, &holder).map_err(|e| journal_failure(&e))?;
@@ -183,17 +186,25 @@ impl Source {
             }
             (journal, hold) = (Some(opened), Some(held));
         }
-        settle_retirement(host, &mut entry)?;
+        if host.offline.is_none() {
+            settle_retirement(host, &mut entry)?;
+        }
         let mut ordinals = Ordinals::new();
-        // The records of a user who is being retired name the other server.
-        let listing = if retired(&entry.state) {
-            Listing { top: top.clone(), mailboxes: Vec::new() }
+        let mut old = match &host.offline {
+            Some(directory) => Some(OldDisk::new(directory).map_err(|e| refused(e.to_string()))?),
+            None => None,
+        };
+        // The records of a user who is being retired name the other server; a disk
+        // on which nothing runs stays as it is.
+        let listing = if retired(&entry.state) && host.offline.is_none() {
+            Listing { top: top.clone(), mailboxes: Vec::new(), converted: None }
         } else {
-            inventory::list(host, &top, &mut ordinals)?
+            inventory::list(host, &top, &mut ordinals, old.as_mut())?
         };
         let mut session = Session::new(top, entry, journal, hold);
         session.journal_write()?;
         session.ordinals = ordinals;
+        session.old = old;
         session.listing = listing;
         let answer = session.look(host);
         self.session = Some(session);
@@ -204,7 +215,7 @@ impl Source {
     fn attach(&mut self, attach: &v1::Attach) -> Result<v1::Attached, v1::Failure> {
         let host = &self.host;
         let top = top_of(host, &attach.mailbox)?;
-        let directory = host.config.configdirectory().map_err(|e| refused(e.to_string()))?;
+        let directory = host.state_directory().map_err(|e| refused(e.to_string()))?;
         if !directory.join("mbcopy/journal.sqlite").exists() {
             return Ok(v1::Attached::default());
         }
@@ -232,7 +243,8 @@ impl Session {
     fn new(top: MailboxName, entry: Entry, journal: Option<Journal>, hold: Option<Hold>) -> Self {
         Self {
             id: entry.id.clone(),
-            listing: Listing { top: top.clone(), mailboxes: Vec::new() },
+            listing: Listing { top: top.clone(), mailboxes: Vec::new(), converted: None },
+            old: None,
             top,
             entry,
             journal,
@@ -277,6 +289,7 @@ impl Session {
             state: self.entry.state.clone(),
             snapshot: Bytes::copy_from_slice(self.detail().snapshot.as_bytes()),
             route_command: self.detail().route_command,
+            offline: host.offline.is_some(),
         }
     }
 
@@ -336,7 +349,7 @@ impl Session {
         tell: &dyn Fn(v1::part::Part) -> Result<(), v1::Failure>,
     ) -> Result<v1::ScanDone, v1::Failure> {
         let frozen = self.check_freeze()?;
-        self.listing = inventory::list(host, &self.top, &mut self.ordinals)?;
+        self.listing = inventory::list(host, &self.top, &mut self.ordinals, self.old.as_mut())?;
         let table = v1::Table {
             identity: Some(self.identity(host)),
             mailboxes: self.listing.mailboxes.iter().map(to_wire).collect(),
@@ -435,7 +448,7 @@ impl Session {
     }
 
     fn baseline_path(&self, host: &Host) -> Result<PathBuf, v1::Failure> {
-        let directory = host.config.configdirectory().map_err(|e| refused(e.to_string()))?;
+        let directory = host.state_directory().map_err(|e| refused(e.to_string()))?;
         Ok(directory.join("mbcopy/moves").join(self.id.as_str()).join(stragglers::FILE))
     }
 
@@ -516,13 +529,18 @@ impl Session {
         let freeze = Freeze::take(&paths, wait, limit).map_err(|e| lock_failure(&e))?;
         let waited_ms = began.elapsed().as_millis() as u32;
         // After the user's lock: whoever waits for it may hold one of these.
-        freeze.also(self.lock_databases().map_err(|e| lock_failure(&e))?);
+        if host.offline.is_none() {
+            freeze.also(self.lock_databases().map_err(|e| lock_failure(&e))?);
+        }
         self.freeze = Some(freeze);
         let locks = paths.iter().map(|p| p.display().to_string()).collect();
         Ok(v1::Frozen { waited_ms, locks })
     }
 
     fn freeze_paths(&self, host: &Host) -> Result<Vec<PathBuf>, LockError> {
+        if host.offline.is_some() {
+            return Ok(Vec::new());
+        }
         let mailboxes = self.listing.mailboxes.iter().map(|m| (&m.entry.name, m.style()));
         host.freeze_paths(&self.top, mailboxes)
     }
@@ -590,6 +608,11 @@ impl Session {
                 "mend the cause and run the same push again",
             )
         };
+        if host.offline.is_some() {
+            // Nobody reaches it, and nothing is written to it.
+            self.record(state::RETIRED)?;
+            return Ok(v1::Retired::default());
+        }
         let state = self.entry.state.clone();
         if state != state::RETIRED {
             let retirement = if state == state::RETIRING {
@@ -713,7 +736,7 @@ fn settle_retirement(host: &Host, entry: &mut Entry) -> Result<(), v1::Failure> 
 
 /// The moves that this server's journal knows, of one mailbox or of all.
 fn moves(host: &Host, mailbox: &str) -> Result<v1::Moves, v1::Failure> {
-    let directory = host.config.configdirectory().map_err(|e| refused(e.to_string()))?;
+    let directory = host.state_directory().map_err(|e| refused(e.to_string()))?;
     if !directory.join("mbcopy/journal.sqlite").exists() {
         return Ok(v1::Moves::default());
     }

@@ -16,6 +16,7 @@ pub use plan::crossing;
 pub use stage::OUR_DIRECTORY;
 
 use crate::agent::{self, Handler, Link};
+use crate::cyrus::index::IndexView;
 use crate::cyrus::mboxlist::MailboxList;
 use crate::cyrus::name::{MailboxName, PartitionName, UniqueId};
 use crate::cyrus::path::{DirStyle, Layout};
@@ -567,6 +568,7 @@ impl Session {
         rehearse: &v1::Rehearse,
     ) -> Result<v1::Rehearsed, v1::Failure> {
         let shadow = self.current_shadow(host)?;
+        self.convert_indexes(host)?;
         if rehearse.skipped.is_empty() {
             let changing = self.inventory.mailboxes.values().filter(|m| !m.is_consistent());
             let changing: Vec<_> = changing.map(|m| host.external(&m.name)).collect();
@@ -585,6 +587,35 @@ impl Session {
         match self.shadow.take().filter(|shadow| shadow.is_of(&self.inventory)) {
             Some(shadow) => Ok(shadow),
             None => self.build_shadow(host),
+        }
+    }
+
+    /// Has this server's Cyrus bring staged indexes of older versions to its own:
+    /// such a repack keeps what clients see, and makes the cache of old ones anew.
+    fn convert_indexes(&self, host: &Host) -> Result<(), v1::Failure> {
+        let failed = |text: String| internal(text, "nothing was changed but the stage");
+        let newest = host.release().map_or(0, plan::newest_index);
+        let older = || -> Result<Option<String>, String> {
+            for mailbox in self.inventory.mailboxes.values().filter(|m| !m.name_only) {
+                let directory = mailbox.meta_directory(&self.stage, v1::FileKind::Index);
+                let bytes = directory.map_err(|e| e.to_string())?.read("cyrus.index");
+                let bytes = bytes.map_err(|e| format!("cyrus.index: {e}"))?;
+                let index = IndexView::parse(&bytes).map_err(|e| format!("cyrus.index: {e}"))?;
+                if index.header().minor < newest {
+                    return Ok(Some(mailbox.name.display()));
+                }
+            }
+            Ok(None)
+        };
+        if older().map_err(failed)?.is_none() {
+            return Ok(());
+        }
+        let said = settle::to_own_version(host, &self.stage, &self.tool_names).map_err(failed)?;
+        match older().map_err(failed)? {
+            None => Ok(()),
+            Some(name) => Err(failed(format!(
+                "this server's Cyrus has not brought the index of {name} to its version: {said}"
+            ))),
         }
     }
 

@@ -425,6 +425,8 @@ impl StagedMailbox {
             match files.get(&kind) {
                 Some(hash) if self.files.get(&kind) != Some(hash) => wants.files.push(kind),
                 Some(_) => {}
+                // Cyrus's own, made anew when the index was brought to its version.
+                None if self.offered.files == files => {}
                 None => {
                     self.directory.remove(meta_name(kind));
                     self.files.remove(&kind);

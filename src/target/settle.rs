@@ -140,6 +140,19 @@ pub fn drop_skipped(
     None
 }
 
+/// Has this server's Cyrus bring all staged indexes to its own version; what it said.
+pub fn to_own_version(host: &Host, stage: &Stage, top: &Top) -> Result<String, String> {
+    let arguments: Vec<&str> = match &top.userid {
+        Some(userid) => vec!["-q", "-V", "max", "-u", userid],
+        None => vec!["-q", "-V", "max", "-r", &top.external],
+    };
+    let limit = Duration::from_secs(3600);
+    let ran = host.tools.run(&stage.imapd_conf, "reconstruct", &arguments, Vec::new(), limit);
+    let output = ran.map_err(|e| e.to_string())?;
+    let said = [output.stdout, output.stderr].concat();
+    Ok(crate::wire::printable(String::from_utf8_lossy(&said).trim()))
+}
+
 /// What publishing will do.
 pub fn publication(
     host: &Host,

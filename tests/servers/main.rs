@@ -10,6 +10,7 @@ mod crash;
 mod engines;
 mod forgotten;
 mod live;
+mod offline;
 mod power;
 mod preflight;
 mod repeat;

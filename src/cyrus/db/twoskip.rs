@@ -378,65 +378,77 @@ fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_be_bytes(*found))
 }
 
+/// A file as a repack writes it (`lib/cyrusdb_twoskip.c:mycheckpoint`): `entries` must
+/// be sorted by their keys' bytes, and no key may be there twice.
+pub fn write<K: AsRef<[u8]>, V: AsRef<[u8]>>(entries: &[(K, V)]) -> Vec<u8> {
+    let entries: Vec<(&[u8], &[u8])> =
+        entries.iter().map(|(key, value)| (key.as_ref(), value.as_ref())).collect();
+    let level = |n: usize| (n + 1).trailing_zeros().clamp(0, 5) as u8 + 1;
+    let mut offsets = Vec::new();
+    let mut at = (HEADER + 8 + 32 * 8 + 8) as u64;
+    for (n, (key, value)) in entries.iter().enumerate() {
+        offsets.push(at);
+        let long = if key.len() >= 0xffff { 8 } else { 0 };
+        let tail = (key.len() + value.len()).next_multiple_of(8);
+        at += (8 + long + 8 * (usize::from(level(n)) + 1) + 8 + tail) as u64;
+    }
+    let next = |from: usize, wanted: u8| {
+        let mut rest = (from..entries.len()).filter(|&n| level(n) >= wanted);
+        rest.next().and_then(|n| offsets.get(n).copied()).unwrap_or(0)
+    };
+    let mut out = vec![0; HEADER];
+    let mut put = |kind: u8, level: u8, from: usize, key: &[u8], value: &[u8]| {
+        let mut head = vec![kind, level];
+        head.extend((key.len().min(0xffff) as u16).to_be_bytes());
+        head.extend((value.len() as u32).to_be_bytes());
+        if key.len() >= 0xffff {
+            head.extend((key.len() as u64).to_be_bytes());
+        }
+        head.extend(next(from, 1).to_be_bytes());
+        for n in 1..=level {
+            // The second twin of a repacked file is 0.
+            let pointer = if n == 1 { 0 } else { next(from, n) };
+            head.extend(pointer.to_be_bytes());
+        }
+        let mut tail = [key, value].concat();
+        tail.resize(tail.len().next_multiple_of(8), 0);
+        out.extend(&head);
+        out.extend(crc32(&head).to_be_bytes());
+        out.extend(crc32(&tail).to_be_bytes());
+        out.extend(&tail);
+    };
+    put(b'=', MAX_LEVEL, 0, b"", b"");
+    for (n, (key, value)) in entries.iter().enumerate() {
+        put(b'+', level(n), n + 1, key, value);
+    }
+    let size = out.len();
+    seal(&mut out, entries.len(), size, 0);
+    out
+}
+
+/// Writes the header of a file of `count` records into its first bytes.
+fn seal(out: &mut [u8], count: usize, size: usize, flags: u32) {
+    let mut head = MAGIC.to_vec();
+    head.extend(1u32.to_be_bytes());
+    head.extend(0u64.to_be_bytes());
+    head.extend((count as u64).to_be_bytes());
+    head.extend(0u64.to_be_bytes());
+    head.extend((size as u64).to_be_bytes());
+    head.extend(flags.to_be_bytes());
+    head.extend(crc32(&head).to_be_bytes());
+    if let Some(place) = out.get_mut(..head.len()) {
+        place.copy_from_slice(&head);
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
     use proptest::prelude::*;
 
-    /// Writes a file as a repack does: sorted records, all levels linked.
     pub(crate) fn write(entries: &[(&[u8], &[u8])]) -> Vec<u8> {
-        let level = |n: usize| (n + 1).trailing_zeros().clamp(0, 5) as u8 + 1;
-        let mut offsets = Vec::new();
-        let mut at = (HEADER + 8 + 32 * 8 + 8) as u64;
-        for (n, (key, value)) in entries.iter().enumerate() {
-            offsets.push(at);
-            let long = if key.len() >= 0xffff { 8 } else { 0 };
-            let tail = (key.len() + value.len()).next_multiple_of(8);
-            at += (8 + long + 8 * (usize::from(level(n)) + 1) + 8 + tail) as u64;
-        }
-        let next = |from: usize, wanted: u8| {
-            let mut rest = (from..entries.len()).filter(|&n| level(n) >= wanted);
-            rest.next().map_or(0, |n| offsets[n])
-        };
-        let mut out = vec![0; HEADER];
-        let mut put = |kind: u8, level: u8, from: usize, key: &[u8], value: &[u8]| {
-            let mut head = vec![kind, level];
-            head.extend((key.len().min(0xffff) as u16).to_be_bytes());
-            head.extend((value.len() as u32).to_be_bytes());
-            if key.len() >= 0xffff {
-                head.extend((key.len() as u64).to_be_bytes());
-            }
-            head.extend(next(from, 1).to_be_bytes());
-            for n in 1..=level {
-                // The second twin of a repacked file is 0.
-                let pointer = if n == 1 { 0 } else { next(from, n) };
-                head.extend(pointer.to_be_bytes());
-            }
-            let mut tail = [key, value].concat();
-            tail.resize(tail.len().next_multiple_of(8), 0);
-            out.extend(&head);
-            out.extend(crc32(&head).to_be_bytes());
-            out.extend(crc32(&tail).to_be_bytes());
-            out.extend(&tail);
-        };
-        put(b'=', MAX_LEVEL, 0, b"", b"");
-        for (n, (key, value)) in entries.iter().enumerate() {
-            put(b'+', level(n), n + 1, key, value);
-        }
-        let size = out.len();
-        seal(&mut out, entries.len(), size, 0);
-        out
-    }
-
-    fn seal(out: &mut [u8], count: usize, size: usize, flags: u32) {
-        out[..20].copy_from_slice(MAGIC);
-        out[20..24].copy_from_slice(&1u32.to_be_bytes());
-        out[32..40].copy_from_slice(&(count as u64).to_be_bytes());
-        out[48..56].copy_from_slice(&(size as u64).to_be_bytes());
-        out[56..60].copy_from_slice(&flags.to_be_bytes());
-        let crc = crc32(&out[..60]);
-        out[60..64].copy_from_slice(&crc.to_be_bytes());
+        super::write(entries)
     }
 
     fn open(bytes: Vec<u8>) -> Twoskip {

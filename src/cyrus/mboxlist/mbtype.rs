@@ -22,6 +22,22 @@ pub enum Kind {
     Sieve,
 }
 
+impl Kind {
+    /// Its letter in dlist records of 3.6 and later.
+    pub fn letter(self) -> u8 {
+        match self {
+            Self::Email => b'e',
+            Self::News => b'n',
+            Self::Calendar => b'c',
+            Self::Addressbook => b'a',
+            Self::Collection => b'b',
+            Self::Submission => b's',
+            Self::PushSubscription => b'p',
+            Self::Sieve => b'f',
+        }
+    }
+}
+
 /// A state of a record.  The order is that of Cyrus's letters
 /// (`imap/mboxlist.c:mboxlist_mbtype_to_string`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

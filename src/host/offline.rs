@@ -1,0 +1,112 @@
+//! A server that is only a disk: of a machine that is dead, or a copy. Nothing runs
+//! on it and nothing is written to it, so what mbcopy must remember of it is kept in
+//! a place of this machine's own.
+
+use super::{Host, HostError, load_config};
+use crate::agent::privileges;
+use crate::cyrus::config::Defaults;
+use crate::cyrus::mboxlist::{KeyStyle, MailboxList};
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+/// Where root keeps what it knows of such disks.
+const STATE: &str = "/var/lib/mbcopy-sources";
+
+/// Where a disk is, and how its server was configured.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    conf: PathBuf,
+    root: Option<PathBuf>,
+}
+
+/// Why a disk cannot be a source.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// Its imapd.conf.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// A directory.
+    #[error("cannot {verb} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        verb: &'static str,
+        /// The directory.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+impl Disk {
+    /// The disk that these options name, if they name one.
+    pub fn new(conf: Option<&Path>, root: Option<&Path>) -> Option<Self> {
+        let conf = match (conf, root) {
+            (Some(conf), _) => conf.to_owned(),
+            (None, Some(root)) => root.join("etc/imapd.conf"),
+            (None, None) => return None,
+        };
+        Some(Self { conf, root: root.map(Path::to_owned) })
+    }
+
+    /// Its server, after becoming the user that its files belong to.
+    pub fn open(&self, allow: Vec<String>) -> Result<Host, DiskError> {
+        let mut config = load_config(&self.conf)?;
+        if let Some(root) = &self.root {
+            config = config.below(root);
+        }
+        let mut host = Host::new(self.conf.clone(), config, None, allow);
+        let directory = host
+            .config
+            .configdirectory()
+            .map_err(|source| HostError::Config { path: self.conf.clone(), source })?;
+        let io = |verb, path: &Path| {
+            let path = path.to_owned();
+            move |source| DiskError::Io { verb, path, source }
+        };
+        let owner = std::fs::metadata(&directory).map_err(io("read", &directory))?;
+        let state = self.state_directory(&directory);
+        let parent = state.parent().unwrap_or(&state);
+        let made = DirBuilder::new().recursive(true).mode(0o711).create(parent);
+        made.map_err(io("make", parent))?;
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&state);
+        made.map_err(io("make", &state))?;
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&state, Some(owner.uid()), Some(owner.gid()))
+                .map_err(io("give away", &state))?;
+        }
+        privileges::become_owner(&directory).map_err(io("become the owner of", &directory))?;
+        host.offline = Some(state);
+        let defaults = recognise(&host);
+        host.config = host.config.clone().with_defaults(defaults);
+        Ok(host)
+    }
+
+    /// Named by what it is of: the same disk has the same journal.
+    fn state_directory(&self, configdirectory: &Path) -> PathBuf {
+        use std::os::unix::ffi::OsStrExt;
+        let real = std::fs::canonicalize(configdirectory);
+        let real = real.unwrap_or_else(|_| configdirectory.to_owned());
+        let hash = blake3::hash(real.as_os_str().as_bytes()).to_hex();
+        let base = match rustix::process::geteuid().is_root() {
+            true => PathBuf::from(STATE),
+            false => std::env::var_os("XDG_STATE_HOME")
+                .map(PathBuf::from)
+                .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/state")))
+                .unwrap_or_else(std::env::temp_dir)
+                .join("mbcopy-sources"),
+        };
+        base.join(hash.get(..16).unwrap_or_default())
+    }
+}
+
+/// Which defaults a server had, by its mailboxes.db: from 3.0 on its records have
+/// modification sequences.
+fn recognise(host: &Host) -> Defaults {
+    let Ok(database) = host.mailboxes() else { return Defaults::V2 };
+    let Ok(list) = MailboxList::from_database(&database) else { return Defaults::V2 };
+    let new = list.style() == KeyStyle::Typed
+        || list.all().is_ok_and(|all| all.iter().any(|e| e.foldermodseq + e.createdmodseq > 0));
+    if new { Defaults::V3 } else { Defaults::V2 }
+}

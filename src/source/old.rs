@@ -1,0 +1,395 @@
+//! The disk of a server older than 3.6: what it has of a user, in the form of 3.6.
+//!
+//! The messages are sent as they lie. Indexes, headers, records, subscriptions,
+//! quota roots and annotations are converted into a directory of this machine's own,
+//! and go from there the way of any other source's.
+
+use super::inventory::{Converted, Listing, Ordinals, SourceMailbox, UserFiles};
+use crate::cyrus::annotation::{AnnotationValue, LongForm};
+use crate::cyrus::config::{Config, Defaults, MetaFile};
+use crate::cyrus::db::{Database, Engine};
+use crate::cyrus::guid::Guid;
+use crate::cyrus::header::MailboxHeader;
+use crate::cyrus::index::{IndexView, Record, Time};
+use crate::cyrus::mboxlist::MailboxEntry;
+use crate::cyrus::name::{MailboxName, PartitionName, UniqueId};
+use crate::cyrus::path::{DirStyle, Layout};
+use crate::cyrus::quota::Quota;
+use crate::cyrus::seen::Seen;
+use crate::cyrus::subscription::{SubscriptionForm, Subscriptions};
+use crate::cyrus::upgrade::{self, Beside, FileFacts, QuotaUse};
+use crate::host::Host;
+use crate::wire::v1::{self, FileKind};
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// User whose seen database has the state that a mailbox shares
+/// (2.3 `imap/index.c:index_check`).
+const EVERYBODY: &str = "anyone";
+
+/// What was converted of an old disk, for one session.
+#[derive(Debug)]
+pub struct OldDisk {
+    directory: tempfile::TempDir,
+    /// By name; `None`: the mailbox only waits to be cleaned up.
+    mailboxes: BTreeMap<MailboxName, Option<SourceMailbox>>,
+    ids: BTreeSet<UniqueId>,
+}
+
+/// An old mailbox that was read.
+struct Read {
+    id: UniqueId,
+    uidvalidity: u32,
+    changed: u64,
+    files: Converted,
+}
+
+impl OldDisk {
+    /// Nothing yet; what will be is kept below `state`, as long as this value lives.
+    pub fn new(state: &Path) -> io::Result<Self> {
+        let directory = tempfile::Builder::new().prefix("converted-").tempdir_in(state)?;
+        Ok(Self { directory, mailboxes: BTreeMap::new(), ids: BTreeSet::new() })
+    }
+
+    /// Where it is kept.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// A mailbox as 3.6 has it, converted the first time; `None` if it is deleted and
+    /// only waits to be cleaned up.
+    pub fn mailbox(
+        &mut self,
+        host: &Host,
+        top: &MailboxName,
+        entry: &MailboxEntry,
+        deleted: bool,
+        ordinals: &mut Ordinals,
+    ) -> Option<SourceMailbox> {
+        if let Some(known) = self.mailboxes.get(&entry.name) {
+            return known.clone();
+        }
+        let converted = self.convert(host, top, entry, deleted, ordinals);
+        self.mailboxes.insert(entry.name.clone(), converted.clone());
+        converted
+    }
+
+    fn convert(
+        &mut self,
+        host: &Host,
+        top: &MailboxName,
+        entry: &MailboxEntry,
+        deleted: bool,
+        ordinals: &mut Ordinals,
+    ) -> Option<SourceMailbox> {
+        let read = match &entry.partition {
+            Some(partition) => match self.read(host, top, entry, partition) {
+                Ok(read) => read?,
+                Err(text) => Read {
+                    id: self.id(entry, None, 0)?,
+                    uidvalidity: entry.uidvalidity,
+                    changed: 0,
+                    files: Err(text),
+                },
+            },
+            None => Read {
+                id: self.id(entry, None, 0)?,
+                uidvalidity: entry.uidvalidity,
+                changed: 0,
+                files: Ok(Vec::new()),
+            },
+        };
+        let Read { id, uidvalidity, changed, files } = read;
+        let (name_record, id_record) = upgrade::records(entry, &id, uidvalidity, changed);
+        let next = ordinals.len() as u32;
+        let ordinal = *ordinals.entry(id.clone()).or_insert(next);
+        let entry = MailboxEntry { raw: name_record.into(), ..entry.clone() };
+        let id_record = (Bytes::from(format!("I{id}")), Bytes::from(id_record));
+        Some(SourceMailbox { ordinal, entry, id, id_record, deleted, converted: Some(files) })
+    }
+
+    /// The id of a mailbox. Older servers made it of the name and the time, and a
+    /// renamed mailbox kept it: two may have the same, where 3.6 wants one.
+    fn id(
+        &mut self,
+        entry: &MailboxEntry,
+        header: Option<&MailboxHeader>,
+        uidvalidity: u32,
+    ) -> Option<UniqueId> {
+        let of_header = header.and_then(|h| UniqueId::new(h.uniqueid.as_deref()?).ok());
+        let own = of_header.or_else(|| entry.uniqueid.clone());
+        let own = own.filter(|id| !self.ids.contains(id));
+        let id = own.or_else(|| upgrade::made_up_id(&entry.name, uidvalidity))?;
+        self.ids.insert(id.clone());
+        Some(id)
+    }
+
+    fn read(
+        &mut self,
+        host: &Host,
+        top: &MailboxName,
+        entry: &MailboxEntry,
+        partition: &PartitionName,
+    ) -> Result<Option<Read>, String> {
+        let layout = Layout::new(&host.config);
+        let path = |file| {
+            let path = layout.meta_file(file, &entry.name, DirStyle::Name, partition);
+            path.map_err(|e| e.to_string())
+        };
+        let index_path = path(MetaFile::Index)?;
+        let bytes = std::fs::read(&index_path).map_err(|e| at(&index_path, &e))?;
+        let index = IndexView::parse(&bytes).map_err(|e| at(&index_path, &e))?;
+        let header = index.header();
+        if header.is_deleted() {
+            return Ok(None);
+        }
+        let header_path = path(MetaFile::Header)?;
+        let header_bytes = std::fs::read(&header_path).map_err(|e| at(&header_path, &e))?;
+        let old_header = MailboxHeader::parse(&header_bytes).map_err(|e| at(&header_path, &e))?;
+        let id = self
+            .id(entry, Some(&old_header), header.uidvalidity)
+            .ok_or("its id cannot be made up")?;
+
+        let expunge_path = path(MetaFile::Expunge)?;
+        let expunge_bytes = match header.has_seen() {
+            true => None,
+            false => read_if_there(&expunge_path)?,
+        };
+        let expunge = expunge_bytes.as_deref().map(IndexView::parse_expunge).transpose();
+        let expunge = expunge.map_err(|e| at(&expunge_path, &e))?;
+        let seen = match header.has_seen() {
+            true => None,
+            false => seen(host, top, &old_header, header.shares_seen())?,
+        };
+        let directory = layout
+            .mailbox_dir(&entry.name, DirStyle::Name, partition)
+            .map_err(|e| e.to_string())?;
+        let header_file = upgrade::header_file(&old_header, entry, &id);
+        let beside =
+            Beside { expunge: expunge.as_ref(), seen: seen.as_ref(), header_file: &header_file };
+        let new = upgrade::index(&index, &beside, |record, hash| facts(&directory, record, hash));
+        let new = new.map_err(|e| format!("{}: {e}", directory.display()))?;
+
+        let place = self.directory.path().join(id.as_str());
+        std::fs::create_dir_all(&place).map_err(|e| at(&place, &e))?;
+        let write = |file: MetaFile, bytes: &[u8]| {
+            let path = place.join(file.file_name());
+            std::fs::write(&path, bytes).map_err(|e| at(&path, &e))?;
+            Ok::<_, String>(path)
+        };
+        let mut files = vec![
+            (FileKind::Header, write(MetaFile::Header, &header_file)?),
+            (FileKind::Index, write(MetaFile::Index, &new)?),
+        ];
+        // Up to 2.3 a cache has no checksums that could be trusted.
+        if header.has_seen() {
+            files.push((FileKind::Cache, path(MetaFile::Cache)?));
+        }
+        let annotations = path(MetaFile::Annotations)?;
+        if let Some(bytes) = read_if_there(&annotations)? {
+            check_annotations(&annotations, bytes)?;
+            files.push((FileKind::Annotations, annotations));
+        }
+        let changed = std::fs::metadata(&index_path).map_or(0, |m| m.mtime().max(0) as u64);
+        Ok(Some(Read { id, uidvalidity: header.uidvalidity, changed, files: Ok(files) }))
+    }
+}
+
+/// What a message's file tells; `None` if it cannot be read, as the scan will say.
+fn facts(directory: &Path, record: &Record, hash: bool) -> Option<FileFacts> {
+    let path = directory.join(record.file_name());
+    let stat = std::fs::symlink_metadata(&path).ok().filter(std::fs::Metadata::is_file)?;
+    let modified = Time::from_seconds(u32::try_from(stat.mtime()).unwrap_or(0));
+    let guid = if hash { Some(Guid::of(&std::fs::read(&path).ok()?)) } else { None };
+    Some(FileFacts { guid, modified })
+}
+
+/// What the owner of an old mailbox has seen of it, or everybody if that is shared.
+fn seen(
+    host: &Host,
+    top: &MailboxName,
+    header: &MailboxHeader,
+    shared: bool,
+) -> Result<Option<Seen>, String> {
+    let Some(id) = &header.uniqueid else { return Ok(None) };
+    let inbox = match (shared, top.inbox()) {
+        (true, _) => MailboxName::from_internal(format!("user.{EVERYBODY}").as_bytes()).ok(),
+        (false, inbox) => inbox,
+    };
+    let Some((path, bytes)) = inbox.map(|i| user_file(host, &i, "seen")).transpose()?.flatten()
+    else {
+        return Ok(None);
+    };
+    let database = Database::open(bytes.into(), &Engine::Flat).map_err(|e| at(&path, &e))?;
+    let value = database.get(id).map_err(|e| at(&path, &e))?;
+    value.map(|value| Seen::parse(&value).map_err(|e| at(&path, &e))).transpose()
+}
+
+/// A file of a user, under the name that 2.x or 3.x gives it.
+fn user_file(
+    host: &Host,
+    inbox: &MailboxName,
+    suffix: &str,
+) -> Result<Option<(PathBuf, Vec<u8>)>, String> {
+    for config in both(&host.config) {
+        let path = Layout::new(&config)
+            .user_file(inbox, DirStyle::Name, suffix)
+            .map_err(|e| e.to_string())?;
+        if let Some(bytes) = read_if_there(&path)? {
+            return Ok(Some((path, bytes)));
+        }
+    }
+    Ok(None)
+}
+
+/// The configuration with its server's defaults first, then with the other ones:
+/// files of users keep their old names until somebody renames them.
+fn both(config: &Config) -> [Config; 2] {
+    let other = match config.defaults() {
+        Defaults::V2 => Defaults::V3,
+        Defaults::V3 => Defaults::V2,
+    };
+    [config.clone(), config.clone().with_defaults(other)]
+}
+
+/// The user's own files; what is converted goes into `directory`.
+pub fn user_files(
+    host: &Host,
+    inbox: &SourceMailbox,
+    directory: &Path,
+) -> Result<UserFiles, String> {
+    let mut files = UserFiles::default();
+    let name = &inbox.entry.name;
+    if let Some((path, bytes)) = user_file(host, name, "sub")? {
+        let old = Subscriptions::parse(bytes.into(), name).map_err(|e| at(&path, &e))?;
+        for odd in &old.odd {
+            files.notes.push(format!(
+                "{}: the subscription {} is no mailbox name, and stays",
+                path.display(),
+                odd.escape_ascii()
+            ));
+        }
+        let new = Subscriptions { form: SubscriptionForm::Keys, ..old }.to_flat(name);
+        let path = directory.join("sub.db");
+        std::fs::write(&path, new).map_err(|e| at(&path, &e))?;
+        files.add(FileKind::UserSubscriptions, b"", path);
+    }
+    if let Some((path, bytes)) = user_file(host, name, "seen")? {
+        let database = Database::open(bytes.into(), &Engine::Flat).map_err(|e| at(&path, &e))?;
+        // Cyrus recognises the engine of a file by itself, but for lines of text.
+        if database.engine() == Some(Engine::Flat) {
+            let entries = database.entries().map_err(|e| at(&path, &e))?;
+            let new = crate::cyrus::db::twoskip::write(&entries);
+            let path = directory.join("seen.db");
+            std::fs::write(&path, new).map_err(|e| at(&path, &e))?;
+            files.add(FileKind::UserSeen, b"", path);
+        } else if database.engine().is_some() {
+            files.add(FileKind::UserSeen, b"", path);
+        }
+    }
+    for suffix in ["dav", "xapianactive"] {
+        if let Some((path, _)) = user_file(host, name, suffix)? {
+            files.notes.push(format!("{} is of an older form, and stays", path.display()));
+        }
+    }
+    let mut sieve = Vec::new();
+    if let Some(user) = name.userid() {
+        let layout = Layout::new(&host.config);
+        sieve.extend(layout.sieve_dir(&user, DirStyle::Name).map_err(|e| e.to_string())?);
+        // 2.x names the directory as the mailbox is named.
+        let local = name.components().nth(1).unwrap_or_default();
+        let internal = sieve.first().and_then(|dir| {
+            use std::os::unix::ffi::OsStrExt;
+            Some(dir.parent()?.join(std::ffi::OsStr::from_bytes(local)))
+        });
+        sieve.extend(internal);
+    }
+    if let Some(directory) = sieve.iter().find(|directory| directory.is_dir()) {
+        files.add_scripts(directory)?;
+    }
+    Ok(files)
+}
+
+/// The record of a quota root as 3.6 has it.
+pub fn quota(
+    host: &Host,
+    listing: &Listing,
+    root: &MailboxName,
+    record: &[u8],
+) -> Result<Vec<u8>, String> {
+    let shown = host.external(root);
+    let quota = Quota::parse(record).map_err(|e| format!("the quota root {shown}: {e}"))?;
+    let Some(quota) = quota.filter(|_| !record.starts_with(b"%")) else {
+        return Ok(record.to_vec());
+    };
+    let mut used = QuotaUse::default();
+    for mailbox in listing.mailboxes.iter().filter(|m| !m.deleted) {
+        if quota_root(host, listing, &mailbox.entry.name).as_ref() != Some(root) {
+            continue;
+        }
+        let index = super::mailbox::meta_paths(host, mailbox)
+            .into_iter()
+            .find(|(kind, _)| *kind == FileKind::Index);
+        let Some((_, path)) = index else { continue };
+        let bytes = std::fs::read(&path).map_err(|e| at(&path, &e))?;
+        let index = IndexView::parse(&bytes).map_err(|e| at(&path, &e))?;
+        used.storage += index.header().quota_mailbox_used;
+        used.messages += u64::from(index.header().exists);
+        used.annotations += index.header().quota_annot_used;
+        used.folders += 1;
+    }
+    Ok(upgrade::quota(&quota, &used))
+}
+
+/// The quota root that a mailbox is under: the nearest above it that has a file.
+fn quota_root(host: &Host, listing: &Listing, name: &MailboxName) -> Option<MailboxName> {
+    let layout = Layout::new(&host.config);
+    let above = listing.mailboxes.iter().map(|m| &m.entry.name);
+    let above = above.filter(|above| *above == name || name.is_below(above));
+    let exists = |root: &&MailboxName| layout.quota_file(root).is_ok_and(|path| path.exists());
+    above.filter(exists).max_by_key(|root| root.as_bytes().len()).cloned()
+}
+
+/// Brings annotations into the form of 3.6: it keeps the owner's own under a token,
+/// and numbers as 64-bit machines of today have them.
+pub fn annotations(top: &MailboxName, found: &mut [v1::Annotation]) -> Result<(), String> {
+    let owner = top.userid();
+    for annotation in found {
+        let owns = owner.as_ref().is_some_and(|owner| annotation.userid == owner.as_bytes());
+        if !annotation.server && owns {
+            annotation.owner = true;
+            annotation.userid = Bytes::new();
+        }
+        let entry = || annotation.entry.escape_ascii().to_string();
+        let value = AnnotationValue::parse(&annotation.value)
+            .map_err(|e| format!("the annotation {}: {e}", entry()))?;
+        if value.form != LongForm::Little64 {
+            let value = AnnotationValue { form: LongForm::Little64, ..value };
+            let bytes = value.to_bytes();
+            annotation.value =
+                bytes.ok_or_else(|| format!("the annotation {} is too large", entry()))?.into();
+        }
+    }
+    Ok(())
+}
+
+/// A database of messages' annotations must at least be one.
+fn check_annotations(path: &Path, bytes: Vec<u8>) -> Result<(), String> {
+    let database = Database::open(bytes.into(), &Engine::Twoskip).map_err(|e| at(path, &e))?;
+    database.entries().map(drop).map_err(|e| at(path, &e))
+}
+
+fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, String> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(at(path, &e)),
+    }
+}
+
+fn at(path: &Path, error: &dyn std::fmt::Display) -> String {
+    format!("{}: {error}", path.display())
+}
