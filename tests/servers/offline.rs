@@ -1,7 +1,8 @@
 //! The disk of an old server on which nothing runs ends as a whole user on 3.6.
 
-use crate::support::Servers;
+use crate::support::{Servers, fingerprint};
 use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Archives of old servers, by the version that wrote them.
@@ -39,18 +40,47 @@ fn old_disks_are_moved_and_not_touched() {
         let seen_by: Value = serde_json::from_slice(&seen_by).unwrap();
         let users = seen_by.get("users").unwrap_or(&seen_by);
         let inbox = &users["legacy"]["mailboxes"]["INBOX"];
-        let number = |field: &str| match &inbox[field] {
-            Value::String(text) => text.parse().unwrap(),
-            other => other.as_u64().unwrap(),
+        let text = |value: &Value| match value {
+            Value::String(text) => text.clone(),
+            Value::Array(words) => {
+                words.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" ")
+            }
+            other => other.to_string(),
         };
-        let expected = inbox["messages"]
-            .as_object()
-            .map_or_else(|| inbox["messages"].as_array().unwrap().len(), serde_json::Map::len);
-        let mut imap = servers.target.imap("legacy").unwrap();
-        let reply = imap.command("SELECT INBOX").unwrap();
-        assert_eq!(reply.note("UIDVALIDITY"), Some(number("uidvalidity").to_string().as_str()));
-        assert_eq!(reply.note("UIDNEXT"), Some(number("uidnext").to_string().as_str()), "{name}");
-        let fetched = imap.command("UID FETCH 1:* (FLAGS)").unwrap();
-        assert_eq!(fetched.numbered("FETCH").count(), expected, "{name}");
+        let print = fingerprint(&servers.target, "legacy", &[]);
+        let found = &print.own.mailboxes["INBOX"];
+        assert_eq!(found.status["UIDVALIDITY"], text(&inbox["uidvalidity"]), "{name}");
+        assert_eq!(found.status["UIDNEXT"], text(&inbox["uidnext"]), "{name}");
+        let wanted: BTreeMap<u32, &Value> = match &inbox["messages"] {
+            Value::Array(list) => {
+                list.iter().map(|m| (m["uid"].as_u64().unwrap() as u32, m)).collect()
+            }
+            map => {
+                map.as_object().unwrap().iter().map(|(uid, m)| (uid.parse().unwrap(), m)).collect()
+            }
+        };
+        assert!(found.messages.keys().eq(wanted.keys()), "{name}: other UIDs");
+        for (uid, wanted) in wanted {
+            let is = &found.messages[&uid];
+            let flags: BTreeSet<String> = text(&wanted["flags"])
+                .split_whitespace()
+                .filter(|flag| *flag != "\\Recent")
+                .map(str::to_owned)
+                .collect();
+            assert_eq!(is.flags, flags, "{name}: the flags of {uid}");
+            assert_eq!(is.sha1, text(&wanted["sha1"]), "{name}: the bytes of {uid}");
+            let date =
+                if wanted["date"].is_null() { &wanted["internaldate"] } else { &wanted["date"] };
+            assert_eq!(seconds(&is.date), seconds(&text(date)), "{name}: the date of {uid}");
+        }
     }
+}
+
+/// An INTERNALDATE, in seconds since 1970.
+fn seconds(date: &str) -> i64 {
+    let date = date.trim_matches(['"', ' ']);
+    jiff::fmt::strtime::parse("%d-%b-%Y %H:%M:%S %z", date)
+        .and_then(|parsed| parsed.to_timestamp())
+        .unwrap_or_else(|e| panic!("{date}: {e}"))
+        .as_second()
 }
