@@ -443,6 +443,7 @@ impl Session {
             rest: &done,
             baseline: &baseline,
             to: &link.sender(),
+            frozen: self.freeze.is_some(),
         };
         search.find().map_err(failed)
     }

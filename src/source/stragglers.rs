@@ -103,6 +103,8 @@ pub struct Search<'a> {
     pub baseline: &'a Baseline,
     /// Where mailboxes that are different go.
     pub to: &'a Sender,
+    /// Whether he is frozen.
+    pub frozen: bool,
 }
 
 impl Search<'_> {
@@ -137,6 +139,7 @@ impl Search<'_> {
             unsubscribed: only(then, &now),
             problems,
             active_sieve: self.rest.active_sieve.clone(),
+            frozen: self.frozen,
         })
     }
 

@@ -232,6 +232,7 @@ impl Carrying {
             directory: &self.directory,
             sessions: BTreeMap::new(),
             left: Vec::new(),
+            frozen: self.offer.found.frozen,
         };
         let mut ordered: Vec<_> = self.offer.mailboxes.iter().collect();
         // Parents before what is below them.
@@ -243,9 +244,11 @@ impl Carrying {
             match offered.kind {
                 Kind::Sieve => sieve::carry(&mut run, **ordinal, offered, &self.offer.found)?,
                 _ => {
-                    uids::keep_apart(&mut run, offered, false)?;
                     messages::carry(&mut run, **ordinal, offered)?;
-                    uids::keep_apart(&mut run, offered, true)?;
+                    // While the source is in use there would be no end of it.
+                    if self.offer.found.frozen {
+                        uids::keep_apart(&mut run, offered)?;
+                    }
                 }
             }
         }
@@ -289,6 +292,8 @@ struct Run<'a> {
     /// Sessions with imapd, by who is logged in.
     sessions: BTreeMap<String, Instance>,
     left: Vec<v1::Problem>,
+    /// Whether nothing more can reach the source.
+    frozen: bool,
 }
 
 impl Run<'_> {

@@ -290,7 +290,7 @@ fn appends(run: &mut Run<'_>, ordinal: u32, offered: &Offered) -> Result<()> {
         };
         if to.own {
             let session = (to.writer.as_str(), to.name.as_slice());
-            to.last = uids::make_way(run, offered, session, to.last, straggler.uid)?;
+            to.last = uids::make_way(run, offered, session, to.last, (straggler.uid, run.frozen))?;
         }
         let appending = Appending {
             to: to.id.clone(),

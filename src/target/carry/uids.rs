@@ -32,8 +32,8 @@ const PLACEHOLDER: &[u8] = b"From: mbcopy <mbcopy@localhost>\r\n\
     This only keeps a UID from being used twice.\r\n";
 
 /// Sees to it that no UID which the source has given since means another message
-/// here, or, `finally`, will ever.
-pub fn keep_apart(run: &mut Run<'_>, offered: &Offered, finally: bool) -> Result<()> {
+/// here, or ever will.
+pub fn keep_apart(run: &mut Run<'_>, offered: &Offered) -> Result<()> {
     if !is_shared(offered) {
         return Ok(());
     }
@@ -44,14 +44,10 @@ pub fn keep_apart(run: &mut Run<'_>, offered: &Offered, finally: bool) -> Result
     let work = Work { offered, entry: &entry, writer: &writer, name: &name };
     for _ in 0..PASSES {
         let twice = work.twice(run)?;
-        if twice.is_empty() && !finally {
-            return Ok(());
-        }
         if !run.session(&writer)?.command("SELECT", &[&name])?.ok {
             break;
         }
-        let last = if twice.is_empty() { offered.last_uid_now } else { ahead(offered) };
-        let done = work.use_up(run, last)? && work.renumber(run, &twice)?;
+        let done = work.use_up(run, offered.last_uid_now)? && work.renumber(run, &twice)?;
         let done = work.expunge_placeholders(run)? && done;
         run.session(&writer)?.raw(b"UNSELECT", b"")?;
         if done {
@@ -71,11 +67,11 @@ pub fn make_way(
     offered: &Offered,
     (writer, name): (&str, &[u8]),
     last: u32,
-    uid: u32,
+    (uid, frozen): (u32, bool),
 ) -> Result<u32> {
     let wanted = match last < uid {
         true => uid - 1,
-        false if last < offered.last_uid_now => ahead(offered),
+        false if last < offered.last_uid_now => ahead(offered, frozen),
         false => last,
     };
     let used = is_shared(offered) && placeholders(run, writer, name, wanted.saturating_sub(last))?;
@@ -88,11 +84,11 @@ fn is_shared(offered: &Offered) -> bool {
     offered.name_then.is_some() && offered.last_uid_now > offered.last_uid
 }
 
-/// Beyond what the source has given, as far as it has come since it was published:
-/// it may be in use still.
-fn ahead(offered: &Offered) -> u32 {
+/// Beyond what the source has given: if it is in use still, twice as far as it has
+/// come since it was published.
+fn ahead(offered: &Offered, frozen: bool) -> u32 {
     let since = offered.last_uid_now.saturating_sub(offered.last_uid);
-    offered.last_uid_now.saturating_add(since)
+    offered.last_uid_now.saturating_add(if frozen { 0 } else { 2 * since.min(MOST / 4) })
 }
 
 /// Has UIDs used up; whether that was done.
