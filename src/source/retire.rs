@@ -272,7 +272,9 @@ fn renames(
 }
 
 fn rename(from: &Path, to: &Path) -> Result<(), RetireError> {
-    if from.symlink_metadata().is_err() {
+    // What is in its holding place was renamed before; a late client may have made
+    // an empty one of that name since, as he does with subscriptions.
+    if from.symlink_metadata().is_err() || to.symlink_metadata().is_ok() {
         return Ok(());
     }
     if let Some(parent) = to.parent() {
