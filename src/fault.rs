@@ -3,9 +3,9 @@
 //!
 //! Compiled in by the feature `faults` only. The file `/run/mbcopy-fault` holds
 //! the name of a place, what is to happen there (`kill`, `hang`, `stop` until
-//! SIGCONT, or the error that the call returns: `EIO`, `ENOSPC`, `EDQUOT`,
-//! `EACCES`), and how many times the place is passed before (`0`). The file is
-//! emptied first, so that it happens once.
+//! SIGCONT, `wait` until the file is removed, or the error that the call returns:
+//! `EIO`, `ENOSPC`, `EDQUOT`, `EACCES`), and how many times the place is passed
+//! before (`0`). The file is emptied first, so that it happens once.
 //!
 //! The file `/run/mbcopy-sabotage` holds the name of a promise to break, to show
 //! that a test notices.
@@ -75,11 +75,28 @@ pub enum Point {
     DatabaseWrite,
     /// A directory is renamed into its place, or out of it.
     Rename,
+    /// The target writes the file of a quota root.
+    QuotaWrite,
+    /// The entries of a directory are put onto stable storage.
+    DirectorySync,
+    /// The target's ledger of stragglers is written.
+    LedgerWrite,
+    /// The source opens a file to send it.
+    SourceRead,
+    /// The coordinator sends a request to the source's agent.
+    SourceAsked,
+    /// The coordinator receives a reply of the source's agent.
+    SourceAnswered,
+    /// The coordinator sends a request to the target's agent.
+    TargetAsked,
+    /// The coordinator receives a reply of the target's agent.
+    TargetAnswered,
 }
 
 impl Point {
     /// The places that are reached only when the source has stragglers.
-    pub const OF_STRAGGLERS: [Point; 3] = [Point::CarryExpunging, Point::Carrying, Point::Carried];
+    pub const OF_STRAGGLERS: [Point; 4] =
+        [Point::CarryExpunging, Point::Carrying, Point::Carried, Point::LedgerWrite];
 
     /// The boundaries between two steps.
     pub const STEPS: [Point; 21] = [
@@ -107,14 +124,20 @@ impl Point {
     ];
 
     /// The writes that must be durable, or fail.
-    pub const WRITES: [Point; 6] = [
+    pub const WRITES: [Point; 8] = [
         Point::JournalWrite,
         Point::SealedWrite,
         Point::StageWrite,
         Point::StageSync,
         Point::DatabaseWrite,
         Point::Rename,
+        Point::QuotaWrite,
+        Point::DirectorySync,
     ];
+
+    /// The messages that a broken connection may swallow.
+    pub const MESSAGES: [Point; 4] =
+        [Point::SourceAsked, Point::SourceAnswered, Point::TargetAsked, Point::TargetAnswered];
 }
 
 /// A boundary between two steps.
@@ -148,6 +171,12 @@ pub fn check(point: Point) -> io::Result<()> {
             "stop" => {
                 let me = rustix::process::getpid();
                 return Ok(rustix::process::kill_process(me, rustix::process::Signal::STOP)?);
+            }
+            "wait" => {
+                while std::path::Path::new(FILE).exists() {
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                }
+                return Ok(());
             }
             "hang" => loop {
                 std::thread::sleep(std::time::Duration::from_secs(3600));

@@ -217,9 +217,16 @@ async fn connect(
         true => (v1::Role::Target, v1::Role::Source),
         false => (v1::Role::Source, v1::Role::Target),
     };
-    // Both at once: connecting takes as long as all the planning.
-    let (local, remote) =
-        tokio::join!(local_agent(common, here), remote_agent(destination, &request.options, there));
+    let ahead = matches!(task, Task::Push { .. }) && !request.reverse;
+    let local = async {
+        let (child, mut local) = local_agent(common, here).await?;
+        if ahead {
+            push::plan_ahead(options, &mut local).await?;
+        }
+        Ok::<_, Box<dyn std::error::Error>>((child, local))
+    };
+    // All at once: connecting takes as long as all the planning.
+    let (local, remote) = tokio::join!(local, remote_agent(destination, &request.options, there));
     let (_child, local) = match local {
         Ok(local) => local,
         Err(error) => {

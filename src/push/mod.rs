@@ -19,11 +19,13 @@ mod trouble;
 mod window;
 
 use crate::fault::{self, Point};
+use crate::moves::journal::state;
 use crate::moves::verdict::route_is_changed;
 use crate::moves::{Event, Phase};
 use crate::wire::v1::{self, reply::Result as Answer, request::Op};
 use monitor::{Monitor, PhaseName};
 use peer::Peer;
+pub use phases::plan_ahead;
 use report::{Failure, Outcome, Report};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -148,11 +150,19 @@ pub async fn stillborn(options: &Options, source: Option<Peer>, failure: Failure
     let mut report = blank(options, &name, &options.destination);
     report.failure = Some(failure);
     let mut phase = Phase::Failed;
-    if let Some(mut source) = source
-        && was_routed(&mut source, &options.mailbox).await
-    {
-        phase = Phase::Routed;
-        report.outcome = Outcome::Resumable;
+    if let Some(mut source) = source {
+        if source.is_asked()
+            && let Ok(Answer::SourcePlan(plan)) = source.reply().await
+            && plan.state == state::PLANNED
+            && !options.dry_run
+        {
+            // It was to be a new move, of which nobody needs to know.
+            let _ = source.call(Op::Finish(v1::Finish { done: false })).await;
+        }
+        if was_routed(&mut source, &options.mailbox).await {
+            phase = Phase::Routed;
+            report.outcome = Outcome::Resumable;
+        }
     }
     report.settle_serving(phase);
     report

@@ -1,5 +1,6 @@
 //! A coordinator's connection to one agent.
 
+use crate::fault::{self, Point};
 use crate::transport::RemoteProcess;
 use crate::wire::frame::{Frame, FrameError, FrameHeader, HEADER, Kind, MAX_NOISE, OPENING};
 use crate::wire::{self, v1};
@@ -105,10 +106,13 @@ impl From<RemoteProcess> for Streams {
 /// One agent.
 pub struct Peer {
     server: String,
+    role: v1::Role,
     read: BufReader<Box<dyn AsyncRead + Send + Unpin>>,
     write: mpsc::Sender<Bytes>,
     stderr: Stderr,
     request: u32,
+    /// Whether the request at hand has no reply yet.
+    asked: bool,
     /// What the agent said of itself.
     pub welcome: v1::Welcome,
 }
@@ -120,10 +124,12 @@ impl Peer {
     pub async fn greet(server: &str, role: v1::Role, streams: Streams) -> Result<Self, PeerError> {
         let mut peer = Self {
             server: server.into(),
+            role,
             read: BufReader::with_capacity(256 << 10, streams.read),
             write: streams.write,
             stderr: streams.stderr,
             request: 0,
+            asked: false,
             welcome: v1::Welcome::default(),
         };
         peer.put(Bytes::from_static(OPENING)).await?;
@@ -147,6 +153,11 @@ impl Peer {
         &self.server
     }
 
+    /// Whether the last request still waits for its reply.
+    pub fn is_asked(&self) -> bool {
+        self.asked
+    }
+
     /// Sends a request that nothing follows and waits for its reply.
     pub async fn call(&mut self, op: v1::request::Op) -> Result<v1::reply::Result, PeerError> {
         self.begin(op).await?;
@@ -155,7 +166,9 @@ impl Peer {
 
     /// Sends a request.
     pub async fn begin(&mut self, op: v1::request::Op) -> Result<(), PeerError> {
+        self.cut(Point::SourceAsked, Point::TargetAsked)?;
         self.request += 1;
+        self.asked = true;
         self.send(Kind::Request, &v1::Request { op: Some(op) }).await
     }
 
@@ -198,6 +211,10 @@ impl Peer {
         }
         if header.request != self.request {
             return Err(self.unexpected("answer to this request"));
+        }
+        if header.kind == Kind::Reply {
+            self.asked = false;
+            self.cut(Point::SourceAnswered, Point::TargetAnswered)?;
         }
         Ok(Frame { kind: header.kind, request: header.request, payload: payload.freeze() })
     }
@@ -243,6 +260,20 @@ impl Peer {
             }
         }
         Ok(())
+    }
+
+    /// Where a test has the connection break.
+    fn cut(&mut self, of_source: Point, of_target: Point) -> Result<(), PeerError> {
+        let point = match self.role {
+            v1::Role::Source => of_source,
+            v1::Role::Target => of_target,
+            _ => return Ok(()),
+        };
+        fault::check(point).map_err(|error| {
+            self.read = BufReader::new(Box::new(tokio::io::empty()));
+            self.write = mpsc::channel(1).0;
+            self.lost(&error)
+        })
     }
 
     fn lost(&self, reason: &dyn std::fmt::Display) -> PeerError {

@@ -1,9 +1,9 @@
 //! What the coordinator does in each phase.
 
-use super::peer::PeerError;
+use super::peer::{Peer, PeerError};
 use super::report::Outcome;
 use super::trouble::Trouble;
-use super::{Push, monitor, route, was_routed};
+use super::{Options, Push, monitor, route, was_routed};
 use crate::fault::{self, Point, Sabotage, sabotaged};
 use crate::moves::journal::state;
 use crate::moves::verdict::{self, OnAbort, OnPush, route_is_changed};
@@ -27,8 +27,29 @@ const POSTPONED_ROUND: Duration = Duration::from_secs(60);
 /// How often the file of a postponed move is looked for.
 const POSTPONED_LOOK: Duration = Duration::from_millis(500);
 
+/// The request for a source's plan.
+fn plan_of(options: &Options, move_id: String, adopt: bool) -> Op {
+    Op::PlanSource(v1::PlanSource {
+        mailbox: options.mailbox.clone(),
+        move_id,
+        destination: options.destination.clone(),
+        dry_run: options.dry_run,
+        skip_bad: options.skip_bad,
+        adopt,
+    })
+}
+
+/// Has the source plan while its target is still being connected to.
+///
+/// Errors: the source's agent is gone.
+pub async fn plan_ahead(options: &Options, source: &mut Peer) -> Result<(), PeerError> {
+    source.begin(plan_of(options, MoveId::random().to_string(), false)).await
+}
+
 impl Push<'_> {
     pub(super) async fn plan(&mut self) -> Result<(), Trouble> {
+        let mut source = self.plan_source(MoveId::random().to_string(), false).await?;
+        self.fresh = source.state == state::PLANNED;
         if self.source.welcome.machine_id == self.target.welcome.machine_id {
             return Err(self.refuse(
                 "same-server",
@@ -39,7 +60,6 @@ impl Push<'_> {
                 "name another server; to change a partition use Cyrus's own RENAME",
             ));
         }
-        let mut source = self.plan_source(MoveId::random().to_string(), false).await?;
         // A source whose route was begun may have nothing left to freeze.
         let prove = !route_is_changed(&source.state) && !source.offline;
         if prove {
@@ -83,15 +103,10 @@ impl Push<'_> {
         move_id: String,
         adopt: bool,
     ) -> Result<v1::SourcePlan, Trouble> {
-        let plan = Op::PlanSource(v1::PlanSource {
-            mailbox: self.options.mailbox.clone(),
-            move_id,
-            destination: self.options.destination.clone(),
-            dry_run: self.options.dry_run,
-            skip_bad: self.options.skip_bad,
-            adopt,
-        });
-        let plan = match self.source.call(plan).await {
+        if !self.source.is_asked() {
+            self.source.begin(plan_of(self.options, move_id, adopt)).await?;
+        }
+        let plan = match self.source.reply().await {
             Ok(Answer::SourcePlan(plan)) => plan,
             Ok(_) => return Err(self.source.unexpected("plan").into()),
             Err(error) => {

@@ -177,7 +177,10 @@ impl Retirement {
             .flatten()
             .collect();
         for parent in parents.into_iter().filter(|p| p.is_dir()) {
-            File::open(parent).and_then(|d| d.sync_all()).map_err(io("sync", parent))?;
+            let synced = fault::check(Point::DirectorySync)
+                .and_then(|()| File::open(parent))
+                .and_then(|directory| directory.sync_all());
+            synced.map_err(io("sync", parent))?;
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 
 use super::inventory::{SourceMailbox, problem};
 use crate::agent::Sender;
+use crate::fault::{self, Point};
 use crate::host::Host;
 use crate::wire::USER;
 use crate::wire::bulk::{CHUNK_HEADER, Chunk};
@@ -434,6 +435,7 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
 
 /// The same, below a directory that is open.
 fn open_at(directory: impl rustix::fd::AsFd, path: &Path) -> io::Result<File> {
+    fault::check(Point::SourceRead)?;
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let open = |flags| rustix::fs::openat(&directory, path, flags, Mode::empty());
     let fd = match open(flags | OFlags::NOATIME) {

@@ -319,6 +319,11 @@ fn rename(from: &Path, to: &Path) -> Result<(), PublishError> {
             source,
         })?;
     }
+    fault::check(Point::Rename).map_err(|source| PublishError::Io {
+        verb: "rename",
+        path: from.into(),
+        source,
+    })?;
     let flags = rustix::fs::RenameFlags::NOREPLACE;
     match rustix::fs::renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, flags) {
         Ok(()) => Ok(()),
@@ -340,6 +345,7 @@ fn write_file(path: &Path, content: &[u8]) -> Result<(), PublishError> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).map_err(io("make"))?;
     }
+    fault::check(Point::QuotaWrite).map_err(io("write"))?;
     let mut file = File::create(path).map_err(io("make"))?;
     file.write_all(content).and_then(|()| file.sync_all()).map_err(io("write"))
 }
@@ -364,11 +370,10 @@ fn sync_parents<'a>(paths: impl Iterator<Item = &'a PathBytes>) -> Result<(), Pu
 }
 
 fn sync_directory(path: &Path) -> Result<(), PublishError> {
-    File::open(path).and_then(|directory| directory.sync_all()).map_err(|source| PublishError::Io {
-        verb: "sync",
-        path: path.into(),
-        source,
-    })
+    let synced = fault::check(Point::DirectorySync)
+        .and_then(|()| File::open(path))
+        .and_then(|directory| directory.sync_all());
+    synced.map_err(|source| PublishError::Io { verb: "sync", path: path.into(), source })
 }
 
 #[cfg(test)]

@@ -2,11 +2,13 @@
 //! user is whole on exactly one server before and after.
 
 use crate::support::{Servers, assert_same, fingerprint};
+use lab::chaos::Side;
 use lab::fingerprint::Fingerprint;
 use lab::host::Host;
 use lab::lmtp::Outcome;
 use lab::seed::Seed;
 use mbcopy::fault::Point;
+use std::fmt::Debug;
 
 /// What a client sees of the user there: everything, or nothing.
 fn sees(host: &Host, user: &str) -> Option<Fingerprint> {
@@ -28,18 +30,28 @@ fn files(host: &Host, user: &str) -> String {
     host.run_as_cyrus(&["sh", "-c", &script]).unwrap()
 }
 
-/// A user on the source whose push died at a point.
+/// A user on the source whose push was broken off.
 pub struct Killed {
     pub servers: Servers,
     pub user: String,
     pub mailbox: String,
+    /// How the push ended.
+    pub code: i32,
     before: Fingerprint,
     files: String,
 }
 
 impl Killed {
-    /// `restart`: both servers' Cyrus, after the crash.
+    /// Killed at a point. `restart`: both servers' Cyrus, after the crash.
     pub fn at(point: Point, user: String, restart: bool) -> Killed {
+        let killed = Self::by(&format!("{point:?}"), None, user, restart);
+        let killed = killed.unwrap_or_else(|| panic!("{point:?} was not reached"));
+        assert!(killed.code != 0 || point > Point::Thawed, "{point:?}: {}", killed.code);
+        killed
+    }
+
+    /// Broken off by a fault, on both servers or on one; `None` if it did not happen.
+    pub fn by(fault: &str, on: Option<Side>, user: String, restart: bool) -> Option<Killed> {
         let servers = Servers::fresh();
         servers.accounts(&[&user]);
         Seed::new(&servers.source, &user).small().unwrap();
@@ -47,46 +59,93 @@ impl Killed {
         let files = files(&servers.source, &user);
         let mailbox = format!("user.{user}");
 
-        servers.arm(&format!("{point:?}"));
+        match on {
+            Some(side) => servers.arm_on(servers.on(side), fault),
+            None => servers.arm(fault),
+        }
         let killed = servers.push(&mailbox, &["--route-command", "true"]);
-        assert!(servers.disarm(), "{point:?} was not reached");
-        assert!(killed.code != 0 || point > Point::Thawed, "{point:?}: {}", killed.stdout);
-        println!("{point:?}: {}", killed.code);
+        if !servers.disarm() {
+            return None;
+        }
+        println!("{fault} {on:?}: {}: {}", killed.code, killed.last_line());
+        let killed = Killed { servers, user, mailbox, code: killed.code, before, files };
+        killed.assert_whole(fault, restart);
+        Some(killed)
+    }
 
-        // Whoever shows the user shows all of him.
-        for host in servers.both().into_iter().filter(|_| restart) {
+    /// Whoever shows the user shows all of him, and somebody does.
+    pub fn assert_whole(&self, what: &str, restart: bool) {
+        for host in self.servers.both().into_iter().filter(|_| restart) {
             host.restart_cyrus().unwrap();
         }
-        let on_source = sees(&servers.source, &user);
-        let on_target = sees(&servers.target, &user);
-        assert!(on_source.is_some() || on_target.is_some(), "{point:?}: nobody serves {user}");
-        let whole = [&on_source, &on_target];
-        whole.iter().copied().flatten().for_each(|seen| assert_same(&before, seen, &[]));
-        Killed { servers, user, mailbox, before, files }
+        let seen = self.servers.both().map(|host| sees(host, &self.user));
+        assert!(seen.iter().any(Option::is_some), "{what}: nobody serves {}", self.user);
+        seen.iter().flatten().for_each(|seen| assert_same(&self.before, seen, &[]));
+    }
+
+    /// Resumes, or pushes anew what was not begun; the user is moved.
+    pub fn resume(&self, what: &str) {
+        let on_source = sees(&self.servers.source, &self.user).is_some();
+        let again = match self.servers.mbcopy(&["resume", &self.mailbox]) {
+            none if none.code == 2 && self.code != 0 => {
+                let known = none.stderr.contains("does not remember");
+                assert!(known || none.stderr.contains("no unfinished move"), "{}", none.stderr);
+                // It may have ended without a word to the coordinator.
+                match on_source {
+                    true => self.servers.push(&self.mailbox, &["--route-command", "true"]).code,
+                    false => 0,
+                }
+            }
+            resumed => resumed.code,
+        };
+        // There is nothing to resume of a push that has ended in spite of all.
+        assert!(again == 0 || self.code == 0, "{what}: {again}");
+        self.assert_moved(what);
+    }
+
+    /// Aborts; the user is as before, or moved if it was too late.
+    pub fn abort(&self, what: &str) {
+        let on_source = sees(&self.servers.source, &self.user).is_some();
+        let mut aborted = self.servers.mbcopy(&["abort", &self.mailbox]);
+        if aborted.code == 2 && aborted.stderr.contains("does not remember") {
+            aborted = self.servers.mbcopy(&["abort", &self.mailbox, "bw2"]);
+        }
+        match aborted.code {
+            0 => self.assert_as_before(what),
+            2 if on_source => {
+                aborted.says(&["no unfinished move"]);
+                self.assert_as_before(what);
+            }
+            _ if !on_source => {
+                aborted.says(&["bw2 serves the user now"]);
+                self.resume(what);
+            }
+            _ => panic!("{what}: {}{}", aborted.stdout, aborted.stderr),
+        }
     }
 
     /// The user is whole on the target, and the source shows nothing of him.
-    pub fn assert_moved(&self, point: Point) {
+    pub fn assert_moved(&self, what: impl Debug) {
         let Killed { servers, user, before, .. } = self;
         assert_same(before, &fingerprint(&servers.target, user, &[]), &[]);
-        assert!(sees(&servers.source, user).is_none(), "{point:?}: the source still serves {user}");
-        self.assert_no_stage(point);
+        assert!(sees(&servers.source, user).is_none(), "{what:?}: the source still serves {user}");
+        self.assert_no_stage(what);
     }
 
     /// The user is on the source as he was, down to his files, and nowhere else.
-    pub fn assert_as_before(&self, point: Point) {
+    pub fn assert_as_before(&self, what: impl Debug) {
         let Killed { servers, user, before, .. } = self;
         assert_same(before, &fingerprint(&servers.source, user, &[]), &[]);
-        assert_eq!(self.files, files(&servers.source, user), "{point:?}: the source's files");
-        assert!(sees(&servers.target, user).is_none(), "{point:?}: the target shows {user}");
-        self.assert_no_stage(point);
+        assert_eq!(self.files, files(&servers.source, user), "{what:?}: the source's files");
+        assert!(sees(&servers.target, user).is_none(), "{what:?}: the target shows {user}");
+        self.assert_no_stage(what);
     }
 
-    fn assert_no_stage(&self, point: Point) {
+    fn assert_no_stage(&self, what: impl Debug) {
         let stage = "find /var/spool/cyrus /var/lib/cyrus/mbcopy/moves /var/spool/sieve \
                      -path '*mbcopy*' -type f 2>/dev/null | wc -l";
         let left = self.servers.target.run(&["sh", "-c", stage]).unwrap();
-        assert_eq!(left.trim(), "0", "{point:?}: the target keeps a stage");
+        assert_eq!(left.trim(), "0", "{what:?}: the target keeps a stage");
     }
 }
 

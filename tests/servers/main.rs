@@ -8,6 +8,7 @@ mod chaos;
 mod commands;
 mod crash;
 mod engines;
+mod failures;
 mod forgotten;
 mod live;
 mod offline;

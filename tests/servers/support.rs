@@ -1,6 +1,7 @@
 //! Two servers and a push between them.
 
 use anyhow::{Context, Result, ensure};
+use lab::chaos::Side;
 use lab::fingerprint::{self, Fingerprint, Take, volatile};
 use lab::host::Host;
 use std::path::Path;
@@ -61,6 +62,14 @@ impl Servers {
         [&self.source, &self.target]
     }
 
+    /// The host on a side of the move.
+    pub fn on(&self, side: Side) -> &Host {
+        match side {
+            Side::Source => &self.source,
+            Side::Target => &self.target,
+        }
+    }
+
     /// Makes login accounts on both servers.
     pub fn accounts(&self, users: &[&str]) {
         for host in self.both() {
@@ -71,17 +80,24 @@ impl Servers {
     /// What happens at which point, on whichever host passes it first: see
     /// [`mbcopy::fault`].
     pub fn arm(&self, fault: &str) {
-        for host in self.both() {
-            let script = format!("echo {fault} > /run/mbcopy-fault; chmod 666 /run/mbcopy-fault");
-            host.run(&["sh", "-c", &script]).unwrap();
-        }
+        self.both().into_iter().for_each(|host| self.arm_on(host, fault));
+    }
+
+    /// The same, on one host only.
+    pub fn arm_on(&self, host: &Host, fault: &str) {
+        let script = format!("echo {fault} > /run/mbcopy-fault; chmod 666 /run/mbcopy-fault");
+        host.run(&["sh", "-c", &script]).unwrap();
+    }
+
+    /// Whether something happened at an armed point already.
+    pub fn struck(&self) -> bool {
+        let spent = "test -e /run/mbcopy-fault && ! test -s /run/mbcopy-fault";
+        self.both().iter().any(|host| host.exec(&["sh", "-c", spent]).unwrap().status.success())
     }
 
     /// Whether the point was reached; nothing is armed after.
     pub fn disarm(&self) -> bool {
-        let spent =
-            |host: &&Host| host.run(&["cat", "/run/mbcopy-fault"]).unwrap().trim().is_empty();
-        let reached = self.both().iter().any(spent);
+        let reached = self.struck();
         for host in self.both() {
             host.run(&["rm", "-f", "/run/mbcopy-fault"]).unwrap();
         }

@@ -4,6 +4,7 @@
 //! A file that only grows. Each line is sealed by a hash: a last line that is torn
 //! was never acted upon, and any other that is not as it was written is refused.
 
+use crate::fault::{self, Point};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -161,6 +162,7 @@ impl Ledger {
         if bytes.is_empty() {
             return Ok(());
         }
+        fault::check(Point::LedgerWrite)?;
         self.file.write_all(&bytes)?;
         self.file.sync_data()?;
         taken.into_iter().for_each(|line| self.take(line));

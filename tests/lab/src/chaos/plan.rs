@@ -35,6 +35,8 @@ pub const POINTS: &[(&str, u32)] = &[
     ("StageSync", 1),
     ("DatabaseWrite", 3),
     ("Rename", 12),
+    ("QuotaWrite", 0),
+    ("DirectorySync", 8),
 ];
 
 /// One of the two servers of a move.
