@@ -5,6 +5,7 @@
 //! stable one before it, unless it has a row of its own: what it does changed while it
 //! was written.
 
+use super::cache::SPLITS_GLOBAL;
 use super::lock::UserLockNaming;
 use super::mboxlist::mbtype::Mbtype;
 
@@ -18,7 +19,7 @@ pub struct Release {
     pub index: u32,
     /// Version of the records that it writes into cyrus.cache
     /// (`imap/mailbox.h:MAILBOX_CACHE_MINOR_VERSION`).  It reads all others, too, but
-    /// for what `docs/cyrus.md` says of 13.
+    /// for messages of which [`SPLITS_GLOBAL`] tells.
     pub cache: u16,
     /// How it names the lock on a user (`imap/user.c:_namelock_name_from_userid`).
     pub user_lock: UserLockNaming,
@@ -108,10 +109,13 @@ pub fn differences(source: &Release, target: &Release) -> Vec<&'static str> {
     let by_pair = [
         ("userrawquota", source.raw_quota != target.raw_quota),
         ("quota-names", source.quota_names != target.quota_names),
+        ("message-global", target.cache < SPLITS_GLOBAL && source.cache >= SPLITS_GLOBAL),
         ("jmap-calendar-ids", target.dav < source.dav && target.dav > 0),
     ];
     let always = ["lastupdate", "freespace"].into_iter();
-    always.chain(by_pair.into_iter().filter_map(|(name, differs)| differs.then_some(name))).collect()
+    always
+        .chain(by_pair.into_iter().filter_map(|(name, differs)| differs.then_some(name)))
+        .collect()
 }
 
 #[cfg(test)]
@@ -156,7 +160,10 @@ mod tests {
     fn the_same_release_differs_in_what_no_copy_can_keep() {
         let [old, new] = [(3, 6), (3, 12)].map(Release::of);
         assert_eq!(differences(old, old), ["lastupdate", "freespace"]);
-        assert_eq!(differences(old, new), ["lastupdate", "freespace", "userrawquota", "quota-names"]);
+        assert_eq!(
+            differences(old, new),
+            ["lastupdate", "freespace", "userrawquota", "quota-names"]
+        );
         assert!(differences(new, old).contains(&"jmap-calendar-ids"));
     }
 }

@@ -6,14 +6,16 @@
 //! a file has arrived, so that under the freeze only what changed last is left to do.
 
 use super::offer::{Inventory, OfferedUserFile, StagedMailbox};
-use super::stage::Stage;
-use crate::cyrus::index::{self, IndexView, OLDEST_CONVERTED, Time};
+use super::stage::{Stage, StagedDirectory};
+use crate::cyrus::cache::{self, SPLITS_GLOBAL};
+use crate::cyrus::index::{self, IndexView, OLDEST_CONVERTED, Record, Time};
 use crate::cyrus::name::MailboxName;
 use crate::cyrus::release::Release;
 use crate::cyrus::subscription;
 use crate::moves::journal::now_ms;
 use crate::wire::v1::FileKind;
 use rusqlite::Connection;
+use std::io::Write;
 use std::path::Path;
 
 /// A file that stays as it came, and why; it may have been read while it changed.
@@ -54,23 +56,59 @@ pub fn all(stage: &Stage, inventory: &mut Inventory, release: &Release) -> Vec<U
 /// Gives the staged index the version that this server's Cyrus writes. What is older
 /// than can be converted is left to Cyrus.
 fn convert_index(stage: &Stage, mailbox: &StagedMailbox, release: &Release) -> Result<(), String> {
-    const NEW: &str = "cyrus.index.mbcopy-new";
     let directory = mailbox.meta_directory(stage, FileKind::Index).map_err(|e| e.to_string())?;
     let bytes = directory.read("cyrus.index").map_err(|e| e.to_string())?;
     let view = IndexView::parse(&bytes).map_err(|e| e.to_string())?;
     let minor = view.header().minor;
-    if minor == release.index || minor < OLDEST_CONVERTED {
+    if minor < OLDEST_CONVERTED {
         return Ok(());
     }
-    let now = u32::try_from(now_ms() / 1000).unwrap_or(u32::MAX);
-    let converted = index::convert(&view, release.index, Time::from_seconds(now));
-    let converted = converted.map_err(|e| e.to_string())?;
-    let write = || -> std::io::Result<()> {
-        let mut file = std::fs::File::from(directory.create(NEW)?);
-        std::io::Write::write_all(&mut file, &converted)?;
-        directory.rename(NEW, "cyrus.index")
+    let mut converted = None;
+    if minor != release.index {
+        let now = u32::try_from(now_ms() / 1000).unwrap_or(u32::MAX);
+        let index = index::convert(&view, release.index, Time::from_seconds(now));
+        converted = Some(index.map_err(|e| e.to_string())?);
+    }
+    if release.cache < SPLITS_GLOBAL {
+        let bytes = converted.as_ref().unwrap_or(&bytes);
+        converted = without_foreign_cache(stage, mailbox, bytes)?.or(converted);
+    }
+    match converted {
+        Some(converted) => replace(&directory, "cyrus.index", &converted),
+        None => Ok(()),
+    }
+}
+
+/// The index without the places in cyrus.cache of messages of which an older Cyrus
+/// cannot read what 3.12 has parsed: it would end by a fault when a client asks for a part
+/// of such a message, and its `reconstruct -n` does not notice (tried on 3.10.2).
+fn without_foreign_cache(
+    stage: &Stage,
+    mailbox: &StagedMailbox,
+    index: &[u8],
+) -> Result<Option<Vec<u8>>, String> {
+    let view = IndexView::parse(index).map_err(|e| e.to_string())?;
+    let foreign = |record: &Record| record.cache_version >= SPLITS_GLOBAL;
+    if !view.records().any(|record| record.is_ok_and(|record| foreign(&record))) {
+        return Ok(None);
+    }
+    let directory = mailbox.meta_directory(stage, FileKind::Cache).map_err(|e| e.to_string())?;
+    let file = directory.read("cyrus.cache").map_err(|e| format!("cyrus.cache: {e}"))?;
+    let stale = |record: &Record| {
+        let parsed = cache::bodystructure(&file, record.cache_offset);
+        foreign(record) && parsed.is_none_or(cache::has_global)
     };
-    write().map_err(|e| e.to_string())
+    index::without_cache(&view, stale).map_err(|e| e.to_string())
+}
+
+/// Puts new content in the place of a staged file.
+fn replace(directory: &StagedDirectory, name: &str, content: &[u8]) -> Result<(), String> {
+    let new = format!("{name}.mbcopy-new");
+    let write = || -> std::io::Result<()> {
+        std::fs::File::from(directory.create(&new)?).write_all(content)?;
+        directory.rename(&new, name)
+    };
+    write().map_err(|e| format!("{name}: {e}"))
 }
 
 fn convert_user_file(

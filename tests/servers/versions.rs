@@ -4,6 +4,7 @@
 use crate::support::{Pushed, Servers, fingerprint};
 use lab::fingerprint::{self, Fingerprint, volatile};
 use lab::host::Host;
+use lab::imap::NewMessage;
 use lab::lmtp::Outcome;
 use lab::seed::{Seed, Size};
 use lab::workload::{Crew, Route, check};
@@ -26,13 +27,15 @@ const RELEASES: [Release; 3] = [V3_6, V3_10, V3_12];
 /// What differs after a move from one release to another: all that may, by name.
 fn named(from: Release, to: Release) -> Vec<&'static str> {
     let mut named = vec!["lastupdate", "freespace"];
-    match (from.version, to.version) {
-        ("3.6.1", "3.10.2" | "3.12.4") => named.extend(["userrawquota", "quota-names"]),
-        ("3.10.2" | "3.12.4", "3.6.1") => {
-            named.extend(["userrawquota", "quota-names", "jmap-calendar-ids"]);
+    named.extend_from_slice(match (from.version, to.version) {
+        ("3.6.1", "3.10.2" | "3.12.4") => &["userrawquota", "quota-names"],
+        ("3.10.2", "3.6.1") => &["userrawquota", "quota-names", "jmap-calendar-ids"],
+        ("3.12.4", "3.6.1") => {
+            &["userrawquota", "quota-names", "message-global", "jmap-calendar-ids"]
         }
-        _ => {}
-    }
+        ("3.12.4", "3.10.2") => &["message-global"],
+        _ => &[][..],
+    });
     named
 }
 
@@ -43,7 +46,7 @@ fn keys(name: &str) -> Vec<&'static str> {
         "freespace" => volatile::ALWAYS.to_vec(),
         "userrawquota" => vec!["/shared/vendor/cmu/cyrus-imapd/userrawquota"],
         // Quota resources are compared by their new names; no calendars are looked at.
-        "quota-names" | "jmap-calendar-ids" => vec![],
+        "quota-names" | "jmap-calendar-ids" | "message-global" => vec![],
         other => panic!("{other} is not known here"),
     }
 }
@@ -83,7 +86,9 @@ fn complaints(host: &Host, user: &str) -> String {
     let said = [&["-n", "-q", "-u", user][..], &["-n", "-q", "-G", "-u", user]].map(|options| {
         let command: Vec<&str> = [reconstruct].iter().chain(options).copied().collect();
         let output = host.exec_as_cyrus(&command).unwrap();
-        [output.stdout, output.stderr].map(|out| String::from_utf8_lossy(&out).into_owned()).concat()
+        [output.stdout, output.stderr]
+            .map(|out| String::from_utf8_lossy(&out).into_owned())
+            .concat()
     });
     let said = said.concat();
     let odd = said.lines().filter(|line| {
@@ -118,6 +123,34 @@ fn subscribe_to_namesake(servers: &Servers, user: &str) -> String {
     imap.command(format!("SUBSCRIBE user.{namesake}")).unwrap();
     imap.logout();
     format!("user.{namesake}")
+}
+
+/// A message within a message, as one and the other release parse it into their caches.
+fn append_nested(host: &Host, user: &str) {
+    let nested = "From: n@x\r\nSubject: n\u{e4}sted\r\nMIME-Version: 1.0\r\n\
+        Content-Type: multipart/mixed; boundary=B\r\n\r\n\
+        --B\r\n\r\none\r\n--B\r\n\r\ntwo\r\n--B--\r\n";
+    let messages = ["rfc822", "global"].map(|subtype| {
+        let text = format!(
+            "From: a@b\r\nMessage-ID: <{subtype}@nested>\r\nMIME-Version: 1.0\r\n\
+             Content-Type: multipart/mixed; boundary=A\r\n\r\n--A\r\n\r\nouter\r\n--A\r\n\
+             Content-Type: message/{subtype}\r\n\r\n{nested}\r\n--A\r\n\r\nlast\r\n--A--\r\n"
+        );
+        NewMessage { bytes: text.into_bytes(), ..NewMessage::default() }
+    });
+    host.imap(user).unwrap().append("INBOX", &messages).unwrap();
+}
+
+/// Clients ask for parts of messages, which the server knows from its cache.
+fn ask_for_parts(host: &Host, user: &str) {
+    let mut imap = host.imap(user).unwrap();
+    imap.command("EXAMINE INBOX").unwrap();
+    let parts = "BODY.PEEK[1] BODY.PEEK[2] BODY.PEEK[2.HEADER] BODY.PEEK[2.1] BODY.PEEK[3]";
+    for what in ["ENVELOPE BODYSTRUCTURE", parts] {
+        imap.command(format!("UID FETCH 1:* ({what})")).unwrap();
+    }
+    imap.command("UID SEARCH HEADER Message-ID nested BODY two").unwrap();
+    imap.logout();
 }
 
 /// What becomes of those who come late to a server that the user has left.
@@ -163,6 +196,7 @@ fn there_and_back(from: Release, to: Release) -> f64 {
     let seeded = Seed::new(&servers.source, "anna").rich("bert", 300).unwrap();
     assert!(seeded.warnings.is_empty(), "{:?}", seeded.warnings);
     all_quotas(&servers, from, "anna");
+    append_nested(&servers.source, "anna");
     let namesake = subscribe_to_namesake(&servers, "anna");
     let before = fingerprint(&servers.source, "anna", &[]);
     assert!(before.own.mailboxes.len() >= 36, "{} folders", before.own.mailboxes.len());
@@ -176,15 +210,18 @@ fn there_and_back(from: Release, to: Release) -> f64 {
     let moved = fingerprint(&servers.target, "anna", &[]);
     assert_same(&before, &moved, &named(from, to));
     assert_eq!(complaints(&servers.target, "anna"), "");
+    ask_for_parts(&servers.target, "anna");
     assert_gone(&servers.source, "anna");
 
     use_home(&servers.target, "anna");
+    append_nested(&servers.target, "anna");
     let there = fingerprint(&servers.target, "anna", &[]);
     let back = servers.mbcopy(&["reverse", "user.anna", "--json"]).expect(0).report().unwrap();
     assert_eq!(back["differences"], serde_json::json!(named(to, from)));
     let home = fingerprint(&servers.source, "anna", &[]);
     assert_same(&there, &home, &named(to, from));
     assert_eq!(complaints(&servers.source, "anna"), "");
+    ask_for_parts(&servers.source, "anna");
     assert_gone(&servers.target, "anna");
     report["freeze_ms"].as_f64().unwrap()
 }
