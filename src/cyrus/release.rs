@@ -109,6 +109,7 @@ pub fn differences(source: &Release, target: &Release) -> Vec<&'static str> {
     let by_pair = [
         ("userrawquota", source.raw_quota != target.raw_quota),
         ("quota-names", source.quota_names != target.quota_names),
+        ("namesake-subscriptions", (source.subscriptions < 3) != (target.subscriptions < 3)),
         ("message-global", target.cache < SPLITS_GLOBAL && source.cache >= SPLITS_GLOBAL),
         ("jmap-calendar-ids", target.dav < source.dav && target.dav > 0),
     ];
@@ -160,10 +161,9 @@ mod tests {
     fn the_same_release_differs_in_what_no_copy_can_keep() {
         let [old, new] = [(3, 6), (3, 12)].map(Release::of);
         assert_eq!(differences(old, old), ["lastupdate", "freespace"]);
-        assert_eq!(
-            differences(old, new),
-            ["lastupdate", "freespace", "userrawquota", "quota-names"]
-        );
+        let names =
+            ["lastupdate", "freespace", "userrawquota", "quota-names", "namesake-subscriptions"];
+        assert_eq!(differences(old, new), names);
         assert!(differences(new, old).contains(&"jmap-calendar-ids"));
     }
 }

@@ -9,7 +9,6 @@ use super::offer::{Inventory, OfferedUserFile, StagedMailbox};
 use super::stage::{Stage, StagedDirectory};
 use crate::cyrus::cache::{self, SPLITS_GLOBAL};
 use crate::cyrus::index::{self, IndexView, OLDEST_CONVERTED, Record, Time};
-use crate::cyrus::name::MailboxName;
 use crate::cyrus::release::Release;
 use crate::cyrus::subscription;
 use crate::moves::journal::now_ms;
@@ -39,12 +38,10 @@ pub fn all(stage: &Stage, inventory: &mut Inventory, release: &Release) -> Vec<U
             }
         }
     }
-    let inbox = inventory.inbox().map(|mailbox| mailbox.name.clone());
-    let as_sent = std::mem::take(&mut inventory.user_files_as_sent);
-    for place in as_sent {
+    for place in std::mem::take(&mut inventory.user_files_as_sent) {
         let file = inventory.user_files.iter().find(|file| file.place == place);
-        let (Some(file), Some(inbox)) = (file, &inbox) else { continue };
-        if let Err(reason) = convert_user_file(stage, file, inbox, release) {
+        let Some(file) = file else { continue };
+        if let Err(reason) = convert_user_file(stage, file, release) {
             let what = file.place.relative.display().to_string();
             failed.push(Unconverted { what, reason });
             inventory.user_files_as_sent.insert(place);
@@ -114,15 +111,13 @@ fn replace(directory: &StagedDirectory, name: &str, content: &[u8]) -> Result<()
 fn convert_user_file(
     stage: &Stage,
     file: &OfferedUserFile,
-    inbox: &MailboxName,
     release: &Release,
 ) -> Result<(), String> {
     let path = file.place.path(stage);
     match file.kind {
         FileKind::UserSubscriptions if release.subscriptions == 2 => {
             let bytes = std::fs::read(&path).map_err(|e| e.to_string())?;
-            let older = subscription::as_version_2(bytes.into(), inbox);
-            match older.map_err(|e| e.to_string())? {
+            match subscription::as_version_2(&bytes) {
                 Some(older) => std::fs::write(&path, older).map_err(|e| e.to_string()),
                 None => Ok(()),
             }
