@@ -8,12 +8,20 @@
 const BODYSTRUCTURE: usize = 1;
 
 /// From this version of a record on (3.12), the parts of a message/global are in it.
-pub const SPLITS_GLOBAL: u16 = 13;
+const SPLITS_GLOBAL: u16 = 13;
 
-/// The BODYSTRUCTURE of the record at `offset`, as it is sent to clients; `None` if the
-/// file has no such record.
-pub fn bodystructure(file: &[u8], offset: u64) -> Option<&[u8]> {
-    let mut rest = file.get(usize::try_from(offset).ok()?..)?;
+/// Whether a Cyrus that writes records of the version `reader` misreads records of the
+/// version `written` of messages that [have a message/global](has_global).  It ends by a
+/// fault when a client asks for a part of one, and its `reconstruct -n` does not notice
+/// (3.10.2 with a record of 3.12.4, 3.12.4 with one of 3.6.1).
+pub fn misreads_global(reader: u16, written: u16) -> bool {
+    (reader >= SPLITS_GLOBAL) != (written >= SPLITS_GLOBAL)
+}
+
+/// The BODYSTRUCTURE of the record that `bytes` begin with, as it is sent to clients;
+/// `None` if they end too early.
+pub fn bodystructure(bytes: &[u8]) -> Option<&[u8]> {
+    let mut rest = bytes;
     for item in 0.. {
         let (length, after) = rest.split_first_chunk::<4>()?;
         let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
@@ -28,7 +36,7 @@ pub fn bodystructure(file: &[u8], offset: u64) -> Option<&[u8]> {
 /// Whether it may have a part of type message/global.
 pub fn has_global(bodystructure: &[u8]) -> bool {
     const GLOBAL: &[u8] = b"\"MESSAGE\" \"GLOBAL\"";
-    bodystructure.windows(GLOBAL.len()).any(|words| words.eq_ignore_ascii_case(GLOBAL))
+    bodystructure.windows(GLOBAL.len()).any(|words| words == GLOBAL)
 }
 
 #[cfg(test)]
@@ -39,24 +47,31 @@ mod tests {
 
     #[test]
     fn the_second_item_is_found() {
-        let mut file = 7u32.to_be_bytes().to_vec();
+        let mut record = Vec::new();
         for item in [&b"(envelope)"[..], b"((\"MESSAGE\" \"GLOBAL\" NIL))", b"body"] {
-            file.extend((item.len() as u32).to_be_bytes());
-            file.extend_from_slice(item);
-            file.resize(file.len().next_multiple_of(4), 0);
+            record.extend((item.len() as u32).to_be_bytes());
+            record.extend_from_slice(item);
+            record.resize(record.len().next_multiple_of(4), 0);
         }
-        let found = bodystructure(&file, 4).unwrap();
+        let found = bodystructure(&record).unwrap();
         assert_eq!(found, b"((\"MESSAGE\" \"GLOBAL\" NIL))");
         assert!(has_global(found));
         assert!(!has_global(b"((\"MESSAGE\" \"RFC822\" NIL) \"GLOBAL\")"));
-        assert_eq!(bodystructure(&file, file.len() as u64), None);
-        assert_eq!(bodystructure(&file, u64::MAX), None);
+        assert_eq!(bodystructure(&record[..30]), None);
+    }
+
+    #[test]
+    fn who_misreads_what() {
+        for (reader, written) in [(11, 11), (11, 10), (13, 13), (14, 13)] {
+            assert!(!misreads_global(reader, written));
+        }
+        assert!(misreads_global(11, 13) && misreads_global(13, 11));
     }
 
     proptest! {
         #[test]
-        fn never_panics(file in proptest::collection::vec(any::<u8>(), 0..60), offset in 0..70u64) {
-            let _ = bodystructure(&file, offset);
+        fn never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
+            let _ = bodystructure(&bytes);
         }
     }
 }

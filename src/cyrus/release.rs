@@ -5,7 +5,7 @@
 //! stable one before it, unless it has a row of its own: what it does changed while it
 //! was written.
 
-use super::cache::SPLITS_GLOBAL;
+use super::cache::misreads_global;
 use super::lock::UserLockNaming;
 use super::mboxlist::mbtype::Mbtype;
 
@@ -19,7 +19,7 @@ pub struct Release {
     pub index: u32,
     /// Version of the records that it writes into cyrus.cache
     /// (`imap/mailbox.h:MAILBOX_CACHE_MINOR_VERSION`).  It reads all others, too, but
-    /// for messages of which [`SPLITS_GLOBAL`] tells.
+    /// for messages of which [`misreads_global`] tells.
     pub cache: u16,
     /// How it names the lock on a user (`imap/user.c:_namelock_name_from_userid`).
     pub user_lock: UserLockNaming,
@@ -110,7 +110,7 @@ pub fn differences(source: &Release, target: &Release) -> Vec<&'static str> {
         ("userrawquota", source.raw_quota != target.raw_quota),
         ("quota-names", source.quota_names != target.quota_names),
         ("namesake-subscriptions", (source.subscriptions < 3) != (target.subscriptions < 3)),
-        ("message-global", target.cache < SPLITS_GLOBAL && source.cache >= SPLITS_GLOBAL),
+        ("message-global", misreads_global(target.cache, source.cache)),
         ("jmap-calendar-ids", target.dav < source.dav && target.dav > 0),
     ];
     let always = ["lastupdate", "freespace"].into_iter();

@@ -7,14 +7,16 @@
 
 use super::offer::{Inventory, OfferedUserFile, StagedMailbox};
 use super::stage::{Stage, StagedDirectory};
-use crate::cyrus::cache::{self, SPLITS_GLOBAL};
+use crate::cyrus::cache;
 use crate::cyrus::index::{self, IndexView, OLDEST_CONVERTED, Record, Time};
 use crate::cyrus::release::Release;
 use crate::cyrus::subscription;
 use crate::moves::journal::now_ms;
 use crate::wire::v1::FileKind;
 use rusqlite::Connection;
-use std::io::Write;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 /// A file that stays as it came, and why; it may have been read while it changed.
@@ -52,7 +54,11 @@ pub fn all(stage: &Stage, inventory: &mut Inventory, release: &Release) -> Vec<U
 
 /// Gives the staged index the version that this server's Cyrus writes. What is older
 /// than can be converted is left to Cyrus.
-fn convert_index(stage: &Stage, mailbox: &StagedMailbox, release: &Release) -> Result<(), String> {
+fn convert_index(
+    stage: &Stage,
+    mailbox: &mut StagedMailbox,
+    release: &Release,
+) -> Result<(), String> {
     let directory = mailbox.meta_directory(stage, FileKind::Index).map_err(|e| e.to_string())?;
     let bytes = directory.read("cyrus.index").map_err(|e| e.to_string())?;
     let view = IndexView::parse(&bytes).map_err(|e| e.to_string())?;
@@ -66,43 +72,79 @@ fn convert_index(stage: &Stage, mailbox: &StagedMailbox, release: &Release) -> R
         let index = index::convert(&view, release.index, Time::from_seconds(now));
         converted = Some(index.map_err(|e| e.to_string())?);
     }
-    if release.cache < SPLITS_GLOBAL {
-        let bytes = converted.as_ref().unwrap_or(&bytes);
-        converted = without_foreign_cache(stage, mailbox, bytes)?.or(converted);
-    }
+    let index = converted.as_ref().unwrap_or(&bytes);
+    converted = without_foreign_cache(stage, mailbox, index, release)?.or(converted);
     match converted {
         Some(converted) => replace(&directory, "cyrus.index", &converted),
         None => Ok(()),
     }
 }
 
-/// The index without the places in cyrus.cache of messages of which an older Cyrus
-/// cannot read what 3.12 has parsed: it would end by a fault when a client asks for a part
-/// of such a message, and its `reconstruct -n` does not notice (tried on 3.10.2).
+/// What is known of the messages of a mailbox, which never change.
+#[derive(Debug, Default)]
+pub struct Looked {
+    /// UIDs up to this one were looked at.
+    upto: u32,
+    /// Those that have a message/global.
+    global: BTreeSet<u32>,
+}
+
+/// The index without the places in cyrus.cache of records that this server's Cyrus would
+/// misread: it parses their messages when it is asked for them.
 fn without_foreign_cache(
     stage: &Stage,
-    mailbox: &StagedMailbox,
+    mailbox: &mut StagedMailbox,
     index: &[u8],
+    release: &Release,
 ) -> Result<Option<Vec<u8>>, String> {
     let view = IndexView::parse(index).map_err(|e| e.to_string())?;
-    let foreign = |record: &Record| record.cache_version >= SPLITS_GLOBAL;
-    if !view.records().any(|record| record.is_ok_and(|record| foreign(&record))) {
+    let foreign = |r: &Record| cache::misreads_global(release.cache, r.cache_version);
+    let looked = &mailbox.looked;
+    let new: Vec<Record> = view
+        .records()
+        .filter_map(Result::ok)
+        .filter(|r| r.uid > looked.upto && r.cache_offset > 0 && foreign(r))
+        .collect();
+    if let Some(last) = new.last() {
+        let directory = mailbox.meta_directory(stage, FileKind::Cache);
+        let file = directory.map_err(|e| e.to_string())?.open("cyrus.cache");
+        let file = file.map_err(|e| format!("cyrus.cache: {e}"))?;
+        for record in &new {
+            let offset = record.cache_offset;
+            if has_global(&file, offset).map_err(|e| format!("cyrus.cache: {e}"))? {
+                mailbox.looked.global.insert(record.uid);
+            }
+        }
+        mailbox.looked.upto = last.uid;
+    }
+    if mailbox.looked.global.is_empty() {
         return Ok(None);
     }
-    let directory = mailbox.meta_directory(stage, FileKind::Cache).map_err(|e| e.to_string())?;
-    let file = directory.read("cyrus.cache").map_err(|e| format!("cyrus.cache: {e}"))?;
-    let stale = |record: &Record| {
-        let parsed = cache::bodystructure(&file, record.cache_offset);
-        foreign(record) && parsed.is_none_or(cache::has_global)
-    };
+    let stale = |r: &Record| foreign(r) && mailbox.looked.global.contains(&r.uid);
     index::without_cache(&view, stale).map_err(|e| e.to_string())
+}
+
+/// Whether the message of the cache record at `offset` has a message/global; or there is
+/// no such record, and nobody can tell.
+fn has_global(file: &File, offset: u64) -> io::Result<bool> {
+    // Nearly all that is looked for lies within the first length.
+    for length in [4 << 10, 16 << 20] {
+        let mut bytes = Vec::with_capacity(length.min(4 << 10));
+        let mut at = file;
+        at.seek(SeekFrom::Start(offset))?;
+        at.take(length as u64).read_to_end(&mut bytes)?;
+        if let Some(parsed) = cache::bodystructure(&bytes) {
+            return Ok(cache::has_global(parsed));
+        }
+    }
+    Ok(true)
 }
 
 /// Puts new content in the place of a staged file.
 fn replace(directory: &StagedDirectory, name: &str, content: &[u8]) -> Result<(), String> {
     let new = format!("{name}.mbcopy-new");
-    let write = || -> std::io::Result<()> {
-        std::fs::File::from(directory.create(&new)?).write_all(content)?;
+    let write = || -> io::Result<()> {
+        File::from(directory.create(&new)?).write_all(content)?;
         directory.rename(&new, name)
     };
     write().map_err(|e| format!("{name}: {e}"))

@@ -4,6 +4,7 @@
 //! what it wants. A file counts as held once its bytes were verified in this
 //! session; what an earlier session left is verified by its GUID first.
 
+use super::convert::Looked;
 use super::receive::{Arrived, Expected, Item, ItemKey};
 use super::stage::{Stage, StageError, StagedDirectory};
 use crate::cyrus::config::MetaFile;
@@ -56,6 +57,8 @@ pub struct StagedMailbox {
     pub dirty: bool,
     /// Whether the staged index is as the source wrote it, since it arrived.
     pub index_as_sent: bool,
+    /// What is known of its messages.
+    pub looked: Looked,
 }
 
 /// What the source said of a mailbox at its last scan.
@@ -342,6 +345,7 @@ impl StagedMailbox {
             offered: Offered::default(),
             dirty: true,
             index_as_sent: false,
+            looked: Looked::default(),
         })
     }
 

@@ -27,20 +27,16 @@ const RELEASES: [Release; 3] = [V3_6, V3_10, V3_12];
 /// What differs after a move from one release to another: all that may, by name.
 fn named(from: Release, to: Release) -> Vec<&'static str> {
     let mut named = vec!["lastupdate", "freespace"];
-    named.extend_from_slice(match (from.version, to.version) {
-        ("3.6.1", "3.10.2") => &["userrawquota", "quota-names"],
-        ("3.6.1", "3.12.4") => &["userrawquota", "quota-names", "namesake-subscriptions"],
-        ("3.10.2", "3.6.1") => &["userrawquota", "quota-names", "jmap-calendar-ids"],
-        ("3.10.2", "3.12.4") => &["namesake-subscriptions"],
-        ("3.12.4", "3.6.1") => &[
-            "userrawquota",
-            "quota-names",
-            "namesake-subscriptions",
-            "message-global",
-            "jmap-calendar-ids",
-        ],
-        ("3.12.4", "3.10.2") => &["namesake-subscriptions", "message-global"],
-        _ => &[][..],
+    let quota = ["userrawquota", "quota-names"];
+    let of_3_12 = ["namesake-subscriptions", "message-global"];
+    let jmap = ["jmap-calendar-ids"];
+    named.extend(match (from.version, to.version) {
+        ("3.6.1", "3.10.2") => [&quota[..], &[], &[]].concat(),
+        ("3.6.1", "3.12.4") => [&quota[..], &of_3_12, &[]].concat(),
+        ("3.10.2", "3.6.1") => [&quota[..], &[], &jmap].concat(),
+        ("3.12.4", "3.6.1") => [&quota[..], &of_3_12, &jmap].concat(),
+        ("3.10.2", "3.12.4") | ("3.12.4", "3.10.2") => of_3_12.to_vec(),
+        _ => Vec::new(),
     });
     named
 }
