@@ -161,8 +161,14 @@ mod tests {
     fn the_same_release_differs_in_what_no_copy_can_keep() {
         let [old, new] = [(3, 6), (3, 12)].map(Release::of);
         assert_eq!(differences(old, old), ["lastupdate", "freespace"]);
-        let names =
-            ["lastupdate", "freespace", "userrawquota", "quota-names", "namesake-subscriptions"];
+        let names = [
+            "lastupdate",
+            "freespace",
+            "userrawquota",
+            "quota-names",
+            "namesake-subscriptions",
+            "message-global",
+        ];
         assert_eq!(differences(old, new), names);
         assert!(differences(new, old).contains(&"jmap-calendar-ids"));
     }
