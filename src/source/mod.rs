@@ -526,8 +526,20 @@ impl Session {
         let began = std::time::Instant::now();
         let wait = Duration::from_millis(u64::from(freeze.wait_ms));
         let limit = Duration::from_millis(u64::from(freeze.limit_ms));
-        let paths = self.freeze_paths(host).map_err(|e| lock_failure(&e))?;
-        let freeze = Freeze::take(&paths, wait, limit).map_err(|e| lock_failure(&e))?;
+        let (paths, freeze) = loop {
+            let paths = self.freeze_paths(host).map_err(|e| lock_failure(&e))?;
+            let left = wait.saturating_sub(began.elapsed());
+            let freeze = Freeze::take(&paths, left, limit).map_err(|e| lock_failure(&e))?;
+            // Each mailbox of a shared tree has its own lock. Only now can nobody make
+            // another one: what was made since they were listed has to be locked, too.
+            if self.top.is_user() || host.offline.is_some() {
+                break (paths, freeze);
+            }
+            self.listing = inventory::list(host, &self.top, &mut self.ordinals, None)?;
+            if self.freeze_paths(host).map_err(|e| lock_failure(&e))? == paths {
+                break (paths, freeze);
+            }
+        };
         let waited_ms = began.elapsed().as_millis() as u32;
         // After the user's lock: whoever waits for it may hold one of these.
         if host.offline.is_none() {

@@ -151,7 +151,7 @@ impl Killed {
 
 /// Those that a push reaches.
 fn points_of_a_push() -> impl Iterator<Item = (usize, Point)> {
-    Point::STEPS.into_iter().filter(|point| *point != Point::TargetGaveUp).enumerate()
+    Point::STEPS.iter().copied().filter(|point| *point != Point::TargetGaveUp).enumerate()
 }
 
 #[test]
