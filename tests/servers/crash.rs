@@ -234,7 +234,9 @@ fn mail_on_its_way_to_the_target_while_the_route_is_restored_is_deferred() {
                 other => panic!("{other:?}"),
             }
             // ManageSieve makes directories of a user who is deferred.
-            let _ = servers.target.sieve(user).and_then(|mut sieve| sieve.list());
+            if answers.len() == 1 {
+                let _ = servers.target.sieve(user).and_then(|mut sieve| sieve.list());
+            }
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
         assert!(!answers.is_empty() && answers.iter().all(|code| code / 100 == 4), "{answers:?}");
