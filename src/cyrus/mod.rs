@@ -5,6 +5,7 @@
 //! offset and the reason.
 
 pub mod annotation;
+pub mod cache;
 pub mod config;
 pub mod db;
 pub mod dlist;
@@ -17,6 +18,7 @@ pub mod mboxlist;
 pub mod name;
 pub mod path;
 pub mod quota;
+pub mod release;
 pub mod seen;
 pub mod subscription;
 pub mod upgrade;
