@@ -5,6 +5,8 @@
 //! mailbox_open_advanced). Held exclusively it makes everybody wait. A mailbox
 //! that nobody owns has no such lock: there each mailbox's own lock does the
 //! same, and the lock of all that nobody owns keeps new ones from being made.
+//! In 3.2 the user's lock only keeps mailboxes from being made, renamed and
+//! deleted: see [`indexlock`](super::indexlock).
 
 use super::{Host, ofd};
 use crate::cyrus::lock::{Locks, UserLockNaming};
@@ -19,7 +21,8 @@ use std::time::{Duration, Instant};
 /// Locks, held until they are dropped or their process ends.
 #[derive(Debug)]
 pub struct UserLock {
-    _files: Vec<File>,
+    files: Vec<File>,
+    since: Instant,
 }
 
 /// Why a user's lock was not had.
@@ -108,7 +111,19 @@ impl UserLock {
             }
             files.push(file);
         }
-        Ok(Self { _files: files })
+        Ok(Self { files, since: Instant::now() })
+    }
+
+    /// The same with further files that are locked already, the first of them since then.
+    pub(super) fn with(mut self, files: Vec<File>, since: Instant) -> Self {
+        self.files.extend(files);
+        self.since = self.since.min(since);
+        self
+    }
+
+    /// When somebody may have begun to wait for it.
+    pub fn since(&self) -> Instant {
+        self.since
     }
 }
 

@@ -45,6 +45,8 @@ pub struct Known {
     stamps: Vec<Option<Stamp>>,
     /// When the stamps were taken, in seconds since 1970.
     taken: i64,
+    /// Of an older server: which conversion was scanned.
+    conversion: u64,
     /// UIDs up to this one were looked at on disk.
     checked: u32,
     /// Messages that cannot be copied.
@@ -59,16 +61,24 @@ impl Known {
     /// Makes the next scan tell everything again.
     pub fn forget(&mut self) {
         self.stamps.clear();
+        self.conversion = 0;
     }
 }
 
 /// What tells that a file has not changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
+pub struct Stamp {
     inode: u64,
     size: u64,
     modified: (i64, i64),
     changed: (i64, i64),
+}
+
+impl Stamp {
+    /// Whether a change after the stamp was `taken` would make another one.
+    pub fn is_settled(&self, taken: i64) -> bool {
+        self.changed.0 < taken - STAMP_GRAIN
+    }
 }
 
 /// What a scan found.
@@ -91,10 +101,13 @@ pub fn scan(
     let paths = meta_paths(host, mailbox);
     let taken = now();
     let stamps: Vec<_> = paths.iter().map(|(_, path)| stamp(path)).collect();
-    let settled = |s: &Option<Stamp>| s.is_none_or(|s| s.changed.0 < known.taken - STAMP_GRAIN);
-    // Nobody but this process writes what was converted.
-    let still = mailbox.converted.is_some() || stamps.iter().all(settled);
-    if known.stamps == stamps && still {
+    let settled = |s: &Option<Stamp>| s.is_none_or(|s| s.is_settled(known.taken));
+    let unchanged = match &mailbox.converted {
+        // Whoever converts it has looked whether it has changed.
+        Some(conversion) => known.conversion == conversion.number,
+        None => known.stamps == stamps && stamps.iter().all(settled),
+    };
+    if unchanged {
         return None;
     }
     let mut found = Found::default();
@@ -103,6 +116,7 @@ pub fn scan(
         Ok(()) => {
             known.stamps = stamps;
             known.taken = taken;
+            known.conversion = mailbox.converted.as_ref().map_or(0, |c| c.number);
         }
         Err(text) => {
             known.stamps = before;
@@ -208,7 +222,7 @@ fn examine(
     known: &mut Known,
     frozen: bool,
 ) -> Result<Examined, String> {
-    if let Some(Err(text)) = &mailbox.converted {
+    if let Some(Err(text)) = mailbox.converted.as_ref().map(|c| &c.files) {
         return Err(text.clone());
     }
     let directory = mailbox.directory(host).ok_or("it has no directory")?;
@@ -369,8 +383,8 @@ fn manifest(records: &[&Record]) -> Bytes {
 
 /// The metadata files of a mailbox that this configuration has.
 pub fn meta_paths(host: &Host, mailbox: &SourceMailbox) -> Vec<(FileKind, PathBuf)> {
-    if let Some(converted) = &mailbox.converted {
-        return converted.as_ref().cloned().unwrap_or_default();
+    if let Some(conversion) = &mailbox.converted {
+        return conversion.files.as_ref().cloned().unwrap_or_default();
     }
     let Some(partition) = &mailbox.entry.partition else { return Vec::new() };
     let layout = Layout::new(&host.config);
@@ -409,7 +423,8 @@ fn read_whole(path: &Path) -> io::Result<Option<Bytes>> {
     }
 }
 
-fn stamp(path: &Path) -> Option<Stamp> {
+/// The stamp of a file, if it is there.
+pub fn stamp(path: &Path) -> Option<Stamp> {
     let stat = std::fs::metadata(path).ok()?;
     Some(Stamp {
         inode: stat.ino(),
@@ -419,7 +434,8 @@ fn stamp(path: &Path) -> Option<Stamp> {
     })
 }
 
-fn now() -> i64 {
+/// Seconds since 1970.
+pub fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
 }
 
