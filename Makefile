@@ -3,6 +3,9 @@
 #   make test     everything that must be true
 #   make matrix   every process killed at every point of a move, every message lost, every
 #                 write failing, the disk full at any moment; resumed and aborted
+#   make versions every release of Cyrus in the lab to every other, there and back; writes
+#                 the table in docs/cyrus.md
+#   make static   target/static/mbcopy, which starts on every Linux
 #   make power    a hundred power cuts of each server in the middle of moves
 #   make chaos    five hundred moves with harm at random (RUNS=, SEED=)
 #   make bench    push beside rsync, XFER and sync_client; make microbench: formats and wire
@@ -11,7 +14,7 @@
 CARGO ?= cargo
 LAB := tests/lab/lab.sh
 
-.PHONY: demo test matrix chaos power bench microbench lint audit tools lab lab-down
+.PHONY: demo test matrix versions static chaos power bench microbench lint audit tools lab lab-down
 
 demo: lab
 	$(CARGO) build --release --bin mbcopy
@@ -22,7 +25,14 @@ test: lab
 	$(CARGO) test --workspace --features mbcopy/faults --test servers -- --test-threads=1
 
 matrix: lab
-	$(CARGO) test --workspace --features mbcopy/faults --test servers -- --test-threads=1 --ignored --nocapture
+	$(CARGO) test --workspace --features mbcopy/faults --test servers -- --test-threads=1 --ignored --nocapture \
+		--skip versions::
+
+versions: lab
+	$(CARGO) test --workspace --features mbcopy/faults --test servers versions:: -- --test-threads=1 --ignored --nocapture
+
+static: tools
+	tools/static.sh
 
 power: lab
 	$(CARGO) build --features faults --bin mbcopy
@@ -63,7 +73,7 @@ tools:
 			gcc libc6-dev debootstrap iproute2 util-linux openssh-server openssh-client rsync ca-certificates; fi
 
 lab: tools
-	$(LAB) build bookworm
+	for suite in bookworm trixie sid; do $(LAB) build $$suite || exit; done
 
 lab-down:
 	$(LAB) down --all

@@ -17,6 +17,7 @@ pub mod mboxlist;
 pub mod name;
 pub mod path;
 pub mod quota;
+pub mod release;
 pub mod seen;
 pub mod subscription;
 pub mod upgrade;

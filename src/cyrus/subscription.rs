@@ -96,23 +96,53 @@ impl Subscriptions {
 
     /// A flat database of these keys (`lib/cyrusdb_flat.c`).
     pub fn to_flat(&self, inbox: &MailboxName) -> Vec<u8> {
-        let mut out = Vec::new();
-        if self.form == SubscriptionForm::Keys {
-            // 0x1f comes before `N`, and the engine writes it as it is.
-            out.extend_from_slice(VERSION_KEY);
-            out.extend_from_slice(b"\t2\n");
-        }
-        for key in self.to_keys(inbox) {
-            for byte in key {
-                out.push(byte);
-                if byte == 0xff {
-                    out.push(byte);
-                }
-            }
-            out.extend_from_slice(b"\t\n");
-        }
-        out
+        flat(self.form == SubscriptionForm::Keys, &self.to_keys(inbox))
     }
+}
+
+/// A subscription database of version 3 (3.12) as versions 3.6 to 3.10 write it, where
+/// the folders of a user whose name begins as this one's have keys of their own; `None`
+/// if it is older than that, or not flat.
+///
+/// Fails if the database is damaged.
+pub fn as_version_2(file: Bytes, inbox: &MailboxName) -> Result<Option<Vec<u8>>, DbError> {
+    let database = Database::open(file, &Engine::Flat)?;
+    let version = database.get(VERSION_KEY)?;
+    if version.as_deref() != Some(b"3") || database.engine() != Some(Engine::Flat) {
+        return Ok(None);
+    }
+    let inbox = [b"N", inbox.to_db_key().as_slice()].concat();
+    let mut keys = Vec::new();
+    for (key, _) in database.entries()? {
+        match key.strip_prefix(inbox.as_slice()) {
+            _ if key == VERSION_KEY => {}
+            Some(rest) => keys.push([b"N", INBOX, rest].concat()),
+            None => keys.push(key.to_vec()),
+        }
+    }
+    keys.sort_unstable();
+    keys.dedup();
+    Ok(Some(flat(true, &keys)))
+}
+
+/// A flat database of these keys, sorted, without values.
+fn flat(versioned: bool, keys: &[Vec<u8>]) -> Vec<u8> {
+    let mut out = Vec::new();
+    if versioned {
+        // 0x1f comes before `N`, and the engine writes it as it is.
+        out.extend_from_slice(VERSION_KEY);
+        out.extend_from_slice(b"\t2\n");
+    }
+    for key in keys {
+        for &byte in key {
+            out.push(byte);
+            if byte == 0xff {
+                out.push(byte);
+            }
+        }
+        out.extend_from_slice(b"\t\n");
+    }
+    out
 }
 
 #[cfg(test)]
@@ -153,6 +183,19 @@ mod tests {
             [&b"user.jan"[..], b"user.jan.a^b", b"user.jane", b"user.j^d.a b"]
         );
         assert_eq!(read.to_flat(&inbox()), file);
+    }
+
+    #[test]
+    fn version_3_goes_back_to_version_2() {
+        let file = b"\x1fVER\x1f\t3\nNINBOX\t\nNINBOX\x1fa.b\t\nNuser\x1fjane\t\nNuser\x1fx\t\n";
+        let older = as_version_2(Bytes::from_static(file), &inbox()).unwrap().unwrap();
+        let expected = b"\x1fVER\x1f\t2\nNINBOX\t\nNINBOX\x1fa.b\t\nNINBOXe\t\nNuser\x1fx\t\n";
+        assert_eq!(older, expected);
+        assert_eq!(parse(file).names, parse(&older).names);
+        for as_it_is in [&expected[..], b"", b"user.jan\t\n"] {
+            let file = Bytes::copy_from_slice(as_it_is);
+            assert_eq!(as_version_2(file, &inbox()).unwrap(), None);
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 mod base;
 mod carry;
+mod convert;
 mod offer;
 mod plan;
 mod publish;
@@ -20,6 +21,7 @@ use crate::cyrus::index::IndexView;
 use crate::cyrus::mboxlist::MailboxList;
 use crate::cyrus::name::{MailboxName, PartitionName, UniqueId};
 use crate::cyrus::path::{DirStyle, Layout};
+use crate::cyrus::release::Release;
 use crate::fault::{self, Point, Sabotage, sabotaged};
 use crate::host::Host;
 use crate::host::userlock::UserLock;
@@ -175,7 +177,7 @@ impl Target {
         } else {
             let totals = plan.totals.unwrap_or_default();
             plan::room(&self.host, &partitions, &totals, &mut answer);
-            answer.problems.extend(plan::indexes(&self.host, &plan.mailboxes));
+            answer.problems.extend(plan::release(&self.host, &plan.mailboxes));
             base = journal
                 .as_ref()
                 .map_or(Ok(None), |journal| Base::find(&self.host, journal, top.as_bytes()))
@@ -538,6 +540,11 @@ impl Session {
             (Err(error), _) | (Ok(_), Some(error)) => return Err(broken(error.to_string())),
         };
         self.inventory.arrived(&received.arrived);
+        if let Ok(release) = this_release(host) {
+            // What fails may have been read while it changed; it comes again, or the
+            // settlement says so.
+            convert::all(&self.stage, &mut self.inventory, release);
+        }
         if let Some(syncing) = &mut self.syncing {
             syncing.all_is_there();
         }
@@ -582,6 +589,18 @@ impl Session {
         Ok(v1::Rehearsed::default())
     }
 
+    /// Makes sure that everything is in the form of this server's Cyrus.
+    fn converted(&mut self, host: &Host) -> Result<(), v1::Failure> {
+        let release = this_release(host)?;
+        match convert::all(&self.stage, &mut self.inventory, release).first() {
+            None => Ok(()),
+            Some(failed) => Err(internal(
+                format!("{} is not as this server's Cyrus keeps it: {}", failed.what, failed.reason),
+                "the source serves the user",
+            )),
+        }
+    }
+
     /// The shadow of the mailboxes as they are now.
     fn current_shadow(&mut self, host: &Host) -> Result<Shadow, v1::Failure> {
         match self.shadow.take().filter(|shadow| shadow.is_of(&self.inventory)) {
@@ -594,7 +613,7 @@ impl Session {
     /// such a repack keeps what clients see, and makes the cache of old ones anew.
     fn convert_indexes(&self, host: &Host) -> Result<(), v1::Failure> {
         let failed = |text: String| internal(text, "nothing was changed but the stage");
-        let newest = host.release().map_or(0, plan::newest_index);
+        let newest = this_release(host)?.index;
         let older = || -> Result<Option<String>, String> {
             for mailbox in self.inventory.mailboxes.values().filter(|m| !m.name_only) {
                 let directory = mailbox.meta_directory(&self.stage, v1::FileKind::Index);
@@ -626,6 +645,7 @@ impl Session {
 
     fn settle(&mut self, host: &Host, settle: &v1::Settle) -> Result<v1::Prepared, v1::Failure> {
         self.writable()?;
+        self.converted(host)?;
         let mut prepared = match sabotaged(Sabotage::PublishBeforeCompare) {
             true => v1::Prepared::default(),
             false => settle::compare(&self.stage, &mut self.inventory, &settle.skipped),
@@ -865,6 +885,14 @@ fn seed(host: &Host, stage: &Stage, base: &Base, mailbox: &Checked) -> std::io::
     let (Some(root), false) = (root, staged.exists()) else { return Ok(()) };
     let relative = staged.strip_prefix(root).unwrap_or(&staged);
     base.seed(&live, &stage::StagedDirectory::make(root, relative)?)
+}
+
+/// What this server's Cyrus does.
+fn this_release(host: &Host) -> Result<&'static Release, v1::Failure> {
+    host.release().map(Release::of).ok_or_else(|| {
+        let text = "the version of this server's Cyrus cannot be told";
+        internal(text, "nothing was changed")
+    })
 }
 
 /// The key of a mailbox's record, in the form of 3.6 and later.

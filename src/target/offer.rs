@@ -46,7 +46,7 @@ pub struct StagedMailbox {
     have: Vec<u32>,
     /// Files that an earlier session left: UID to size.
     unverified: BTreeMap<u32, u64>,
-    /// BLAKE3 of the staged metadata files.
+    /// BLAKE3 of the staged metadata files, as they came.
     files: BTreeMap<FileKind, [u8; 32]>,
     /// How many messages the last whole scan listed.
     listed: usize,
@@ -54,6 +54,8 @@ pub struct StagedMailbox {
     pub offered: Offered,
     /// Whether the staged files changed since they were last compared.
     pub dirty: bool,
+    /// Whether the staged index is as the source wrote it, since it arrived.
+    pub index_as_sent: bool,
 }
 
 /// What the source said of a mailbox at its last scan.
@@ -78,6 +80,8 @@ pub struct Offered {
 pub struct OfferedUserFile {
     /// Its number in this scan.
     pub number: u32,
+    /// What it is.
+    pub kind: FileKind,
     /// Its BLAKE3.
     pub blake3: [u8; 32],
     /// Its directory below the stage's root of its kind, and its name.
@@ -114,8 +118,10 @@ pub struct Inventory {
     pub mailboxes: BTreeMap<u32, StagedMailbox>,
     /// The user's files of the last offer.
     pub user_files: Vec<OfferedUserFile>,
-    /// BLAKE3 of the user's files that are staged.
+    /// BLAKE3 of the user's files that are staged, as they came.
     staged_user_files: BTreeMap<UserPlace, [u8; 32]>,
+    /// The user's files that are as the source wrote them, since they arrived.
+    pub user_files_as_sent: BTreeSet<UserPlace>,
     /// Quota roots, annotations and the active script of the last offer.
     pub rest: v1::ScanDone,
 }
@@ -162,9 +168,14 @@ impl Inventory {
         Ok(())
     }
 
+    /// The user's INBOX; none of a shared tree.
+    pub fn inbox(&self) -> Option<&StagedMailbox> {
+        self.mailboxes.values().find(|m| m.name.inbox().as_ref() == Some(&m.name))
+    }
+
     /// Takes the end of an offer: files of the user, and what has no files.
     pub fn scan_done(&mut self, stage: &Stage, done: v1::ScanDone) -> Result<(), OfferError> {
-        let inbox = self.mailboxes.values().find(|m| m.name.inbox().as_ref() == Some(&m.name));
+        let inbox = self.inbox();
         let mut offered = Vec::new();
         for file in &done.user_files {
             let Some(inbox) = inbox else {
@@ -172,6 +183,7 @@ impl Inventory {
             };
             offered.push(OfferedUserFile {
                 number: file.number,
+                kind: file.kind(),
                 blake3: hash(&file.blake3)?,
                 place: user_place(stage, inbox, file)?,
             });
@@ -248,6 +260,7 @@ impl Inventory {
             if ordinal == USER {
                 if let Some(file) = self.user_files.iter().find(|f| f.number == uid) {
                     self.staged_user_files.insert(file.place.clone(), arrived.blake3);
+                    self.user_files_as_sent.insert(file.place.clone());
                 }
                 continue;
             }
@@ -257,6 +270,7 @@ impl Inventory {
                 Ok(FileKind::Message) => messages.entry(ordinal).or_default().push(uid),
                 Ok(kind) => {
                     mailbox.files.insert(kind, arrived.blake3);
+                    mailbox.index_as_sent |= kind == FileKind::Index;
                 }
                 Err(_) => {}
             }
@@ -332,6 +346,7 @@ impl StagedMailbox {
             listed: 0,
             offered: Offered::default(),
             dirty: true,
+            index_as_sent: false,
         })
     }
 

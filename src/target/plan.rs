@@ -2,9 +2,12 @@
 
 use super::base::Base;
 use super::stage::OUR_DIRECTORY;
+use crate::cyrus::dlist::Dlist;
+use crate::cyrus::mboxlist::mbtype::Mbtype;
 use crate::cyrus::mboxlist::{MailboxList, MboxlistError};
 use crate::cyrus::name::{MailboxName, PartitionName, UniqueId};
 use crate::cyrus::path::{DirStyle, Layout};
+use crate::cyrus::release::Release;
 use crate::host::{DatabaseError, Host};
 use crate::wire::v1::{self, problem::Severity};
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,20 +15,6 @@ use std::path::Path;
 
 /// Free space that must be left on a partition, in bytes.
 const SPACE_RESERVE: u64 = 64 << 20;
-
-/// The newest cyrus.index that a release of Cyrus can open
-/// (imap/mailbox.h:MAILBOX_MINOR_VERSION of each).
-pub fn newest_index(release: (u32, u32)) -> u32 {
-    match release {
-        (2, 0..=3) => 10,
-        (2, 4) => 12,
-        (2, _) | (3, 0) => 13,
-        (3, 1..=3) => 16,
-        (3, 4..=8) => 17,
-        (3, 9..=12) => 19,
-        _ => 20,
-    }
-}
 
 /// A problem of preflight.
 pub fn problem(severity: Severity, code: &str, text: String, advice: &str) -> v1::Problem {
@@ -242,31 +231,43 @@ fn is_vacant(path: &Path) -> bool {
     }
 }
 
-/// Indexes that this server's Cyrus cannot open.
-pub fn indexes(host: &Host, mailboxes: &[v1::Mailbox]) -> Vec<v1::Problem> {
-    let Some(release) = host.release() else {
+/// What this server's release of Cyrus cannot keep.
+pub fn release(host: &Host, mailboxes: &[v1::Mailbox]) -> Vec<v1::Problem> {
+    let Some(version) = host.release() else {
         return vec![refuse(
             "no-cyrus",
             "Cyrus's programs were not found on this server, or do not answer".into(),
             "name their directory by --cyrus-bin",
         )];
     };
-    let newest = newest_index(release);
-    let newer: Vec<_> = mailboxes.iter().filter(|m| m.index_minor > newest).collect();
-    newer.first().map_or_else(Vec::new, |first| {
-        vec![refuse(
-            "index-too-new",
+    let release = Release::of(version);
+    let version = format!("{}.{}", version.0, version.1);
+    if !release.by_id {
+        return vec![refuse(
+            "target-too-old",
+            format!("this server's Cyrus {version} does not keep mailboxes by their uniqueids"),
+            "move to a server with Cyrus 3.6 or later",
+        )];
+    }
+    let unknown = |mailbox: &&v1::Mailbox| {
+        let record = Dlist::parse(&mailbox.name_record).ok();
+        let letters = record.as_ref().and_then(|r| r.get(b"T")).and_then(Dlist::as_bytes);
+        letters.is_some_and(|letters| !release.knows(&Mbtype::from_letters(letters)))
+    };
+    let unknown = mailboxes.iter().filter(unknown);
+    let problem = |mailbox: &v1::Mailbox| v1::Problem {
+        mailbox: String::from_utf8_lossy(&mailbox.name).into_owned(),
+        ..refuse(
+            "unknown-mailbox-type",
             format!(
-                "{} mailboxes have a cyrus.index of version {}, this server's Cyrus {}.{} reads \
-                 up to {newest}",
-                newer.len(),
-                first.index_minor,
-                release.0,
-                release.1
+                "this server's Cyrus {version} does not know what the mailbox holds, and its \
+                 programs end where they meet such a record"
             ),
-            "move to a server with the same or a newer version of Cyrus",
-        )]
-    })
+            "delete that mailbox on the source if nobody needs it (JMAP makes \
+             #jmapnotification anew), or move to a newer Cyrus",
+        )
+    };
+    unknown.map(problem).collect()
 }
 
 /// Room on the partitions: whether the stage can be made, and free space.

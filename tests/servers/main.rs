@@ -1,7 +1,7 @@
 //! Moves between real Cyrus servers of the lab, as an admin would run them.
 //!
-//! Needs root, and `tests/lab/lab.sh build bookworm` once. The tests use the
-//! same two hosts and run one after the other (`--test-threads=1`).
+//! Needs root, and the roots that `make lab` builds once. The tests use the
+//! same hosts and run one after the other (`--test-threads=1`).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod chaos;
@@ -20,3 +20,4 @@ mod rich;
 mod stragglers;
 mod support;
 mod verify;
+mod versions;

@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 /// Where mbcopy is installed on the hosts.
 const PROGRAM: &str = "/usr/local/bin/mbcopy";
 
-/// Source and target, both Cyrus 3.6.1.
+/// Source and target.
 pub struct Servers {
     /// Where users are seeded.
     pub source: Host,
@@ -45,10 +45,15 @@ pub struct Pushed {
 }
 
 impl Servers {
-    /// Brings both servers up, empty of what earlier tests left, with the
-    /// mbcopy that was just built.
+    /// Both Cyrus 3.6.1, as [`between`](Self::between) brings them up.
     pub fn fresh() -> Servers {
-        let servers = Servers { source: Host::new("bw1"), target: Host::new("bw2") };
+        Self::between("bw1", "bw2")
+    }
+
+    /// Brings two hosts of the lab up, empty of what earlier tests left, with the
+    /// mbcopy that was just built.
+    pub fn between(source: &str, target: &str) -> Servers {
+        let servers = Servers { source: Host::new(source), target: Host::new(target) };
         for host in servers.both() {
             host.up().expect("a host of the lab comes up; `make lab` builds it");
             host.empty().expect("a host of the lab can be emptied");
