@@ -8,6 +8,7 @@ pub mod annotation;
 pub mod config;
 pub mod db;
 pub mod dlist;
+pub mod downgrade;
 pub mod guid;
 pub mod header;
 pub mod imap_set;

@@ -15,6 +15,7 @@ mod stragglers;
 use crate::agent::{self, Handler, Link};
 use crate::cyrus::index::IndexView;
 use crate::cyrus::name::MailboxName;
+use crate::cyrus::release::Release;
 use crate::fault::{self, Point};
 use crate::host::userlock::LockError;
 use crate::host::{Host, ofd};
@@ -46,9 +47,6 @@ const ROUTE_TIME: Duration = Duration::from_secs(30);
 /// The oldest release that can be moved from while it is in use: before it nobody
 /// locked a user.
 const OLDEST_LIVE: (u32, u32) = (3, 2);
-
-/// The first release whose files are found by id, and need no conversion.
-const OLDEST_BY_ID: (u32, u32) = (3, 5);
 
 /// The source's side of one move.
 pub struct Source {
@@ -770,7 +768,7 @@ fn old_server(host: &Host, id: &MoveId) -> Result<Option<OldDisk>, v1::Failure> 
             "nothing was changed",
             "stop Cyrus here and push its disk as it lies: --source-conf /etc/imapd.conf",
         )),
-        Some(release) if release < OLDEST_BY_ID => {
+        Some(release) if !Release::of(release).by_id => {
             let state = host.config.configdirectory().map_err(|e| refused(e.to_string()))?;
             OldDisk::new(place(state), Locking::Needed).map(Some).map_err(failed)
         }

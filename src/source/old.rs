@@ -8,9 +8,9 @@
 
 use super::inventory::{Conversion, Converted, Listing, Ordinals, SourceMailbox, UserFiles};
 use super::mailbox::{self, Stamp};
-use crate::cyrus::annotation::{AnnotationValue, LongForm};
+use crate::cyrus::annotation::{AnnotationKey, AnnotationValue, LongForm, OWNER};
 use crate::cyrus::config::{Config, Defaults, MetaFile};
-use crate::cyrus::db::{Database, Engine};
+use crate::cyrus::db::{Database, DbError, Engine, Entry, twoskip};
 use crate::cyrus::guid::Guid;
 use crate::cyrus::header::MailboxHeader;
 use crate::cyrus::index::{IndexView, Record, Time};
@@ -264,8 +264,8 @@ impl OldDisk {
             converted.push((FileKind::Cache, path(MetaFile::Cache)?));
         }
         if let Some(bytes) = annotated {
-            check_annotations(&annotations, bytes)?;
-            converted.push((FileKind::Annotations, annotations));
+            let new = message_annotations(bytes, top).map_err(|e| at(&annotations, &e))?;
+            converted.push((FileKind::Annotations, write(MetaFile::Annotations, &new)?));
         }
         let changed = std::fs::metadata(&index_path).map_or(0, |m| m.mtime().max(0) as u64);
         Ok(Some(Read { id, uidvalidity: header.uidvalidity, changed, files: Ok(converted) }))
@@ -394,7 +394,7 @@ pub fn user_files(
         // Cyrus recognises the engine of a file by itself, but for lines of text.
         if database.engine() == Some(Engine::Flat) {
             let entries = database.entries().map_err(|e| at(&path, &e))?;
-            let new = crate::cyrus::db::twoskip::write(&entries);
+            let new = twoskip::write(&entries);
             let new_path = directory.join("seen.db");
             std::fs::write(&new_path, new).map_err(|e| at(&new_path, &e))?;
             files.add_converted(FileKind::UserSeen, new_path, path);
@@ -488,10 +488,22 @@ pub fn annotations(top: &MailboxName, found: &mut [v1::Annotation]) -> Result<()
     Ok(())
 }
 
-/// A database of messages' annotations must at least be one.
-fn check_annotations(path: &Path, bytes: Vec<u8>) -> Result<(), String> {
-    let database = Database::open(bytes.into(), &Engine::Twoskip).map_err(|e| at(path, &e))?;
-    database.entries().map(drop).map_err(|e| at(path, &e))
+/// A database of messages' annotations in which the owner's own are under his token.
+fn message_annotations(bytes: Vec<u8>, top: &MailboxName) -> Result<Vec<u8>, DbError> {
+    let entries = Database::open(bytes.into(), &Engine::Twoskip)?.entries()?;
+    let owner = top.userid();
+    let mut new: Vec<Entry> = Vec::with_capacity(entries.len());
+    for (key, value) in entries {
+        let own = AnnotationKey::parse_message(&key).ok();
+        let own = own.filter(|k| owner.as_ref().is_some_and(|owner| k.userid == owner.as_bytes()));
+        let key = match own {
+            Some(own) => AnnotationKey { userid: OWNER.to_vec(), ..own }.to_bytes().into(),
+            None => key,
+        };
+        new.push((key, value));
+    }
+    new.sort();
+    Ok(twoskip::write(&new))
 }
 
 fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, String> {

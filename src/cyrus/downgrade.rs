@@ -1,0 +1,146 @@
+//! What 3.6 and later keep of a mailbox, in the form of 3.2 and 3.4, where everything is
+//! found by name: the way back of [`upgrade`](super::upgrade).
+
+use super::annotation::{AnnotationKey, OWNER};
+use super::db::{Database, DbError, Engine, Entry, crc, twoskip};
+use super::dlist::{Dlist, Scalar};
+use super::header::{HeaderForm, MailboxHeader};
+use super::index::{
+    ConvertError, IndexView, OLDEST_CONVERTED, Time, convert, with_header_file,
+};
+use super::mboxlist::MailboxEntry;
+use super::mboxlist::mbtype::{Flag, Kind};
+use super::name::{UniqueId, UserId};
+use bytes::Bytes;
+
+/// The record of a mailbox under its internal name
+/// (3.2.6:`imap/mboxlist.c:mboxlist_entry_cstring`).
+pub fn record(entry: &MailboxEntry, id: &UniqueId) -> Vec<u8> {
+    let acl = entry.acl.0.iter();
+    let acl = acl.map(|(id, rights)| (Scalar::new(id), Dlist::string(rights))).collect();
+    let mut pairs = vec![(Scalar::new(b"A"), Dlist::Kv(acl))];
+    let mut add = |key: &[u8], value: &[u8]| {
+        if !value.is_empty() {
+            pairs.push((Scalar::new(key), Dlist::string(value)));
+        }
+    };
+    add(b"I", id.as_str().as_bytes());
+    add(b"P", entry.partition.as_ref().map_or(b"".as_slice(), |p| p.as_str().as_bytes()));
+    add(b"S", entry.server.as_deref().unwrap_or_default().as_bytes());
+    add(b"T", &letters(entry));
+    let numbers = [
+        (b"V", u64::from(entry.uidvalidity)),
+        (b"C", entry.createdmodseq),
+        (b"F", entry.foldermodseq),
+        (b"M", entry.mtime),
+    ];
+    for (key, number) in numbers.into_iter().filter(|(_, number)| *number > 0) {
+        add(key, number.to_string().as_bytes());
+    }
+    Dlist::Kv(pairs).to_bytes()
+}
+
+/// The type letters of 3.2: mail has none.
+fn letters(entry: &MailboxEntry) -> Vec<u8> {
+    let flags = entry.mbtype.flags().iter().filter(|flag| **flag != Flag::LegacyDirs);
+    let kind = (entry.mbtype.kind != Kind::Email).then(|| entry.mbtype.kind.letter());
+    flags.map(|flag| flag.letter()).chain(kind).collect()
+}
+
+/// The cyrus.header of three lines.
+pub fn header_file(new: &MailboxHeader) -> Vec<u8> {
+    let header = MailboxHeader {
+        form: HeaderForm::Text,
+        name: None,
+        mbtype: None,
+        acl: Some(new.acl.clone().unwrap_or_default()),
+        ..new.clone()
+    };
+    header.to_bytes()
+}
+
+/// The index in the version `minor`, of a mailbox whose cyrus.header is `header_file`;
+/// one that is too old to be converted keeps its version, and Cyrus converts it.
+pub fn index(
+    index: &IndexView<'_>,
+    minor: u32,
+    header_file: &[u8],
+    now: Time,
+) -> Result<Vec<u8>, ConvertError> {
+    let bytes = match index.header().minor {
+        same if same == minor || same < OLDEST_CONVERTED => None,
+        _ => Some(convert(index, minor, now)?),
+    };
+    match bytes {
+        None => with_header_file(index, crc::crc32(header_file)),
+        Some(bytes) => with_header_file(&IndexView::parse(&bytes)?, crc::crc32(header_file)),
+    }
+}
+
+/// A database of messages' annotations in which the owner's own are under his name.
+pub fn message_annotations(bytes: Bytes, owner: &UserId) -> Result<Vec<u8>, DbError> {
+    let mut new: Vec<Entry> = Vec::new();
+    for (key, value) in Database::open(bytes, &Engine::Twoskip)?.entries()? {
+        let own = AnnotationKey::parse_message(&key).ok().filter(|key| key.userid == OWNER);
+        let key = match own {
+            Some(own) => {
+                AnnotationKey { userid: owner.as_bytes().to_vec(), ..own }.to_bytes().into()
+            }
+            None => key,
+        };
+        new.push((key, value));
+    }
+    new.sort();
+    Ok(twoskip::write(&new))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+    use crate::cyrus::name::MailboxName;
+    use crate::cyrus::upgrade;
+
+    fn entry(value: &str) -> MailboxEntry {
+        let name = MailboxName::from_internal(b"user.x.Sent").unwrap();
+        MailboxEntry::parse(name, Bytes::new(), Bytes::copy_from_slice(value.as_bytes())).unwrap()
+    }
+
+    #[test]
+    fn a_record_is_the_same_after_both_ways() {
+        for old in [
+            "%(A %(x lrs \"anyone\" lr) I 7a P default V 1795665821 C 1 F 2 M 3)",
+            "%(A %(x lrs) I 7a P default T c V 5 C 1 F 2 M 3)",
+            "%(A %() I 7a T i V 5 C 1 F 2 M 3)",
+        ] {
+            let id = UniqueId::new(b"7a").unwrap();
+            let before = entry(old);
+            let (new, _) = upgrade::records(&before, &id, before.uidvalidity, 0);
+            let after = record(&entry(std::str::from_utf8(&new).unwrap()), &id);
+            let expected = Dlist::parse(old.as_bytes()).unwrap().to_bytes();
+            assert_eq!(String::from_utf8(after).unwrap(), String::from_utf8(expected).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_header_is_the_same_after_both_ways() {
+        let text = [super::super::header::MAGIC, b"user.x\t7a\na  b \nx\tlrs\t\n"].concat();
+        let old = MailboxHeader::parse(&text).unwrap();
+        let entry = entry("%(A %(x lrs) I 7a P default V 1)");
+        let new = upgrade::header_file(&old, &entry, &UniqueId::new(b"7a").unwrap());
+        let new = MailboxHeader::parse(&new).unwrap();
+        assert_eq!(new.form, HeaderForm::Dlist);
+        assert_eq!(header_file(&new), text);
+    }
+
+    #[test]
+    fn annotations_of_messages_are_their_owners_by_name() {
+        let owner = MailboxName::from_internal(b"user.x").unwrap().userid().unwrap();
+        let key = |userid: &[u8]| [b"5\0/comment\0", userid, b"\0"].concat();
+        let file = twoskip::write(&[(key(b""), "a"), (key(OWNER), "b"), (key(b"y"), "c")]);
+        let new = message_annotations(file.into(), &owner).unwrap();
+        let entries = Database::open(new.into(), &Engine::Twoskip).unwrap().entries().unwrap();
+        let keys: Vec<_> = entries.iter().map(|(key, _)| key.to_vec()).collect();
+        assert_eq!(keys, [key(b""), key(b"x"), key(b"y")]);
+    }
+}

@@ -1,0 +1,187 @@
+//! Users move away from a server of Cyrus 3.2 that goes on working.
+
+use crate::support::{Servers, fingerprint};
+use lab::fingerprint::{self, Fingerprint, volatile};
+use lab::host::Host;
+use lab::lmtp::Outcome;
+use lab::seed::{Seed, Size};
+use lab::workload::{Crew, Observation, Route, check, none_then_whole, watcher};
+use std::time::Duration;
+
+/// Where a move is killed: there 3.2 goes another way than later releases.
+const POINTS: [&str; 8] = [
+    "Frozen",
+    "PublishCommitted",
+    "RouteChanged",
+    "RetireBegun",
+    // The directories are renamed before the records change.
+    "RetireRenamedOne",
+    "RetireCommitted",
+    "RetireRenamed",
+    "TargetFinished",
+];
+
+/// A server of 3.2.6 and one of 3.6.1.
+fn servers() -> Servers {
+    let servers = Servers::between("bull", "bw2");
+    let version = servers.source.run(&["/usr/lib/cyrus/bin/cyr_info", "version"]).unwrap();
+    assert!(version.contains("3.2.6"), "{version}");
+    servers
+}
+
+/// What is left of a fingerprint of either release when all is taken out that differs
+/// by name.
+fn comparable(print: &Fingerprint) -> Fingerprint {
+    let mut print = print.clone();
+    // `sieve-mailbox`: scripts are messages, which count.
+    print.own.mailboxes.remove("INBOX.#sieve");
+    print.admin.retain(|name, _| !name.ends_with("#sieve"));
+    for mailbox in print.own.mailboxes.values_mut() {
+        mailbox.mailbox_id.clear();
+    }
+    print
+}
+
+/// Fails unless both are the same but for what is named.
+#[track_caller]
+fn assert_same(before: &Fingerprint, after: &Fingerprint) {
+    let ignored: Vec<&str> =
+        volatile::ALWAYS.iter().copied().chain([volatile::LASTUPDATE, volatile::SERVER]).collect();
+    let differences =
+        fingerprint::diff(&comparable(before), &comparable(after), &ignored).unwrap();
+    assert!(differences.is_empty(), "{}", fingerprint::report(&differences));
+}
+
+/// What becomes of those who come late.
+fn assert_gone(host: &Host, user: &str) {
+    let late = lab::lmtp::deliver(host, user, b"Subject: late\r\n\r\nx\r\n");
+    assert!(matches!(&late, Outcome::Refused(_, reply) if reply.code / 100 == 4), "{late:?}");
+    let mut imap = host.imap(user).unwrap();
+    for command in ["EXAMINE INBOX", "CREATE INBOX.late", "CREATE INBOX.Sent.late"] {
+        let reply = imap.attempt(command).unwrap();
+        assert!(!reply.tagged.is_ok(), "{host} says OK to {command}");
+    }
+    assert!(host.sieve(user).is_err(), "scripts can be edited where nobody sees them");
+}
+
+#[test]
+fn a_rich_user_leaves_a_server_of_3_2_that_goes_on_working() {
+    let servers = servers();
+    servers.accounts(&["anna", "bert"]);
+    let seeded = Seed::new(&servers.source, "anna").rich("bert", 300).unwrap();
+    assert!(seeded.warnings.is_empty(), "{:?}", seeded.warnings);
+    let before = fingerprint(&servers.source, "anna", &["bert"]);
+    let report = servers.push("user.anna", &["--json"]).expect(0).report().unwrap();
+    assert_eq!(report["outcome"], "done");
+    let after = fingerprint(&servers.target, "anna", &[]);
+    assert_same(&Fingerprint { others: Default::default(), ..before.clone() }, &after);
+    assert_gone(&servers.source, "anna");
+    servers.push("user.bert", &[]).expect(0);
+    assert_same(&before, &fingerprint(&servers.target, "anna", &["bert"]));
+}
+
+#[test]
+fn mail_flows_while_a_user_leaves_a_server_of_3_2() {
+    let servers = servers();
+    servers.accounts(&["flow"]);
+    Seed::new(&servers.source, "flow").bulk(1000, Size::Median(8192), 10).unwrap();
+    let (route, command) = Route::commanded("flow", &servers.source).unwrap();
+    let crew = Crew::start(&route, Duration::from_millis(5)).unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    let pushed = servers.push("user.flow", &["--route-command", &command, "--json"]);
+    std::thread::sleep(Duration::from_secs(2));
+    let history = crew.stop().unwrap();
+    let report = pushed.expect(0).report().unwrap();
+    assert_eq!(report["outcome"], "done");
+    let end = fingerprint(&servers.target, "flow", &[]);
+    assert_eq!(check(&history, &end), [], "setbacks: {:?}", history.setbacks);
+    let accepted = history.messages.values().filter(|fate| fate.accepted > 0).count();
+    assert!(accepted > 100, "only {accepted} messages were accepted");
+    assert!(history.bounces.is_empty(), "{:?}", history.bounces);
+    assert!(
+        history.longest() < Duration::from_secs(2),
+        "somebody was blocked for {:?}",
+        history.longest()
+    );
+    // Nothing new lies in the copy that was put away.
+    assert_gone(&servers.source, "flow");
+}
+
+#[test]
+#[ignore = "part of the full matrix"]
+fn a_watcher_sees_the_whole_user_of_3_2_and_then_nothing_of_him() {
+    let servers = servers();
+    servers.accounts(&["seen"]);
+    Seed::new(&servers.source, "seen").bulk(1000, Size::Median(4096), 40).unwrap();
+    let at_target = watcher(&servers.target, "seen", Duration::from_millis(2));
+    std::thread::sleep(Duration::from_millis(300));
+    servers.push("user.seen", &[]).expect(0);
+    std::thread::sleep(Duration::from_millis(300));
+    let target = at_target.stop().unwrap();
+    let whole = Observation::of(&fingerprint(&servers.target, "seen", &[]));
+    assert_eq!(none_then_whole(&target, &whole), []);
+}
+
+#[test]
+#[ignore = "part of the full matrix"]
+fn a_move_from_3_2_that_is_killed_is_finished_by_resume() {
+    for (n, point) in POINTS.into_iter().enumerate() {
+        let servers = servers();
+        let user = format!("crash{n}");
+        let mailbox = format!("user.{user}");
+        servers.accounts(&[&user]);
+        Seed::new(&servers.source, &user).small().unwrap();
+        let (route, command) = Route::commanded(&user, &servers.source).unwrap();
+        let crew = Crew::start(&route, Duration::from_millis(5)).unwrap();
+        std::thread::sleep(Duration::from_millis(500));
+        servers.arm(point);
+        let killed = servers.push(&mailbox, &["--route-command", &command]);
+        assert!(servers.disarm(), "{point} was not reached: {}", killed.stderr);
+        std::thread::sleep(Duration::from_millis(500));
+        if n % 2 == 0 {
+            servers.source.restart_cyrus().unwrap();
+        }
+        let resumed = servers.mbcopy(&["resume", &mailbox, "--route-command", &command, "-v"]);
+        println!("{point}: {}", resumed.stderr);
+        assert_eq!(resumed.code, 0, "{point}: {}", resumed.stderr);
+        std::thread::sleep(Duration::from_millis(500));
+        let history = crew.stop().unwrap();
+        let end = fingerprint(&servers.target, &user, &[]);
+        assert_eq!(check(&history, &end), [], "{point}: setbacks: {:?}", history.setbacks);
+        assert!(history.bounces.is_empty(), "{point}: {:?}", history.bounces);
+        assert_gone(&servers.source, &user);
+    }
+}
+
+#[test]
+#[ignore = "part of the full matrix"]
+fn a_move_from_3_2_that_is_killed_is_put_back_by_abort() {
+    for (n, point) in POINTS.into_iter().enumerate() {
+        let servers = servers();
+        let user = format!("abort{n}");
+        let mailbox = format!("user.{user}");
+        servers.accounts(&[&user]);
+        Seed::new(&servers.source, &user).small().unwrap();
+        let before = fingerprint(&servers.source, &user, &[]);
+        servers.arm(point);
+        let killed = servers.push(&mailbox, &["--route-command", "true"]);
+        assert!(servers.disarm(), "{point} was not reached: {}", killed.stderr);
+        let aborted = servers.mbcopy(&["abort", &mailbox, "-v"]);
+        match point {
+            "TargetFinished" => {
+                aborted.expect(4).says(&["mbcopy reverse", "bw2 serves the user now"]);
+            }
+            "RetireCommitted" | "RetireRenamed" => {
+                aborted.expect(4).says(&["mbcopy reverse", "bw2 serves the user now"]);
+                servers.mbcopy(&["resume", &mailbox]).expect(0);
+                assert_same(&before, &fingerprint(&servers.target, &user, &[]));
+            }
+            _ => {
+                aborted.expect(0).says(&["bull serves the user now"]);
+                assert_same(&before, &fingerprint(&servers.source, &user, &[]));
+                let gone = servers.target.imap(&user).unwrap().attempt("EXAMINE INBOX").unwrap();
+                assert!(!gone.tagged.is_ok(), "{point}: both servers show him");
+            }
+        }
+    }
+}
