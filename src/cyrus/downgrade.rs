@@ -5,9 +5,7 @@ use super::annotation::{AnnotationKey, OWNER};
 use super::db::{Database, DbError, Engine, Entry, crc, twoskip};
 use super::dlist::{Dlist, Scalar};
 use super::header::{HeaderForm, MailboxHeader};
-use super::index::{
-    ConvertError, IndexView, OLDEST_CONVERTED, Time, convert, with_header_file,
-};
+use super::index::{ConvertError, IndexView, OLDEST_CONVERTED, Time, convert, with_header_file};
 use super::mboxlist::MailboxEntry;
 use super::mboxlist::mbtype::{Flag, Kind};
 use super::name::{UniqueId, UserId};

@@ -111,7 +111,9 @@ pub fn differences(source: &Release, target: &Release) -> Vec<&'static str> {
         ("jmap-calendar-ids", target.dav < source.dav && target.dav > 0),
     ];
     let always = ["lastupdate", "freespace"].into_iter();
-    always.chain(by_pair.into_iter().filter_map(|(name, differs)| differs.then_some(name))).collect()
+    always
+        .chain(by_pair.into_iter().filter_map(|(name, differs)| differs.then_some(name)))
+        .collect()
 }
 
 #[cfg(test)]
@@ -156,7 +158,10 @@ mod tests {
     fn the_same_release_differs_in_what_no_copy_can_keep() {
         let [old, new] = [(3, 6), (3, 12)].map(Release::of);
         assert_eq!(differences(old, old), ["lastupdate", "freespace"]);
-        assert_eq!(differences(old, new), ["lastupdate", "freespace", "userrawquota", "quota-names"]);
+        assert_eq!(
+            differences(old, new),
+            ["lastupdate", "freespace", "userrawquota", "quota-names"]
+        );
         assert!(differences(new, old).contains(&"jmap-calendar-ids"));
     }
 }

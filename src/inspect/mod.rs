@@ -71,7 +71,9 @@ impl Inspector {
         if host.release().is_some_and(|release| !Release::of(release).by_id) {
             let version = host.cyrus_version().unwrap_or_default();
             return Err(refused(
-                format!("copies of Cyrus {version} cannot be compared, only those of 3.6 and later"),
+                format!(
+                    "copies of Cyrus {version} cannot be compared, only those of 3.6 and later"
+                ),
                 "what was moved from there was compared record by record before it was published",
             ));
         }

@@ -327,7 +327,8 @@ fn seen(
         (false, inbox) => inbox,
     };
     for config in inbox.iter().flat_map(|_| both(&host.config)) {
-        let path = inbox.as_ref().map(|i| Layout::new(&config).user_file(i, DirStyle::Name, "seen"));
+        let path =
+            inbox.as_ref().map(|i| Layout::new(&config).user_file(i, DirStyle::Name, "seen"));
         let path = path.transpose().map_err(|e| e.to_string())?;
         files.extend(path.map(|path| (path.clone(), mailbox::stamp(&path))));
     }

@@ -25,8 +25,8 @@ use super::inventory::{Listing, SourceMailbox};
 use crate::cyrus::config::DbKind;
 use crate::cyrus::config::MetaFile;
 use crate::cyrus::db::Engine;
-use crate::cyrus::mboxlist::edit::{RecordEdit, ServerEdit};
 use crate::cyrus::mboxlist::MailboxList;
+use crate::cyrus::mboxlist::edit::{RecordEdit, ServerEdit};
 use crate::cyrus::mboxlist::mbtype::Flag;
 use crate::cyrus::name::{MailboxName, PartitionName};
 use crate::cyrus::path::{DirStyle, Layout};
@@ -151,8 +151,9 @@ impl Retirement {
     /// another filesystem.
     pub fn crossings(&self) -> Vec<PathBuf> {
         let device = |path: &Path| path.ancestors().find_map(|p| Some(p.metadata().ok()?.dev()));
-        let crosses =
-            |(from, to): &&Renaming| device(from.path()).is_some_and(|d| device(to.path()) != Some(d));
+        let crosses = |(from, to): &&Renaming| {
+            device(from.path()).is_some_and(|d| device(to.path()) != Some(d))
+        };
         let all = self.first.iter().chain(&self.renames).filter(crosses);
         all.map(|(from, _)| from.path().to_owned()).collect()
     }
@@ -429,8 +430,10 @@ fn bring_back(live: &Path, kept: &Path) -> Result<(), RetireError> {
 
 /// Puts the entries of all directories that have changed onto stable storage.
 fn sync_parents<'a>(renames: impl Iterator<Item = &'a Renaming>) -> Result<(), RetireError> {
-    let parents: BTreeSet<&Path> =
-        renames.flat_map(|(from, to)| [from.path().parent(), to.path().parent()]).flatten().collect();
+    let parents: BTreeSet<&Path> = renames
+        .flat_map(|(from, to)| [from.path().parent(), to.path().parent()])
+        .flatten()
+        .collect();
     for parent in parents.into_iter().filter(|p| p.is_dir()) {
         let synced = fault::check(Point::DirectorySync)
             .and_then(|()| File::open(parent))

@@ -595,7 +595,10 @@ impl Session {
         match convert::all(&self.stage, &mut self.inventory, release).first() {
             None => Ok(()),
             Some(failed) => Err(internal(
-                format!("{} is not as this server's Cyrus keeps it: {}", failed.what, failed.reason),
+                format!(
+                    "{} is not as this server's Cyrus keeps it: {}",
+                    failed.what, failed.reason
+                ),
                 "the source serves the user",
             )),
         }

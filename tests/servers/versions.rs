@@ -83,7 +83,9 @@ fn complaints(host: &Host, user: &str) -> String {
     let said = [&["-n", "-q", "-u", user][..], &["-n", "-q", "-G", "-u", user]].map(|options| {
         let command: Vec<&str> = [reconstruct].iter().chain(options).copied().collect();
         let output = host.exec_as_cyrus(&command).unwrap();
-        [output.stdout, output.stderr].map(|out| String::from_utf8_lossy(&out).into_owned()).concat()
+        [output.stdout, output.stderr]
+            .map(|out| String::from_utf8_lossy(&out).into_owned())
+            .concat()
     });
     let said = said.concat();
     let odd = said.lines().filter(|line| {

@@ -57,8 +57,8 @@ pub fn convert(index: &IndexView<'_>, minor: u32, now: Time) -> Result<Vec<u8>, 
     if counts {
         count(&mut header, index)?;
     }
-    let alike = index.layout.record == to.record
-        && index.header().record_size == u32::from(to.record_size);
+    let alike =
+        index.layout.record == to.record && index.header().record_size == u32::from(to.record_size);
     if !alike {
         let records = index.records().collect::<Result<Vec<_>, _>>()?;
         return Ok(write_index(minor, &header, records)?);
