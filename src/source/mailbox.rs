@@ -2,7 +2,7 @@
 
 use super::inventory::{SourceMailbox, problem};
 use crate::cyrus::config::MetaFile;
-use crate::cyrus::index::{IndexView, Record};
+use crate::cyrus::index::{IndexView, Record, internal};
 use crate::cyrus::path::Layout;
 use crate::host::{Host, ofd};
 use crate::inventory::Digest;
@@ -11,7 +11,7 @@ use crate::wire::v1::{self, FileKind, problem::Severity};
 use bytes::{Bytes, BytesMut};
 use prost::Message;
 use rustix::fs::{Access, AtFlags};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -245,7 +245,13 @@ fn examine(
     let mut examined = read(known, false)?;
     if !examined.problems.is_empty() && !frozen {
         *known = before;
-        examined = read(known, true)?;
+        if mailbox.converted.is_some() && host.offline.is_none() {
+            // What was converted is of a moment ago.
+            let (records, _lock) = as_it_is(host, mailbox, &examined.records)?;
+            examined.problems = check_files((host, mailbox), &directory, &records, known)?;
+        } else {
+            examined = read(known, true)?;
+        }
     }
     let kept = kept(&examined.records, known);
     let totals = v1::Totals {
@@ -256,6 +262,32 @@ fn examine(
     };
     known.totals = totals;
     Ok(examined)
+}
+
+/// The records of an older server's mailbox as they are now, in so far as they tell
+/// which files there must be, with the lock that keeps them so.
+fn as_it_is(
+    host: &Host,
+    mailbox: &SourceMailbox,
+    converted: &[Record],
+) -> Result<(Vec<Record>, Option<File>), String> {
+    let partition = mailbox.entry.partition.as_ref().ok_or("it has no directory")?;
+    let layout = Layout::new(&host.config);
+    let path = layout.meta_file(MetaFile::Index, &mailbox.entry.name, mailbox.style(), partition);
+    let path = path.map_err(|e| e.to_string())?;
+    let (bytes, lock) = read_index(&path, false).map_err(|e| at(&path, &e))?;
+    let index = IndexView::parse(&bytes).map_err(|e| at(&path, &e))?;
+    // What is not listed there any more was expunged, and its file may have gone.
+    let expunged = |record: &Record| {
+        let internal_flags = record.internal_flags | internal::EXPUNGED;
+        (record.uid, Record { internal_flags, ..*record })
+    };
+    let mut records: BTreeMap<u32, Record> = converted.iter().map(expunged).collect();
+    for record in index.records() {
+        let record = record.map_err(|e| at(&path, &e))?;
+        records.insert(record.uid, record);
+    }
+    Ok((records.into_values().collect(), lock))
 }
 
 /// The records whose messages are copied.
