@@ -20,5 +20,6 @@ pub mod path;
 pub mod quota;
 pub mod release;
 pub mod seen;
+pub mod sieve;
 pub mod subscription;
 pub mod upgrade;

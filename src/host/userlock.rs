@@ -10,8 +10,9 @@
 
 use super::{Host, ofd};
 use crate::cyrus::lock::{Locks, UserLockNaming};
-use crate::cyrus::name::MailboxName;
+use crate::cyrus::name::{MailboxName, UniqueId};
 use crate::cyrus::path::DirStyle;
+use crate::cyrus::release::Release;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -86,6 +87,17 @@ impl Host {
             paths.extend(each);
         }
         Ok(paths)
+    }
+
+    /// Whether this server finds mailboxes by their ids, as 3.6 and later do, and not by
+    /// their names.
+    pub fn keeps_by_id(&self) -> bool {
+        self.release().is_none_or(|release| Release::of(release).by_id)
+    }
+
+    /// How the directories of a mailbox are named here, unless its record says more.
+    pub fn style<'a>(&self, id: &'a UniqueId) -> DirStyle<'a> {
+        if self.keeps_by_id() { DirStyle::Id(id) } else { DirStyle::Name }
     }
 
     /// The release of Cyrus's programs, as (major, minor).

@@ -258,6 +258,11 @@ impl Retirement {
         Ok(())
     }
 
+    /// The files that keep directories from being made, as they were left.
+    pub fn blocked(&self) -> impl Iterator<Item = &Path> {
+        self.blocked.iter().map(PathBytes::path)
+    }
+
     /// Keeps directories from being made in some places.
     fn block(&self) -> Result<(), RetireError> {
         for path in self.blocked.iter().map(PathBytes::path) {
@@ -278,9 +283,14 @@ impl Retirement {
     }
 
     /// Where the content of a directory that was live is kept.
-    pub fn kept(&self, live: &Path) -> Option<&Path> {
+    pub fn kept(&self, live: &Path) -> Option<PathBuf> {
         let all = self.first.iter().chain(&self.renames);
-        all.into_iter().find(|(from, _)| from.path() == live).map(|(_, to)| to.path())
+        let kept = |(from, to): &Renaming| match live.strip_prefix(from.path()) {
+            Ok(below) if below.as_os_str().is_empty() => Some(to.path().to_owned()),
+            Ok(below) => Some(to.path().join(below)),
+            Err(_) => None,
+        };
+        all.filter_map(kept).next()
     }
 
     /// Whether mailboxes.db is as this has left it.

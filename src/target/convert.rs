@@ -5,6 +5,7 @@
 //! so without harm; the rest is converted here, in the stage only. It is done as soon as
 //! a file has arrived, so that under the freeze only what changed last is left to do.
 
+use super::by_name;
 use super::offer::{Inventory, OfferedUserFile, StagedMailbox};
 use super::stage::Stage;
 use crate::cyrus::index::{self, IndexView, OLDEST_CONVERTED, Time};
@@ -28,16 +29,21 @@ pub struct Unconverted {
 /// Converts what has arrived since the last time.
 pub fn all(stage: &Stage, inventory: &mut Inventory, release: &Release) -> Vec<Unconverted> {
     let mut failed = Vec::new();
-    for mailbox in inventory.mailboxes.values_mut().filter(|m| m.index_as_sent) {
-        match convert_index(stage, mailbox, release) {
-            Ok(()) => mailbox.index_as_sent = false,
+    let inbox = inventory.inbox().map(|mailbox| mailbox.name.clone());
+    let owner = inbox.as_ref().and_then(MailboxName::userid);
+    for mailbox in inventory.mailboxes.values_mut().filter(|m| m.as_sent) {
+        let converted = match release.by_id {
+            true => convert_index(stage, mailbox, release),
+            false => by_name::mailbox(stage, mailbox, owner.as_ref(), release),
+        };
+        match converted {
+            Ok(()) => mailbox.as_sent = false,
             Err(reason) => {
                 let what = format!("the index of {}", mailbox.name.display());
                 failed.push(Unconverted { what, reason });
             }
         }
     }
-    let inbox = inventory.inbox().map(|mailbox| mailbox.name.clone());
     let as_sent = std::mem::take(&mut inventory.user_files_as_sent);
     for place in as_sent {
         let file = inventory.user_files.iter().find(|file| file.place == place);
@@ -80,6 +86,9 @@ fn convert_user_file(
     release: &Release,
 ) -> Result<(), String> {
     let path = file.place.path(stage);
+    if !release.by_id {
+        return by_name::user_file(&path, file.kind, inbox);
+    }
     match file.kind {
         FileKind::UserSubscriptions if release.subscriptions == 2 => {
             let bytes = std::fs::read(&path).map_err(|e| e.to_string())?;
