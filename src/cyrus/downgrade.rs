@@ -14,9 +14,12 @@ use bytes::Bytes;
 /// The record of a mailbox under its internal name
 /// (3.2.6:`imap/mboxlist.c:mboxlist_entry_cstring`).
 pub fn record(entry: &MailboxEntry, id: &UniqueId) -> Vec<u8> {
-    let acl = entry.acl.0.iter();
-    let acl = acl.map(|(id, rights)| (Scalar::new(id), Dlist::string(rights))).collect();
-    let mut pairs = vec![(Scalar::new(b"A"), Dlist::Kv(acl))];
+    let mut pairs = Vec::new();
+    if !entry.mbtype.has(Flag::Intermediate) {
+        let acl = entry.acl.0.iter();
+        let acl = acl.map(|(id, rights)| (Scalar::new(id), Dlist::string(rights))).collect();
+        pairs.push((Scalar::new(b"A"), Dlist::Kv(acl)));
+    }
     let mut add = |key: &[u8], value: &[u8]| {
         if !value.is_empty() {
             pairs.push((Scalar::new(key), Dlist::string(value)));
@@ -109,7 +112,7 @@ mod tests {
         for old in [
             "%(A %(x lrs \"anyone\" lr) I 7a P default V 1795665821 C 1 F 2 M 3)",
             "%(A %(x lrs) I 7a P default T c V 5 C 1 F 2 M 3)",
-            "%(A %() I 7a T i V 5 C 1 F 2 M 3)",
+            "%(I 7a T i C 1 F 2 M 3)",
         ] {
             let id = UniqueId::new(b"7a").unwrap();
             let before = entry(old);

@@ -105,7 +105,11 @@ pub fn list(
     }
     let converted = old.as_ref().map(|old| old.directory().to_owned());
     let mut mailboxes = Vec::new();
-    for entry in owned.into_iter().filter(|e| !e.is_deleted()) {
+    for mut entry in owned.into_iter().filter(|e| !e.is_deleted()) {
+        // Only a name in the hierarchy, whatever else its record says.
+        if entry.mbtype.has(Flag::Intermediate) {
+            entry.partition = None;
+        }
         for (flag, what) in [
             (Flag::Moving, "marked as moving to another server"),
             (Flag::Remote, "on another server"),

@@ -204,7 +204,9 @@ fn moved(mailbox: &StagedMailbox, record: &[u8]) -> Result<Vec<u8>, ShadowError>
     if parsed.server.is_some() {
         return Err(error("it names a server: the mailbox is on another one".into()));
     }
-    let edit = RecordEdit { partition: Some(mailbox.partition.clone()), ..RecordEdit::default() };
+    // What is only a name in the hierarchy is on no partition.
+    let partition = (!mailbox.name_only).then(|| mailbox.partition.clone());
+    let edit = RecordEdit { partition, ..RecordEdit::default() };
     edit.apply(record).map_err(|e| error(e.to_string()))
 }
 

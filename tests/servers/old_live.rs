@@ -189,3 +189,82 @@ fn a_move_from_3_2_that_is_killed_is_put_back_by_abort() {
         }
     }
 }
+
+/// What differs after a move between a server of 3.2 and a later one.
+const NAMED: [&str; 1] = ["mailbox_id"];
+
+#[test]
+fn a_user_comes_back_to_a_server_of_3_2_with_what_has_come_since() {
+    let servers = servers();
+    servers.accounts(&["anna", "bert"]);
+    let seeded = Seed::new(&servers.source, "anna").rich("bert", 200).unwrap();
+    assert!(seeded.warnings.is_empty(), "{:?}", seeded.warnings);
+    fingerprint(&servers.source, "anna", &[]);
+    let before = fingerprint(&servers.source, "anna", &[]);
+    servers.push("user.anna", &[]).expect(0);
+    servers.mbcopy(&["reverse", "user.anna"]).expect(0).says(&["bull serves the user now"]);
+    assert_same(&before, &fingerprint(&servers.source, "anna", &[]), &[]);
+    let gone = servers.target.imap("anna").unwrap().attempt("EXAMINE INBOX").unwrap();
+    assert!(!gone.tagged.is_ok(), "the server he came from still shows him");
+
+    // Again, and he uses his new home.
+    servers.push("user.anna", &[]).expect(0);
+    let text = b"Subject: new home\r\n\r\nhello\r\n";
+    lab::lmtp::deliver(&servers.target, "anna", text).accepted().unwrap();
+    let mut imap = servers.target.imap("anna").unwrap();
+    for command in [
+        "SELECT INBOX",
+        "STORE 1:3 +FLAGS (\\Flagged brandnew)",
+        "STORE 5 +FLAGS (\\Deleted)",
+        "EXPUNGE",
+        "CREATE INBOX.later",
+        "SUBSCRIBE INBOX.later",
+        "RENAME INBOX.Junk INBOX.junked",
+        "DELETE INBOX.1234",
+    ] {
+        imap.command(command).unwrap();
+    }
+    imap.logout();
+    let mut sieve = servers.target.sieve("anna").unwrap();
+    sieve.put("made there", "keep;\r\n").unwrap();
+    sieve.activate("made there").unwrap();
+    drop(sieve);
+    let there = fingerprint(&servers.target, "anna", &[]);
+    servers.mbcopy(&["reverse", "user.anna"]).expect(0);
+    let mut there = there;
+    there.own.mailboxes.remove("INBOX.#sieve");
+    there.admin.retain(|name, _| !name.ends_with("#sieve"));
+    assert_same(&there, &fingerprint(&servers.source, "anna", &[]), &NAMED);
+    let late = lab::lmtp::deliver(&servers.source, "anna", b"Subject: late\r\n\r\nx\r\n");
+    late.accepted().unwrap();
+}
+
+#[test]
+#[ignore = "part of the full matrix"]
+fn users_move_to_a_server_of_3_2() {
+    for source in ["bull2", "bw1"] {
+        let servers = Servers::between(source, "bull");
+        servers.accounts(&["anna", "bert"]);
+        let seeded = Seed::new(&servers.source, "anna").rich("bert", 200).unwrap();
+        assert!(seeded.warnings.is_empty(), "{:?}", seeded.warnings);
+        fingerprint(&servers.source, "anna", &[]);
+        let mut before = fingerprint(&servers.source, "anna", &["bert"]);
+        servers.push("user.anna", &[]).expect(0);
+        servers.push("user.bert", &[]).expect(0);
+        before.own.mailboxes.remove("INBOX.#sieve");
+        before.admin.retain(|name, _| !name.ends_with("#sieve"));
+        assert_same(&before, &fingerprint(&servers.target, "anna", &["bert"]), &NAMED);
+        let (route, command) = Route::commanded("flow", &servers.source).unwrap();
+        servers.accounts(&["flow"]);
+        Seed::new(&servers.source, "flow").bulk(500, Size::Median(4096), 5).unwrap();
+        let crew = Crew::start(&route, Duration::from_millis(5)).unwrap();
+        std::thread::sleep(Duration::from_secs(1));
+        let pushed = servers.push("user.flow", &["--route-command", &command]);
+        std::thread::sleep(Duration::from_secs(1));
+        let history = crew.stop().unwrap();
+        pushed.expect(0);
+        let end = fingerprint(&servers.target, "flow", &[]);
+        assert_eq!(check(&history, &end), [], "setbacks: {:?}", history.setbacks);
+        assert!(history.bounces.is_empty(), "{:?}", history.bounces);
+    }
+}
