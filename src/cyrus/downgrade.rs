@@ -2,10 +2,9 @@
 //! found by name: the way back of [`upgrade`](super::upgrade).
 
 use super::annotation::{AnnotationKey, OWNER};
-use super::db::{Database, DbError, Engine, Entry, crc, twoskip};
+use super::db::{Database, DbError, Engine, Entry, twoskip};
 use super::dlist::{Dlist, Scalar};
 use super::header::{HeaderForm, MailboxHeader};
-use super::index::{ConvertError, IndexView, OLDEST_CONVERTED, Time, convert, with_header_file};
 use super::mboxlist::MailboxEntry;
 use super::mboxlist::mbtype::{Flag, Kind};
 use super::name::{UniqueId, UserId};
@@ -58,24 +57,6 @@ pub fn header_file(new: &MailboxHeader) -> Vec<u8> {
         ..new.clone()
     };
     header.to_bytes()
-}
-
-/// The index in the version `minor`, of a mailbox whose cyrus.header is `header_file`;
-/// one that is too old to be converted keeps its version, and Cyrus converts it.
-pub fn index(
-    index: &IndexView<'_>,
-    minor: u32,
-    header_file: &[u8],
-    now: Time,
-) -> Result<Vec<u8>, ConvertError> {
-    let bytes = match index.header().minor {
-        same if same == minor || same < OLDEST_CONVERTED => None,
-        _ => Some(convert(index, minor, now)?),
-    };
-    match bytes {
-        None => with_header_file(index, crc::crc32(header_file)),
-        Some(bytes) => with_header_file(&IndexView::parse(&bytes)?, crc::crc32(header_file)),
-    }
 }
 
 /// A database of messages' annotations in which the owner's own are under his name.

@@ -5,6 +5,7 @@
 //! offset and the reason.
 
 pub mod annotation;
+pub mod cache;
 pub mod config;
 pub mod db;
 pub mod dlist;

@@ -5,6 +5,7 @@
 //! stable one before it, unless it has a row of its own: what it does changed while it
 //! was written.
 
+use super::cache::misreads_global;
 use super::lock::UserLockNaming;
 use super::mboxlist::mbtype::Mbtype;
 
@@ -18,7 +19,7 @@ pub struct Release {
     pub index: u32,
     /// Version of the records that it writes into cyrus.cache
     /// (`imap/mailbox.h:MAILBOX_CACHE_MINOR_VERSION`).  It reads all others, too, but
-    /// for what `docs/cyrus.md` says of 13.
+    /// for messages of which [`misreads_global`] tells.
     pub cache: u16,
     /// How it names the lock on a user (`imap/user.c:_namelock_name_from_userid`).
     pub user_lock: UserLockNaming,
@@ -108,6 +109,8 @@ pub fn differences(source: &Release, target: &Release) -> Vec<&'static str> {
     let by_pair = [
         ("userrawquota", source.raw_quota != target.raw_quota),
         ("quota-names", source.quota_names != target.quota_names),
+        ("namesake-subscriptions", (source.subscriptions < 3) != (target.subscriptions < 3)),
+        ("message-global", misreads_global(target.cache, source.cache)),
         ("jmap-calendar-ids", target.dav < source.dav && target.dav > 0),
     ];
     let always = ["lastupdate", "freespace"].into_iter();
@@ -158,10 +161,9 @@ mod tests {
     fn the_same_release_differs_in_what_no_copy_can_keep() {
         let [old, new] = [(3, 6), (3, 12)].map(Release::of);
         assert_eq!(differences(old, old), ["lastupdate", "freespace"]);
-        assert_eq!(
-            differences(old, new),
-            ["lastupdate", "freespace", "userrawquota", "quota-names"]
-        );
+        let names =
+            ["lastupdate", "freespace", "userrawquota", "quota-names", "namesake-subscriptions"];
+        assert_eq!(differences(old, new), names);
         assert!(differences(new, old).contains(&"jmap-calendar-ids"));
     }
 }

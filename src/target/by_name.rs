@@ -7,24 +7,24 @@
 //! there is a [`View`] of the stage by names. Publishing renames each mailbox's
 //! directory into that of its parent, which is there before.
 
+use super::convert::replace;
 use super::offer::{Inventory, StagedMailbox, message_name, script_name};
 use super::publish::KeyValue;
-use super::stage::{Stage, StagedDirectory};
+use super::stage::Stage;
 use crate::cyrus::config::MetaFile;
+use crate::cyrus::db::crc::crc32;
 use crate::cyrus::downgrade;
 use crate::cyrus::header::MailboxHeader;
-use crate::cyrus::index::{IndexView, Time};
+use crate::cyrus::index::{IndexView, with_header_file};
 use crate::cyrus::mboxlist::MailboxEntry;
 use crate::cyrus::mboxlist::mbtype::Kind;
 use crate::cyrus::name::{MailboxName, UserId};
 use crate::cyrus::path::{DirStyle, Layout};
 use crate::cyrus::quota::Quota;
-use crate::cyrus::release::Release;
 use crate::cyrus::sieve;
 use crate::cyrus::subscription::{SubscriptionForm, Subscriptions};
 use crate::cyrus::upgrade::{self, QuotaUse};
 use crate::host::Host;
-use crate::moves::journal::now_ms;
 use crate::wire::v1::FileKind;
 use bytes::Bytes;
 use std::collections::BTreeSet;
@@ -34,12 +34,12 @@ use std::path::{Path, PathBuf};
 /// The files of a user that are kept here, by the suffix of their names.
 pub const USER_SUFFIXES: [&str; 2] = ["sub", "seen"];
 
-/// Brings the metadata files of a staged mailbox into the form of this server.
+/// Brings the metadata files of a staged mailbox into the form of this server; its index
+/// has this server's version.
 pub fn mailbox(
     stage: &Stage,
     mailbox: &StagedMailbox,
     owner: Option<&UserId>,
-    release: &Release,
 ) -> Result<(), String> {
     let directory = |kind| mailbox.meta_directory(stage, kind).map_err(|e| e.to_string());
     let place = directory(FileKind::Header)?;
@@ -50,8 +50,7 @@ pub fn mailbox(
     let place = directory(FileKind::Index)?;
     let bytes = place.read("cyrus.index").map_err(|e| format!("cyrus.index: {e}"))?;
     let view = IndexView::parse(&bytes).map_err(|e| e.to_string())?;
-    let now = Time::from_seconds(u32::try_from(now_ms() / 1000).unwrap_or(u32::MAX));
-    let index = downgrade::index(&view, release.index, &header, now).map_err(|e| e.to_string())?;
+    let index = with_header_file(&view, crc32(&header)).map_err(|e| e.to_string())?;
     replace(&place, "cyrus.index", &index)?;
     let place = directory(FileKind::Annotations)?;
     match (place.read("cyrus.annotations"), owner) {
@@ -62,16 +61,6 @@ pub fn mailbox(
         (Err(e), _) if e.kind() != io::ErrorKind::NotFound => Err(e.to_string()),
         _ => Ok(()),
     }
-}
-
-fn replace(place: &StagedDirectory, name: &str, bytes: &[u8]) -> Result<(), String> {
-    let new = format!("{name}.mbcopy-new");
-    let write = || -> io::Result<()> {
-        let mut file = std::fs::File::from(place.create(&new)?);
-        io::Write::write_all(&mut file, bytes)?;
-        place.rename(&new, name)
-    };
-    write().map_err(|e| format!("{name}: {e}"))
 }
 
 /// Brings a staged file of the user into the form of this server.

@@ -7,14 +7,18 @@
 
 use super::by_name;
 use super::offer::{Inventory, OfferedUserFile, StagedMailbox};
-use super::stage::Stage;
-use crate::cyrus::index::{self, IndexView, OLDEST_CONVERTED, Time};
+use super::stage::{Stage, StagedDirectory};
+use crate::cyrus::cache;
+use crate::cyrus::index::{self, IndexView, OLDEST_CONVERTED, Record, Time};
 use crate::cyrus::name::MailboxName;
 use crate::cyrus::release::Release;
 use crate::cyrus::subscription;
 use crate::moves::journal::now_ms;
 use crate::wire::v1::FileKind;
 use rusqlite::Connection;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 /// A file that stays as it came, and why; it may have been read while it changed.
@@ -32,10 +36,10 @@ pub fn all(stage: &Stage, inventory: &mut Inventory, release: &Release) -> Vec<U
     let inbox = inventory.inbox().map(|mailbox| mailbox.name.clone());
     let owner = inbox.as_ref().and_then(MailboxName::userid);
     for mailbox in inventory.mailboxes.values_mut().filter(|m| m.as_sent) {
-        let converted = match release.by_id {
-            true => convert_index(stage, mailbox, release),
-            false => by_name::mailbox(stage, mailbox, owner.as_ref(), release),
-        };
+        let mut converted = convert_index(stage, mailbox, release);
+        if !release.by_id {
+            converted = converted.and_then(|()| by_name::mailbox(stage, mailbox, owner.as_ref()));
+        }
         match converted {
             Ok(()) => mailbox.as_sent = false,
             Err(reason) => {
@@ -44,8 +48,7 @@ pub fn all(stage: &Stage, inventory: &mut Inventory, release: &Release) -> Vec<U
             }
         }
     }
-    let as_sent = std::mem::take(&mut inventory.user_files_as_sent);
-    for place in as_sent {
+    for place in std::mem::take(&mut inventory.user_files_as_sent) {
         let file = inventory.user_files.iter().find(|file| file.place == place);
         let (Some(file), Some(inbox)) = (file, &inbox) else { continue };
         if let Err(reason) = convert_user_file(stage, file, inbox, release) {
@@ -59,24 +62,101 @@ pub fn all(stage: &Stage, inventory: &mut Inventory, release: &Release) -> Vec<U
 
 /// Gives the staged index the version that this server's Cyrus writes. What is older
 /// than can be converted is left to Cyrus.
-fn convert_index(stage: &Stage, mailbox: &StagedMailbox, release: &Release) -> Result<(), String> {
-    const NEW: &str = "cyrus.index.mbcopy-new";
+fn convert_index(
+    stage: &Stage,
+    mailbox: &mut StagedMailbox,
+    release: &Release,
+) -> Result<(), String> {
     let directory = mailbox.meta_directory(stage, FileKind::Index).map_err(|e| e.to_string())?;
     let bytes = directory.read("cyrus.index").map_err(|e| e.to_string())?;
     let view = IndexView::parse(&bytes).map_err(|e| e.to_string())?;
     let minor = view.header().minor;
-    if minor == release.index || minor < OLDEST_CONVERTED {
+    if minor < OLDEST_CONVERTED {
         return Ok(());
     }
-    let now = u32::try_from(now_ms() / 1000).unwrap_or(u32::MAX);
-    let converted = index::convert(&view, release.index, Time::from_seconds(now));
-    let converted = converted.map_err(|e| e.to_string())?;
-    let write = || -> std::io::Result<()> {
-        let mut file = std::fs::File::from(directory.create(NEW)?);
-        std::io::Write::write_all(&mut file, &converted)?;
-        directory.rename(NEW, "cyrus.index")
+    let mut converted = None;
+    if minor != release.index {
+        let now = u32::try_from(now_ms() / 1000).unwrap_or(u32::MAX);
+        let index = index::convert(&view, release.index, Time::from_seconds(now));
+        converted = Some(index.map_err(|e| e.to_string())?);
+    }
+    let index = converted.as_ref().unwrap_or(&bytes);
+    converted = without_foreign_cache(stage, mailbox, index, release)?.or(converted);
+    match converted {
+        Some(converted) => replace(&directory, "cyrus.index", &converted),
+        None => Ok(()),
+    }
+}
+
+/// What is known of the messages of a mailbox, which never change.
+#[derive(Debug, Default)]
+pub struct Looked {
+    /// UIDs up to this one were looked at.
+    upto: u32,
+    /// Those that have a message/global.
+    global: BTreeSet<u32>,
+}
+
+/// The index without the places in cyrus.cache of records that this server's Cyrus would
+/// misread: it parses their messages when it is asked for them.
+fn without_foreign_cache(
+    stage: &Stage,
+    mailbox: &mut StagedMailbox,
+    index: &[u8],
+    release: &Release,
+) -> Result<Option<Vec<u8>>, String> {
+    let view = IndexView::parse(index).map_err(|e| e.to_string())?;
+    let foreign = |r: &Record| cache::misreads_global(release.cache, r.cache_version);
+    let looked = &mailbox.looked;
+    let new: Vec<Record> = view
+        .records()
+        .filter_map(Result::ok)
+        .filter(|r| r.uid > looked.upto && r.cache_offset > 0 && foreign(r))
+        .collect();
+    if let Some(last) = new.last() {
+        let directory = mailbox.meta_directory(stage, FileKind::Cache);
+        let file = directory.map_err(|e| e.to_string())?.open("cyrus.cache");
+        let file = file.map_err(|e| format!("cyrus.cache: {e}"))?;
+        for record in &new {
+            let offset = record.cache_offset;
+            if has_global(&file, offset).map_err(|e| format!("cyrus.cache: {e}"))? {
+                mailbox.looked.global.insert(record.uid);
+            }
+        }
+        mailbox.looked.upto = last.uid;
+    }
+    if mailbox.looked.global.is_empty() {
+        return Ok(None);
+    }
+    let stale = |r: &Record| foreign(r) && mailbox.looked.global.contains(&r.uid);
+    index::without_cache(&view, stale).map_err(|e| e.to_string())
+}
+
+/// Whether the message of the cache record at `offset` has a message/global; or there is
+/// no such record, and nobody can tell.
+fn has_global(file: &File, offset: u64) -> io::Result<bool> {
+    // Nearly all that is looked for lies within the first length.
+    for length in [4 << 10, 16 << 20] {
+        let mut bytes = Vec::with_capacity(length.min(4 << 10));
+        let mut at = file;
+        at.seek(SeekFrom::Start(offset))?;
+        at.take(length as u64).read_to_end(&mut bytes)?;
+        if let Some(parsed) = cache::bodystructure(&bytes) {
+            return Ok(cache::has_global(parsed));
+        }
+    }
+    Ok(true)
+}
+
+/// Puts new content in the place of a staged file.
+/// Replaces a file of a staged mailbox.
+pub fn replace(directory: &StagedDirectory, name: &str, content: &[u8]) -> Result<(), String> {
+    let new = format!("{name}.mbcopy-new");
+    let write = || -> io::Result<()> {
+        File::from(directory.create(&new)?).write_all(content)?;
+        directory.rename(&new, name)
     };
-    write().map_err(|e| e.to_string())
+    write().map_err(|e| format!("{name}: {e}"))
 }
 
 fn convert_user_file(
@@ -92,8 +172,7 @@ fn convert_user_file(
     match file.kind {
         FileKind::UserSubscriptions if release.subscriptions == 2 => {
             let bytes = std::fs::read(&path).map_err(|e| e.to_string())?;
-            let older = subscription::as_version_2(bytes.into(), inbox);
-            match older.map_err(|e| e.to_string())? {
+            match subscription::as_version_2(&bytes) {
                 Some(older) => std::fs::write(&path, older).map_err(|e| e.to_string()),
                 None => Ok(()),
             }

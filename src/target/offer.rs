@@ -4,6 +4,7 @@
 //! what it wants. A file counts as held once its bytes were verified in this
 //! session; what an earlier session left is verified by its GUID first.
 
+use super::convert::Looked;
 use super::receive::{Arrived, Expected, Item, ItemKey};
 use super::stage::{Stage, StageError, StagedDirectory};
 use crate::cyrus::config::MetaFile;
@@ -59,6 +60,8 @@ pub struct StagedMailbox {
     pub dirty: bool,
     /// Whether a staged metadata file is as the source wrote it, since it arrived.
     pub as_sent: bool,
+    /// What is known of its messages.
+    pub looked: Looked,
 }
 
 /// What the source said of a mailbox at its last scan.
@@ -171,14 +174,9 @@ impl Inventory {
         Ok(())
     }
 
-    /// The user's INBOX; none of a shared tree.
-    pub fn inbox(&self) -> Option<&StagedMailbox> {
-        self.mailboxes.values().find(|m| m.name.inbox().as_ref() == Some(&m.name))
-    }
-
     /// Takes the end of an offer: files of the user, and what has no files.
     pub fn scan_done(&mut self, stage: &Stage, done: v1::ScanDone) -> Result<(), OfferError> {
-        let inbox = self.inbox();
+        let inbox = self.mailboxes.values().find(|m| m.name.inbox().as_ref() == Some(&m.name));
         let mut offered = Vec::new();
         for file in &done.user_files {
             let Some(inbox) = inbox else {
@@ -353,6 +351,7 @@ impl StagedMailbox {
             offered: Offered::default(),
             dirty: true,
             as_sent: false,
+            looked: Looked::default(),
         })
     }
 

@@ -189,13 +189,17 @@ impl StagedDirectory {
         Ok(rustix::fs::renameat(&self.fd, from, &self.fd, to)?)
     }
 
+    /// Opens a file to read it.
+    pub fn open(&self, name: &str) -> io::Result<std::fs::File> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.fd, name, flags, Mode::empty())?.into())
+    }
+
     /// Reads a whole file.
     pub fn read(&self, name: &str) -> io::Result<Vec<u8>> {
         use std::io::Read;
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&self.fd, name, flags, Mode::empty())?;
         let mut bytes = Vec::new();
-        std::fs::File::from(fd).read_to_end(&mut bytes)?;
+        self.open(name)?.read_to_end(&mut bytes)?;
         Ok(bytes)
     }
 

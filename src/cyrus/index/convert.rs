@@ -7,7 +7,7 @@
 
 use super::header::Header;
 use super::layout::Layout;
-use super::record::{internal, system};
+use super::record::{Record, internal, system};
 use super::time::Time;
 use super::write::{WriteError, write_header, write_index};
 use super::{IndexError, IndexView};
@@ -78,6 +78,28 @@ pub fn with_header_file(index: &IndexView<'_>, crc: u32) -> Result<Vec<u8>, Conv
     Ok(out)
 }
 
+/// The bytes of the same index without the place in cyrus.cache of the records that are
+/// `stale`: Cyrus parses their messages again when it needs to.  `None` if there are none.
+///
+/// Fails if a record is damaged.
+pub fn without_cache(
+    index: &IndexView<'_>,
+    mut stale: impl FnMut(&Record) -> bool,
+) -> Result<Option<Vec<u8>>, ConvertError> {
+    let mut any = false;
+    let mut records = Vec::new();
+    for record in index.records() {
+        let mut record = record?;
+        if record.cache_offset > 0 && stale(&record) {
+            (record.cache_offset, record.cache_version, record.cache_crc) = (0, 0, 0);
+            any = true;
+        }
+        records.push(record);
+    }
+    let header = index.header();
+    Ok(if any { Some(write_index(header.minor, header, records)?) } else { None })
+}
+
 /// Counts what an older version did not (`imap/mailbox.c:header_update_counts`, 3.10).
 fn count(header: &mut Header, index: &IndexView<'_>) -> Result<(), IndexError> {
     (header.quota_deleted_used, header.quota_expunged_used) = (0, 0);
@@ -96,7 +118,7 @@ fn count(header: &mut Header, index: &IndexView<'_>) -> Result<(), IndexError> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-    use super::super::{Record, compare};
+    use super::super::compare;
     use super::*;
 
     fn record(uid: u32, system_flags: u16, internal_flags: u16) -> Record {
@@ -188,6 +210,20 @@ mod tests {
         let view = IndexView::parse(&wide).unwrap();
         assert_eq!(convert(&view, 19, NOW).unwrap(), index(19));
         assert_eq!(convert(&view, 17, NOW).unwrap(), index(17));
+    }
+
+    #[test]
+    fn only_what_is_stale_loses_its_place_in_the_cache() {
+        let old = index(19);
+        let view = IndexView::parse(&old).unwrap();
+        assert_eq!(without_cache(&view, |_| false).unwrap(), None);
+        let new = without_cache(&view, |record| record.uid == 3).unwrap().unwrap();
+        let view = IndexView::parse(&new).unwrap();
+        assert_eq!(compare(&IndexView::parse(&old).unwrap(), &view), []);
+        let places: Vec<_> =
+            view.records().map(|r| r.unwrap()).map(|r| (r.cache_offset, r.cache_crc)).collect();
+        let crc = 0xabcd;
+        assert_eq!(places, [(99, crc), (198, crc), (0, 0), (891, crc), (1188, crc)]);
     }
 
     #[test]
