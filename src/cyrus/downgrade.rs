@@ -2,6 +2,7 @@
 //! found by name: the way back of [`upgrade`](super::upgrade).
 
 use super::annotation::{AnnotationKey, OWNER};
+use super::db::crc::crc32;
 use super::db::{Database, DbError, Engine, Entry, twoskip};
 use super::dlist::{Dlist, Scalar};
 use super::header::{HeaderForm, MailboxHeader};
@@ -76,6 +77,26 @@ pub fn message_annotations(bytes: Bytes, owner: &UserId) -> Result<Vec<u8>, DbEr
     Ok(twoskip::write(&new))
 }
 
+/// A user's counters in version 5, as 3.2 writes them; `None` if they are no newer.
+///
+/// Up to version 9 (3.6 to 3.12) newer ones only have more counters before the
+/// UIDVALIDITY and the CRC at the end (`imap/mboxname.c:mboxname_counters_to_buf`).
+pub fn counters(new: &[u8]) -> Option<Vec<u8>> {
+    const OLD: usize = 120;
+    const VERSION: u32 = 5;
+    let version = u32::from_be_bytes(*new.get(4..)?.first_chunk()?);
+    let end = new.len().checked_sub(8)?;
+    if version <= VERSION || end < OLD - 8 {
+        return None;
+    }
+    let mut old = new.get(..OLD - 8)?.to_vec();
+    old.splice(4..8, VERSION.to_be_bytes());
+    old.extend_from_slice(new.get(end..end + 4)?);
+    let crc = crc32(&old);
+    old.extend(crc.to_be_bytes());
+    Some(old)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -113,6 +134,19 @@ mod tests {
         let new = MailboxHeader::parse(&new).unwrap();
         assert_eq!(new.form, HeaderForm::Dlist);
         assert_eq!(header_file(&new), text);
+    }
+
+    #[test]
+    fn counters_lose_those_that_3_2_does_not_know() {
+        let mut new: Vec<u8> = (0..=255).chain(0..40).collect();
+        new.splice(4..8, 9u32.to_be_bytes());
+        let old = counters(&new).unwrap();
+        assert_eq!(old.len(), 120);
+        assert_eq!((&old[..4], &old[4..8]), (&new[..4], &5u32.to_be_bytes()[..]));
+        assert_eq!((&old[8..112], &old[112..116]), (&new[8..112], &new[288..292]));
+        assert_eq!(old[116..], crc32(&old[..116]).to_be_bytes());
+        assert_eq!(counters(&old), None);
+        assert!((0..60).all(|length| counters(&new[..length]).is_none()));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// The locks that freeze a user, or a shared tree.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum Locks {
     /// Everything that opens a mailbox takes one of these; none for a disk on which
     /// nothing runs.
@@ -41,6 +41,11 @@ impl Locks {
         }
         let mailboxes = listing.mailboxes.iter().map(|m| (&m.entry.name, m.style()));
         host.freeze_paths(top, mailboxes).map(Self::Named)
+    }
+
+    /// Whether they are named after the mailboxes that were listed.
+    pub fn is_of_each_mailbox(&self) -> bool {
+        matches!(self, Self::Named(_))
     }
 
     /// Takes them, waiting no longer than `wait` for all of them.

@@ -540,8 +540,20 @@ impl Session {
         let began = std::time::Instant::now();
         let wait = Duration::from_millis(u64::from(freeze.wait_ms));
         let limit = Duration::from_millis(u64::from(freeze.limit_ms));
-        let locks = Locks::of(host, &self.listing).map_err(|e| lock_failure(&e))?;
-        let held = locks.take(host, wait).map_err(|e| lock_failure(&e))?;
+        let (locks, held) = loop {
+            let locks = Locks::of(host, &self.listing).map_err(|e| lock_failure(&e))?;
+            let left = wait.saturating_sub(began.elapsed());
+            let held = locks.take(host, left).map_err(|e| lock_failure(&e))?;
+            // Each mailbox of a shared tree has its own lock. Only now can nobody make
+            // another one: what was made since they were listed has to be locked, too.
+            if self.top.is_user() || host.offline.is_some() || !locks.is_of_each_mailbox() {
+                break (locks, held);
+            }
+            self.listing = inventory::list(host, &self.top, &mut self.ordinals, self.old.as_mut())?;
+            if Locks::of(host, &self.listing).map_err(|e| lock_failure(&e))? == locks {
+                break (locks, held);
+            }
+        };
         let waited_ms = held.since().saturating_duration_since(began).as_millis() as u32;
         let freeze = Freeze::hold(held, limit).map_err(|e| lock_failure(&e))?;
         // After the user's lock: whoever waits for it may hold one of these.

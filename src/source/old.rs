@@ -403,6 +403,10 @@ pub fn user_files(
             files.add(FileKind::UserSeen, b"", path);
         }
     }
+    // Every later version reads those of every older one.
+    if let Some((path, _)) = user_file(host, name, "counters")? {
+        files.add(FileKind::UserCounters, b"", path);
+    }
     for suffix in ["dav", "xapianactive"] {
         if let Some((path, _)) = user_file(host, name, suffix)? {
             files.notes.push(format!("{} is of an older form, and stays", path.display()));

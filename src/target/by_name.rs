@@ -32,7 +32,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// The files of a user that are kept here, by the suffix of their names.
-pub const USER_SUFFIXES: [&str; 2] = ["sub", "seen"];
+pub const USER_SUFFIXES: [&str; 3] = ["sub", "seen", "counters"];
 
 /// Brings the metadata files of a staged mailbox into the form of this server; its index
 /// has this server's version.
@@ -65,10 +65,14 @@ pub fn mailbox(
 
 /// Brings a staged file of the user into the form of this server.
 pub fn user_file(path: &Path, kind: FileKind, inbox: &MailboxName) -> Result<(), String> {
-    if kind != FileKind::UserSubscriptions {
+    if ![FileKind::UserSubscriptions, FileKind::UserCounters].contains(&kind) {
         return Ok(());
     }
     let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
+    if kind == FileKind::UserCounters {
+        let old = downgrade::counters(&bytes);
+        return old.map_or(Ok(()), |old| std::fs::write(path, old)).map_err(|e| e.to_string());
+    }
     let new = Subscriptions::parse(bytes.into(), inbox).map_err(|e| e.to_string())?;
     let old = Subscriptions { form: SubscriptionForm::Names, ..new };
     std::fs::write(path, old.to_flat(inbox)).map_err(|e| e.to_string())

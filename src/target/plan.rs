@@ -235,7 +235,7 @@ fn leftovers(
 }
 
 /// Whether there is nothing, or an empty directory.
-fn is_vacant(path: &Path) -> bool {
+pub fn is_vacant(path: &Path) -> bool {
     match std::fs::read_dir(path) {
         Ok(mut entries) => entries.next().is_none(),
         Err(e) => e.kind() == std::io::ErrorKind::NotFound,

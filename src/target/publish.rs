@@ -15,6 +15,7 @@
 
 use super::base::Base;
 use super::offer::Inventory;
+use super::plan::is_vacant;
 use super::stage::Stage;
 use crate::cyrus::config::DbKind;
 use crate::cyrus::dlist::Dlist;
@@ -286,8 +287,9 @@ impl Publication {
         }
         self.rename_back()?;
         for (live, aside) in self.aside.iter().rev() {
-            if aside.path().symlink_metadata().is_ok() {
-                rename(aside.path(), live.path())?;
+            let [aside, live] = [aside.path(), live.path()];
+            if aside.symlink_metadata().is_ok() && live.symlink_metadata().is_err() {
+                rename(aside, live)?;
             }
         }
         sync_parents(self.renames.iter().chain(&self.aside).flat_map(|(from, to)| [from, to]))
@@ -295,9 +297,7 @@ impl Publication {
 
     fn rename_back(&self) -> Result<(), PublishError> {
         for (from, to) in self.renames.iter().rev() {
-            if to.path().symlink_metadata().is_ok() && from.path().symlink_metadata().is_err() {
-                rename(to.path(), from.path())?;
-            }
+            bring_back(to.path(), from.path())?;
         }
         Ok(())
     }
@@ -321,6 +321,9 @@ impl Publication {
         }
         let any = !ops.is_empty();
         change(host, DbKind::Mailboxes, ops)?;
+        for (from, to) in &self.renames {
+            put_aside(to.path(), from.path())?;
+        }
         Ok(any)
     }
 }
@@ -384,6 +387,29 @@ fn rename(from: &Path, to: &Path) -> Result<(), PublishError> {
     }
 }
 
+/// Renames a live directory back into its place on the stage. Where it is there again
+/// already, as after a crash, what is live is of late clients.
+fn bring_back(live: &Path, staged: &Path) -> Result<(), PublishError> {
+    put_aside(live, staged)?;
+    match live.symlink_metadata() {
+        Ok(_) if is_vacant(staged) => rename(live, staged),
+        _ => Ok(()),
+    }
+}
+
+/// Puts aside what late clients have made where a directory was that is back on the
+/// stage: a session of ManageSieve makes databases of a user whose records only send
+/// away (3.6.1). It is kept as long as the stage is.
+fn put_aside(live: &Path, staged: &Path) -> Result<(), PublishError> {
+    if is_vacant(staged) || is_vacant(live) {
+        return Ok(());
+    }
+    let name = staged.file_name().unwrap_or_default().to_string_lossy();
+    let aside = |n: u32| staged.with_file_name(format!("{name}.late-{n}"));
+    let free = (1..).map(aside).find(|path| path.symlink_metadata().is_err());
+    free.map_or(Ok(()), |free| rename(live, &free))
+}
+
 fn write_file(path: &Path, content: &[u8]) -> Result<(), PublishError> {
     let io = |verb| move |source| PublishError::Io { verb, path: path.into(), source };
     if let Some(parent) = path.parent() {
@@ -423,6 +449,27 @@ fn sync_directory(path: &Path) -> Result<(), PublishError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_late_clients_make_is_not_taken_for_what_was_published() {
+        let dir = tempfile::tempdir().unwrap();
+        let (staged, live) = (dir.path().join("stage/a"), dir.path().join("live/a"));
+        std::fs::create_dir_all(&live).unwrap();
+        std::fs::create_dir_all(staged.parent().unwrap()).unwrap();
+        std::fs::write(live.join("published"), "").unwrap();
+        bring_back(&live, &staged).unwrap();
+        assert!(staged.join("published").exists() && !live.exists());
+        for n in 1..=2 {
+            std::fs::create_dir_all(&live).unwrap();
+            std::fs::write(live.join("late"), "").unwrap();
+            bring_back(&live, &staged).unwrap();
+            assert!(staged.join("published").exists() && !live.exists());
+            assert!(dir.path().join(format!("stage/a.late-{n}/late")).exists());
+        }
+        // One that never was live.
+        bring_back(&live, &staged).unwrap();
+        assert!(staged.join("published").exists());
+    }
 
     #[test]
     fn renaming_again_is_no_error_and_nothing_is_overwritten() {

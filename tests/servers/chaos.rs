@@ -25,7 +25,7 @@ fn told(run: &Run) -> String {
 
 #[test]
 fn the_runner_knows_all_points_and_no_others() {
-    let here = Point::STEPS.iter().chain(&Point::WRITES).map(|point| format!("{point:?}"));
+    let here = Point::STEPS.iter().chain(Point::WRITES).map(|point| format!("{point:?}"));
     let there = POINTS.iter().map(|(point, _)| (*point).to_owned());
     assert_eq!(here.collect::<Vec<_>>(), there.collect::<Vec<_>>());
 }
@@ -61,7 +61,7 @@ fn each_process_dies_at_each_point() {
         [Victim::Coordinator, Victim::SourceAgent, Victim::TargetAgent, Victim::Everybody];
     let (mut seed, mut runs, mut broken) = (5000, 0, Vec::new());
     // Only an abort passes the last one; the tests of crashes have it.
-    for point in Point::STEPS.into_iter().filter(|point| *point != Point::TargetGaveUp) {
+    for point in Point::STEPS.iter().copied().filter(|point| *point != Point::TargetGaveUp) {
         for victim in victims {
             for recovery in [Recovery::Resume, Recovery::Abort] {
                 seed += 1;
