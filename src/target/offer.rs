@@ -174,9 +174,14 @@ impl Inventory {
         Ok(())
     }
 
+    /// The user's INBOX; none of a shared tree.
+    pub fn inbox(&self) -> Option<&StagedMailbox> {
+        self.mailboxes.values().find(|m| m.name.inbox().as_ref() == Some(&m.name))
+    }
+
     /// Takes the end of an offer: files of the user, and what has no files.
     pub fn scan_done(&mut self, stage: &Stage, done: v1::ScanDone) -> Result<(), OfferError> {
-        let inbox = self.mailboxes.values().find(|m| m.name.inbox().as_ref() == Some(&m.name));
+        let inbox = self.inbox();
         let mut offered = Vec::new();
         for file in &done.user_files {
             let Some(inbox) = inbox else {
