@@ -16,6 +16,7 @@
 use super::base::Base;
 use super::offer::Inventory;
 use super::plan::is_vacant;
+use super::stage::Stage;
 use crate::cyrus::config::DbKind;
 use crate::cyrus::dlist::Dlist;
 use crate::cyrus::mboxlist::{MailboxEntry, MailboxList};
@@ -46,6 +47,13 @@ pub struct Publication {
     pub annotations: Vec<KeyValue>,
     /// Records of the annotations database that must go.
     pub stale_annotations: Vec<KeyValue>,
+    /// What is in the way, and is kept: live place, where it is put aside.
+    #[serde(default)]
+    pub aside: Vec<(PathBytes, PathBytes)>,
+    /// Whether taking it back begins with the directories: where whoever waits for a
+    /// mailbox has looked it up already.
+    #[serde(default)]
+    pub directories_first: bool,
     /// Records of mailboxes.db.
     pub records: Vec<KeyValue>,
     /// Records of mailboxes.db that must go: they send the user's clients away. Sorted.
@@ -113,14 +121,31 @@ impl Publication {
         mut self,
         host: &Host,
         base: &Base,
-        inventory: &Inventory,
+        (stage, inventory): (&Stage, &Inventory),
         top: &MailboxName,
     ) -> Result<Self, String> {
-        let ids: BTreeSet<&str> = inventory.mailboxes.values().map(|m| m.id.as_str()).collect();
+        let by_id = host.keeps_by_id();
+        let ids = inventory.mailboxes.values().map(|m| match by_id {
+            true => m.id.as_str().as_bytes(),
+            false => m.name.as_bytes(),
+        });
+        let ids: BTreeSet<&[u8]> = ids.collect();
         let user = top.userid();
         let user = user.as_ref().map(|user| user.as_bytes());
         self.stale_annotations = Base::stale_annotations(host, &ids, user, &self.annotations)?;
         self.stale_records = base.stale_records();
+        for (number, blocked) in base.blocked().enumerate() {
+            let aside = stage.sieve.join(format!("blocked-{number}"));
+            self.aside.push((PathBytes::from(blocked), PathBytes::from(aside.as_path())));
+        }
+        // Files of the user that a late client has made anew.
+        let files =
+            self.renames.iter().map(|(_, to)| to.path()).filter(|to| !by_id && to.is_file());
+        let files: Vec<PathBuf> = files.map(Path::to_owned).collect();
+        for (number, live) in files.into_iter().enumerate() {
+            let aside = stage.directory.join(format!("aside-{number}"));
+            self.aside.push((PathBytes::from(live.as_path()), PathBytes::from(aside.as_path())));
+        }
         // Those come back themselves, and defer as well.
         let stale: BTreeSet<&[u8]> = self.stale_records.iter().map(|(k, _)| k.as_slice()).collect();
         self.deferring.retain(|(key, _)| !stale.contains(key.as_slice()));
@@ -139,6 +164,12 @@ impl Publication {
 
     /// Publishes. The caller holds the user's lock.
     pub fn execute(&self, host: &Host) -> Result<(), PublishError> {
+        for (live, aside) in &self.aside {
+            // What is in the way after a crash is what was published.
+            if aside.path().symlink_metadata().is_err() && live.path().symlink_metadata().is_ok() {
+                rename(live.path(), aside.path())?;
+            }
+        }
         for (from, to) in &self.renames {
             rename(from.path(), to.path())?;
             fault::point(Point::PublishRenamedOne);
@@ -232,6 +263,9 @@ impl Publication {
     /// Takes everything back; `defer`: for those who are still on their way here.
     /// The caller holds the user's lock and has seen that nothing has changed since.
     pub fn undo(&self, host: &Host, defer: bool) -> Result<(), PublishError> {
+        if self.directories_first {
+            self.rename_back()?;
+        }
         if self.standing(host)? == Standing::Committed {
             let removed = self.records.iter().map(delete);
             let deferring = self.deferring.iter().filter(|_| defer).map(set);
@@ -251,10 +285,21 @@ impl Publication {
                 remove_file(path.path())?;
             }
         }
+        self.rename_back()?;
+        for (live, aside) in self.aside.iter().rev() {
+            let [aside, live] = [aside.path(), live.path()];
+            if aside.symlink_metadata().is_ok() && live.symlink_metadata().is_err() {
+                rename(aside, live)?;
+            }
+        }
+        sync_parents(self.renames.iter().chain(&self.aside).flat_map(|(from, to)| [from, to]))
+    }
+
+    fn rename_back(&self) -> Result<(), PublishError> {
         for (from, to) in self.renames.iter().rev() {
             bring_back(to.path(), from.path())?;
         }
-        sync_parents(self.renames.iter().flat_map(|(from, to)| [from, to]))
+        Ok(())
     }
 }
 

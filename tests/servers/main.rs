@@ -13,6 +13,7 @@ mod failures;
 mod forgotten;
 mod live;
 mod offline;
+mod old_live;
 mod power;
 mod preflight;
 mod repeat;
