@@ -68,9 +68,10 @@ audit:
 tools:
 	@missing=; for tool in cc debootstrap ip nsenter /usr/sbin/sshd ssh-keygen rsync; do \
 		command -v $$tool >/dev/null || missing=1; done; \
+	ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || missing=1; \
 	if [ -n "$$missing" ]; then \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
-			gcc libc6-dev debootstrap iproute2 util-linux openssh-server openssh-client rsync ca-certificates; fi
+			gcc libc6-dev debootstrap iproute2 util-linux openssh-server openssh-client rsync libfaketime ca-certificates; fi
 
 lab: tools
 	for suite in bookworm trixie sid; do $(LAB) build $$suite || exit; done

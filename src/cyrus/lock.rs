@@ -31,6 +31,12 @@ impl UserLockNaming {
     }
 }
 
+/// Whether everything that opens a user's mailbox takes his lock first (3.4 and later:
+/// imap/mailbox.c:mailbox_open_advanced).
+pub fn opens_take_user_lock(version: (u32, u32)) -> bool {
+    version >= (3, 4)
+}
+
 /// Lock file names of one server.
 #[derive(Debug, Clone, Copy)]
 pub struct Locks<'a> {

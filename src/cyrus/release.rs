@@ -107,6 +107,9 @@ impl Release {
 /// that `docs/cyrus.md` explains.
 pub fn differences(source: &Release, target: &Release) -> Vec<&'static str> {
     let by_pair = [
+        ("mailbox-ids", source.by_id != target.by_id),
+        ("sieve-mailbox", source.by_id != target.by_id),
+        ("usercounters", source.by_id != target.by_id),
         ("userrawquota", source.raw_quota != target.raw_quota),
         ("quota-names", source.quota_names != target.quota_names),
         ("namesake-subscriptions", (source.subscriptions < 3) != (target.subscriptions < 3)),
@@ -171,5 +174,6 @@ mod tests {
         ];
         assert_eq!(differences(old, new), names);
         assert!(differences(new, old).contains(&"jmap-calendar-ids"));
+        assert!(differences(Release::of((3, 2)), old).contains(&"sieve-mailbox"));
     }
 }

@@ -28,8 +28,19 @@ pub struct SourceMailbox {
     pub id_record: (Bytes, Bytes),
     /// Whether it is kept by delayed delete.
     pub deleted: bool,
-    /// Of an older server's disk: its metadata as 3.6 has them.
-    pub converted: Option<Converted>,
+    /// Of an older server: its metadata as 3.6 has them.
+    pub converted: Option<Conversion>,
+}
+
+/// What an old mailbox was converted to; the entry's record is as 3.6 has it.
+#[derive(Debug, Clone)]
+pub struct Conversion {
+    /// Its record as this server has it.
+    pub record: Bytes,
+    /// Another number each time that it is converted.
+    pub number: u64,
+    /// Its files.
+    pub files: Converted,
 }
 
 /// The metadata files of an old mailbox in the form of 3.6, or why there are none.
@@ -42,7 +53,7 @@ pub struct Listing {
     pub top: MailboxName,
     /// The mailboxes, the top one first.
     pub mailboxes: Vec<SourceMailbox>,
-    /// Of an older server's disk: the directory of what was converted.
+    /// Of an older server: the directory of what was converted.
     pub converted: Option<PathBuf>,
 }
 
@@ -94,7 +105,11 @@ pub fn list(
     }
     let converted = old.as_ref().map(|old| old.directory().to_owned());
     let mut mailboxes = Vec::new();
-    for entry in owned.into_iter().filter(|e| !e.is_deleted()) {
+    for mut entry in owned.into_iter().filter(|e| !e.is_deleted()) {
+        // Only a name in the hierarchy, whatever else its record says.
+        if entry.mbtype.has(Flag::Intermediate) {
+            entry.partition = None;
+        }
         for (flag, what) in [
             (Flag::Moving, "marked as moving to another server"),
             (Flag::Remote, "on another server"),
@@ -252,12 +267,24 @@ pub struct UserFiles {
     pub active_sieve: String,
     /// What was seen and is not moved.
     pub notes: Vec<String>,
+    /// Those of this server that the user's lock does not protect: his subscriptions
+    /// and what he has read in others' folders.
+    pub unprotected: Vec<PathBuf>,
 }
 
 impl UserFiles {
     /// Adds a file of a kind; a sieve script has a name.
     pub(super) fn add(&mut self, kind: FileKind, name: &[u8], path: PathBuf) {
+        if matches!(kind, FileKind::UserSubscriptions | FileKind::UserSeen) {
+            self.unprotected.push(path.clone());
+        }
         self.files.push((kind, name.to_vec(), path));
+    }
+
+    /// Adds a file that was converted from `original`.
+    pub(super) fn add_converted(&mut self, kind: FileKind, path: PathBuf, original: PathBuf) {
+        self.files.push((kind, Vec::new(), path));
+        self.unprotected.push(original);
     }
 
     /// Adds the sieve scripts in a directory.

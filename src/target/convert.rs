@@ -5,10 +5,12 @@
 //! so without harm; the rest is converted here, in the stage only. It is done as soon as
 //! a file has arrived, so that under the freeze only what changed last is left to do.
 
+use super::by_name;
 use super::offer::{Inventory, OfferedUserFile, StagedMailbox};
 use super::stage::{Stage, StagedDirectory};
 use crate::cyrus::cache;
 use crate::cyrus::index::{self, IndexView, OLDEST_CONVERTED, Record, Time};
+use crate::cyrus::name::MailboxName;
 use crate::cyrus::release::Release;
 use crate::cyrus::subscription;
 use crate::moves::journal::now_ms;
@@ -31,9 +33,15 @@ pub struct Unconverted {
 /// Converts what has arrived since the last time.
 pub fn all(stage: &Stage, inventory: &mut Inventory, release: &Release) -> Vec<Unconverted> {
     let mut failed = Vec::new();
-    for mailbox in inventory.mailboxes.values_mut().filter(|m| m.index_as_sent) {
-        match convert_index(stage, mailbox, release) {
-            Ok(()) => mailbox.index_as_sent = false,
+    let inbox = inventory.inbox().map(|mailbox| mailbox.name.clone());
+    let owner = inbox.as_ref().and_then(MailboxName::userid);
+    for mailbox in inventory.mailboxes.values_mut().filter(|m| m.as_sent) {
+        let mut converted = convert_index(stage, mailbox, release);
+        if !release.by_id {
+            converted = converted.and_then(|()| by_name::mailbox(stage, mailbox, owner.as_ref()));
+        }
+        match converted {
+            Ok(()) => mailbox.as_sent = false,
             Err(reason) => {
                 let what = format!("the index of {}", mailbox.name.display());
                 failed.push(Unconverted { what, reason });
@@ -42,8 +50,8 @@ pub fn all(stage: &Stage, inventory: &mut Inventory, release: &Release) -> Vec<U
     }
     for place in std::mem::take(&mut inventory.user_files_as_sent) {
         let file = inventory.user_files.iter().find(|file| file.place == place);
-        let Some(file) = file else { continue };
-        if let Err(reason) = convert_user_file(stage, file, release) {
+        let (Some(file), Some(inbox)) = (file, &inbox) else { continue };
+        if let Err(reason) = convert_user_file(stage, file, inbox, release) {
             let what = file.place.relative.display().to_string();
             failed.push(Unconverted { what, reason });
             inventory.user_files_as_sent.insert(place);
@@ -141,7 +149,8 @@ fn has_global(file: &File, offset: u64) -> io::Result<bool> {
 }
 
 /// Puts new content in the place of a staged file.
-fn replace(directory: &StagedDirectory, name: &str, content: &[u8]) -> Result<(), String> {
+/// Replaces a file of a staged mailbox.
+pub fn replace(directory: &StagedDirectory, name: &str, content: &[u8]) -> Result<(), String> {
     let new = format!("{name}.mbcopy-new");
     let write = || -> io::Result<()> {
         File::from(directory.create(&new)?).write_all(content)?;
@@ -153,9 +162,13 @@ fn replace(directory: &StagedDirectory, name: &str, content: &[u8]) -> Result<()
 fn convert_user_file(
     stage: &Stage,
     file: &OfferedUserFile,
+    inbox: &MailboxName,
     release: &Release,
 ) -> Result<(), String> {
     let path = file.place.path(stage);
+    if !release.by_id {
+        return by_name::user_file(&path, file.kind, inbox);
+    }
     match file.kind {
         FileKind::UserSubscriptions if release.subscriptions == 2 => {
             let bytes = std::fs::read(&path).map_err(|e| e.to_string())?;

@@ -8,8 +8,11 @@ use super::convert::Looked;
 use super::receive::{Arrived, Expected, Item, ItemKey};
 use super::stage::{Stage, StageError, StagedDirectory};
 use crate::cyrus::config::MetaFile;
+use crate::cyrus::dlist::Dlist;
+use crate::cyrus::mboxlist::mbtype::{Kind, Mbtype};
 use crate::cyrus::name::{MailboxName, PartitionName, UniqueId};
 use crate::cyrus::path::{DirStyle, Layout};
+use crate::host::Host;
 use crate::wire::manifest::{self, Entry};
 use crate::wire::v1::{self, FileKind};
 use crate::wire::{USER, bulk};
@@ -55,8 +58,8 @@ pub struct StagedMailbox {
     pub offered: Offered,
     /// Whether the staged files changed since they were last compared.
     pub dirty: bool,
-    /// Whether the staged index is as the source wrote it, since it arrived.
-    pub index_as_sent: bool,
+    /// Whether a staged metadata file is as the source wrote it, since it arrived.
+    pub as_sent: bool,
     /// What is known of its messages.
     pub looked: Looked,
 }
@@ -171,9 +174,14 @@ impl Inventory {
         Ok(())
     }
 
+    /// The user's INBOX; none of a shared tree.
+    pub fn inbox(&self) -> Option<&StagedMailbox> {
+        self.mailboxes.values().find(|m| m.name.inbox().as_ref() == Some(&m.name))
+    }
+
     /// Takes the end of an offer: files of the user, and what has no files.
     pub fn scan_done(&mut self, stage: &Stage, done: v1::ScanDone) -> Result<(), OfferError> {
-        let inbox = self.mailboxes.values().find(|m| m.name.inbox().as_ref() == Some(&m.name));
+        let inbox = self.inbox();
         let mut offered = Vec::new();
         for file in &done.user_files {
             let Some(inbox) = inbox else {
@@ -268,7 +276,8 @@ impl Inventory {
                 Ok(FileKind::Message) => messages.entry(ordinal).or_default().push(uid),
                 Ok(kind) => {
                     mailbox.files.insert(kind, arrived.blake3);
-                    mailbox.index_as_sent |= kind == FileKind::Index;
+                    let converted = [FileKind::Index, FileKind::Header, FileKind::Annotations];
+                    mailbox.as_sent |= converted.contains(&kind);
                 }
                 Err(_) => {}
             }
@@ -320,6 +329,8 @@ impl StagedMailbox {
         let io = |source| StageError::Io { verb: "make", path: path.clone(), source };
         let directory =
             StagedDirectory::make(root, path.strip_prefix(root).unwrap_or(&path)).map_err(io)?;
+        // What a shadow by names has left that was killed.
+        directory.remove_links().map_err(io)?;
         let mut unverified = BTreeMap::new();
         for (name, size) in directory.files().map_err(io)? {
             match message_uid(&name) {
@@ -344,9 +355,22 @@ impl StagedMailbox {
             listed: 0,
             offered: Offered::default(),
             dirty: true,
-            index_as_sent: false,
+            as_sent: false,
             looked: Looked::default(),
         })
+    }
+
+    /// What it holds.
+    pub fn kind(&self) -> Kind {
+        let record = Dlist::parse(&self.name_record).ok();
+        let letters = record.as_ref().and_then(|r| r.get(b"T")).and_then(Dlist::as_bytes);
+        Mbtype::from_letters(letters.unwrap_or_default()).kind
+    }
+
+    /// Whether it becomes a mailbox of this server: where sieve scripts are files, the
+    /// mailbox of the scripts does not.
+    pub fn is_published(&self, host: &Host) -> bool {
+        host.keeps_by_id() || self.kind() != Kind::Sieve
     }
 
     /// Whether the message's file is staged and verified.

@@ -1,12 +1,13 @@
 //! Preflight on the target: everything that would stop the move later.
 
 use super::base::Base;
+use super::by_name;
 use super::stage::OUR_DIRECTORY;
 use crate::cyrus::dlist::Dlist;
-use crate::cyrus::mboxlist::mbtype::Mbtype;
+use crate::cyrus::mboxlist::mbtype::{Kind, Mbtype};
 use crate::cyrus::mboxlist::{MailboxList, MboxlistError};
 use crate::cyrus::name::{MailboxName, PartitionName, UniqueId};
-use crate::cyrus::path::{DirStyle, Layout};
+use crate::cyrus::path::Layout;
 use crate::cyrus::release::Release;
 use crate::host::{DatabaseError, Host};
 use crate::wire::v1::{self, problem::Severity};
@@ -102,7 +103,7 @@ pub fn conflicts(
             ));
         } else if there.live == 0 && there.tombstones_with_files == 0 {
             let partition = partitions.get(&mailbox.partition);
-            problems.extend(leftovers(host, top, &name, &id, partition));
+            problems.extend(leftovers(host, top, &name, &id, (partition, base)));
         }
     }
     Ok(problems)
@@ -200,14 +201,24 @@ fn leftovers(
     top: &MailboxName,
     name: &MailboxName,
     id: &UniqueId,
-    partition: Option<&PartitionName>,
+    (partition, base): (Option<&PartitionName>, Option<&Base>),
 ) -> Vec<v1::Problem> {
     let layout = Layout::new(&host.config);
-    let style = DirStyle::Id(id);
+    let style = host.style(id);
     let mut places = vec![partition.and_then(|p| layout.mailbox_dir(name, style, p).ok())];
     if name == top && name.is_user() {
-        places.push(layout.user_dir(id).ok());
+        match host.keeps_by_id() {
+            true => places.push(layout.user_dir(id).ok()),
+            // What late clients have made since he left is put aside.
+            false if base.is_some() => {}
+            false => places.extend(
+                by_name::USER_SUFFIXES.map(|suffix| layout.user_file(name, style, suffix).ok()),
+            ),
+        }
         places.push(name.userid().and_then(|user| layout.sieve_dir(&user, style).ok().flatten()));
+        places.retain(|place| {
+            !base.is_some_and(|b| b.blocked().any(|blocked| Some(blocked) == place.as_deref()))
+        });
     }
     let shown = host.external(name);
     let occupied = places.into_iter().flatten().filter(|place| !is_vacant(place));
@@ -224,7 +235,7 @@ fn leftovers(
 }
 
 /// Whether there is nothing, or an empty directory.
-fn is_vacant(path: &Path) -> bool {
+pub fn is_vacant(path: &Path) -> bool {
     match std::fs::read_dir(path) {
         Ok(mut entries) => entries.next().is_none(),
         Err(e) => e.kind() == std::io::ErrorKind::NotFound,
@@ -242,17 +253,22 @@ pub fn release(host: &Host, mailboxes: &[v1::Mailbox]) -> Vec<v1::Problem> {
     };
     let release = Release::of(version);
     let version = format!("{}.{}", version.0, version.1);
-    if !release.by_id {
+    // Before it nobody locked a user.
+    if release.since < (3, 2) {
         return vec![refuse(
             "target-too-old",
-            format!("this server's Cyrus {version} does not keep mailboxes by their uniqueids"),
-            "move to a server with Cyrus 3.6 or later",
+            format!("this server's Cyrus {version} has no lock on a user"),
+            "move to a server with Cyrus 3.2 or later",
         )];
     }
     let unknown = |mailbox: &&v1::Mailbox| {
         let record = Dlist::parse(&mailbox.name_record).ok();
         let letters = record.as_ref().and_then(|r| r.get(b"T")).and_then(Dlist::as_bytes);
-        letters.is_some_and(|letters| !release.knows(&Mbtype::from_letters(letters)))
+        letters.map(Mbtype::from_letters).is_some_and(|mbtype| match release.by_id {
+            true => !release.knows(&mbtype),
+            // Scripts become files; nothing else of later releases has a place here.
+            false => ![Kind::Email, Kind::News, Kind::Sieve].contains(&mbtype.kind),
+        })
     };
     let unknown = mailboxes.iter().filter(unknown);
     let problem = |mailbox: &v1::Mailbox| v1::Problem {

@@ -203,6 +203,19 @@ impl StagedDirectory {
         Ok(bytes)
     }
 
+    /// Removes symbolic links from it.
+    pub fn remove_links(&self) -> io::Result<()> {
+        for entry in rustix::fs::Dir::read_from(&self.fd)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let stat = rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW);
+            if stat.is_ok_and(|s| rustix::fs::FileType::from_raw_mode(s.st_mode).is_symlink()) {
+                rustix::fs::unlinkat(&self.fd, name, AtFlags::empty())?;
+            }
+        }
+        Ok(())
+    }
+
     /// Names and sizes, in bytes, of the plain files in it.
     pub fn files(&self) -> io::Result<Vec<(String, u64)>> {
         let mut files = Vec::new();

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod chaos;
+mod clock;
 mod commands;
 mod crash;
 mod engines;
@@ -12,6 +13,7 @@ mod failures;
 mod forgotten;
 mod live;
 mod offline;
+mod old_live;
 mod power;
 mod preflight;
 mod repeat;

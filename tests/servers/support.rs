@@ -4,8 +4,8 @@ use anyhow::{Context, Result, ensure};
 use lab::chaos::Side;
 use lab::fingerprint::{self, Fingerprint, Take, volatile};
 use lab::host::Host;
-use std::path::Path;
-use std::process::Output;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 /// Where mbcopy is installed on the hosts.
@@ -57,7 +57,9 @@ impl Servers {
         for host in servers.both() {
             host.up().expect("a host of the lab comes up; `make lab` builds it");
             host.empty().expect("a host of the lab can be emptied");
-            host.install(program(), PROGRAM).expect("mbcopy is installed");
+            let old = host.name().starts_with("bull");
+            let program = if old { portable_program() } else { program() };
+            host.install(program, PROGRAM).expect("mbcopy is installed");
         }
         servers
     }
@@ -184,4 +186,24 @@ pub fn assert_same(before: &Fingerprint, after: &Fingerprint, known: &[&str]) {
 pub fn program() -> &'static Path {
     static PATH: OnceLock<&'static Path> = OnceLock::new();
     PATH.get_or_init(|| Path::new(env!("CARGO_BIN_EXE_mbcopy")))
+}
+
+/// The program under test for hosts whose C library is older than this machine's:
+/// `$MBCOPY_PORTABLE`, or built now against musl.
+pub fn portable_program() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| {
+        if let Some(path) = std::env::var_os("MBCOPY_PORTABLE") {
+            return path.into();
+        }
+        let triple = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
+        let built = Command::new(env!("CARGO"))
+            .args(["build", "--features", "faults", "--bin", "mbcopy", "--target", &triple])
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .status();
+        let built = built.is_ok_and(|status| status.success());
+        assert!(built, "no program for old hosts: `make tools` installs what it needs");
+        let target = program().ancestors().nth(2).expect("a target directory");
+        target.join(triple).join("debug/mbcopy")
+    })
 }

@@ -68,6 +68,16 @@ pub fn convert(index: &IndexView<'_>, minor: u32, now: Time) -> Result<Vec<u8>, 
     Ok(out)
 }
 
+/// The bytes of the same index for a mailbox whose cyrus.header has this CRC.
+///
+/// Fails if the version is older than 12, which knows of no CRC.
+pub fn with_header_file(index: &IndexView<'_>, crc: u32) -> Result<Vec<u8>, ConvertError> {
+    let header = Header { header_file_crc: crc, ..index.header().clone() };
+    let mut out = write_header(header.minor, &header)?;
+    out.extend_from_slice(index.records);
+    Ok(out)
+}
+
 /// The bytes of the same index without the place in cyrus.cache of the records that are
 /// `stale`: Cyrus parses their messages again when it needs to.  `None` if there are none.
 ///
