@@ -139,7 +139,8 @@ fn count(header: &mut super::index::Header, records: &[Record]) {
     header.answered = number(&|r| r.system_flags & system::ANSWERED != 0);
     header.flagged = number(&|r| r.system_flags & system::FLAGGED != 0);
     header.unseen = number(&|r| !r.is_seen());
-    header.quota_mailbox_used = records.iter().filter(|r| !r.is_expunged()).map(|r| r.size).sum();
+    let sizes = records.iter().filter(|r| !r.is_expunged()).map(|r| r.size);
+    header.quota_mailbox_used = sizes.fold(0, u64::saturating_add);
     let expunged = records.iter().filter(|r| r.is_expunged()).map(|r| r.last_updated);
     header.first_expunged = expunged.min().unwrap_or(Time::ZERO);
 }
@@ -238,3 +239,6 @@ pub fn quota(old: &Quota, used: &QuotaUse) -> Vec<u8> {
     ];
     Dlist::Kv(pairs).to_bytes()
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@ mod crash;
 mod engines;
 mod failures;
 mod forgotten;
+mod layouts;
 mod live;
 mod offline;
 mod power;
