@@ -85,6 +85,10 @@ pub fn index(
         let record = record.map_err(|error| UpgradeError::Parse { file: "cyrus.index", error })?;
         records.insert(record.uid, record);
     }
+    // Also of what is dropped below: no UID is given twice.
+    if let Some((&last, _)) = records.last_key_value() {
+        header.last_uid = header.last_uid.max(last);
+    }
     let mut known = true;
     let mut kept = Vec::with_capacity(records.len());
     for mut record in records.into_values().filter(|r| !r.is_unlinked()) {
@@ -109,7 +113,6 @@ pub fn index(
             // The cache of that time is of no use; Cyrus makes it anew.
             (record.cache_offset, record.cache_version, record.cache_crc) = (0, 0, 0);
         }
-        header.last_uid = header.last_uid.max(record.uid);
         kept.push(record);
     }
     count(&mut header, &kept);

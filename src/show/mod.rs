@@ -228,3 +228,6 @@ pub fn printed(bytes: &[u8]) -> String {
         Err(_) => bytes.escape_ascii().to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests;
