@@ -14,7 +14,7 @@
 //! Each part can be done again: a directory that is in the holding place
 //! already was renamed before.
 
-use super::inventory::Listing;
+use super::inventory::{Listing, user_places};
 use crate::cyrus::config::DbKind;
 use crate::cyrus::config::MetaFile;
 use crate::cyrus::db::Engine;
@@ -261,8 +261,9 @@ fn renames(
         }
     }
     if let Some(inbox) = listing.inbox() {
-        let path = layout.user_dir(&inbox.id).map_err(|e| e.to_string())?;
-        hold(path, &configdirectory, directory.to_path_buf());
+        for path in user_places(host, inbox).map_err(|e| e.to_string())? {
+            hold(path, &configdirectory, directory.to_path_buf());
+        }
         let user = listing.top.userid();
         let sieve = user.and_then(|u| layout.sieve_dir(&u, inbox.style()).ok().flatten());
         if let Some(sieve) = sieve {
