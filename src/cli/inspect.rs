@@ -5,11 +5,11 @@ mod places;
 
 use super::Common;
 use super::push::USAGE;
-use crate::cyrus::config::Config;
 use crate::cyrus::header::MailboxHeader;
 use crate::cyrus::imap_set::UidSet;
 use crate::cyrus::index::IndexView;
 use crate::cyrus::name::MailboxName;
+use crate::cyrus::path::Layout;
 use crate::host::offline::{self, Disk};
 use crate::host::{load_config, read_locked};
 use crate::show::{self, Beside, Content, Document, Flaw, Kind, Lines, SCHEMA, Shown};
@@ -118,11 +118,13 @@ fn user(common: &Common, typed: &str, printer: &Printer) -> Result<(), Failed> {
         Some(disk) => disk.config()?,
         None => load_config(&common.config)?,
     };
-    let list = read_database(&config)?;
+    let list_path = Layout::new(&config).mailboxes_db()?;
+    let in_list = |e: &dyn std::fmt::Display| format!("{}: {e}", list_path.display());
+    let list = read_locked(&list_path, WAIT).map_err(|e| in_list(&e))?;
     let config = config.with_defaults(offline::defaults_of(&list));
     let top = MailboxName::from_external(typed.as_bytes(), &config.namespace()?)
         .map_err(|e| format!("{typed}: there is no such file, and {e}"))?;
-    let places = UserPlaces::find(&config, &list, &top)?;
+    let places = UserPlaces::find(&config, &list, &top).map_err(|e| in_list(&e))?;
     if places.mailboxes.is_empty() {
         let text = format!("{typed}: there is no such file, and no such mailbox on this server");
         return Err(text.into());
@@ -138,8 +140,15 @@ fn user(common: &Common, typed: &str, printer: &Printer) -> Result<(), Failed> {
         printer.mailbox(&entry.name.display(), &mailbox);
     }
     let heads = [
-        "mailbox", "type", "partition", ">version", ">UIDVALIDITY", ">messages", ">expunged",
-        ">bytes", ">MODSEQ",
+        "mailbox",
+        "type",
+        "partition",
+        ">version",
+        ">UIDVALIDITY",
+        ">messages",
+        ">expunged",
+        ">bytes",
+        ">MODSEQ",
     ];
     printer.section("", show::table(&heads, &rows));
     let beside = Beside { header: None, inbox: Some(&top) };
@@ -163,11 +172,6 @@ fn user(common: &Common, typed: &str, printer: &Printer) -> Result<(), Failed> {
     Ok(())
 }
 
-fn read_database(config: &Config) -> Result<Bytes, Failed> {
-    let path = crate::cyrus::path::Layout::new(config).mailboxes_db()?;
-    read_locked(&path, WAIT).map_err(|e| format!("{}: {e}", path.display()).into())
-}
-
 /// A file that was read.
 #[derive(Debug, Serialize)]
 struct Read {
@@ -186,7 +190,15 @@ struct Mailbox {
     message_files: u64,
     files: Vec<Read>,
     /// What could not be read at all, and files that do not fit the index.
-    flaws: Vec<(String, Flaw)>,
+    flaws: Vec<FlawIn>,
+}
+
+/// What is wrong in a file or a directory.
+#[derive(Debug, Serialize)]
+struct FlawIn {
+    path: String,
+    #[serde(flatten)]
+    flaw: Flaw,
 }
 
 impl Mailbox {
@@ -194,7 +206,7 @@ impl Mailbox {
         let mut mailbox = Self { record, ..Self::default() };
         let directory = places.messages.display().to_string();
         let mut header = None;
-        let mut listed = None;
+        let mut listed: Option<Listed> = None;
         // The header first: it names the keywords of the index.
         for (kind, path) in &places.files {
             let shown = path.display().to_string();
@@ -202,32 +214,38 @@ impl Mailbox {
                 Ok(Some(bytes)) => bytes,
                 Ok(None) => continue,
                 Err(flaw) => {
-                    mailbox.flaws.push((shown, flaw));
+                    mailbox.flaws.push(FlawIn { path: shown, flaw });
                     continue;
                 }
             };
             if *kind == Kind::Header {
                 header = MailboxHeader::parse(&bytes).ok();
             }
-            if *kind == Kind::Index {
-                listed = IndexView::parse(&bytes).ok().map(|view| Listed::of(&view));
+            match kind {
+                Kind::Index => listed = IndexView::parse(&bytes).ok().map(|v| Listed::of(&v)),
+                Kind::Expunge => {
+                    let view = IndexView::parse_expunge(&bytes).ok();
+                    listed.iter_mut().zip(view).for_each(|(l, view)| l.also(&view));
+                }
+                _ => {}
             }
             match show::read(*kind, &bytes, &Beside { header: header.as_ref(), inbox: None }) {
                 Ok(document) => mailbox.files.push(Read { path: shown, document }),
-                Err(flaw) => mailbox.flaws.push((shown, flaw)),
+                Err(flaw) => mailbox.flaws.push(FlawIn { path: shown, flaw }),
             }
         }
         match message_files(&places.messages) {
             Ok(files) => {
                 mailbox.message_files = files.len() as u64;
-                let flaws = listed.map(|l| l.compare(&files)).unwrap_or_default();
-                mailbox.flaws.extend(flaws.into_iter().map(|flaw| (directory.clone(), flaw)));
+                let flaws = listed.map(|l| l.compare(&files)).unwrap_or_default().into_iter();
+                let of = |flaw| FlawIn { path: directory.clone(), flaw };
+                mailbox.flaws.extend(flaws.map(of));
             }
             // Metadata on its own, of a metapartition.
             Err(e) if e.kind() == io::ErrorKind::NotFound && mailbox.record.is_none() => {}
             Err(e) => {
                 let flaw = Flaw { offset: None, record: None, reason: e.to_string() };
-                mailbox.flaws.push((directory.clone(), flaw));
+                mailbox.flaws.push(FlawIn { path: directory.clone(), flaw });
             }
         }
         mailbox.directory = Some(directory);
@@ -286,6 +304,11 @@ impl Listed {
         listed
     }
 
+    /// Up to 2.3 expunged messages are in a file of their own.
+    fn also(&mut self, expunged: &IndexView<'_>) {
+        self.known.extend(expunged.records().flatten().map(|r| r.uid));
+    }
+
     fn compare(&self, files: &BTreeSet<u32>) -> Vec<Flaw> {
         let missing = UidSet::from_uids(self.needed.difference(files).copied());
         let orphans = UidSet::from_uids(files.difference(&self.known).copied());
@@ -295,7 +318,6 @@ impl Listed {
         };
         [
             flaw(&missing, "messages that the index lists have no file"),
-            // Up to 2.3 those of cyrus.expunge are known there only.
             flaw(&orphans, "messages' files have no record in the index"),
         ]
         .into_iter()
@@ -309,7 +331,7 @@ fn message_files(directory: &Path) -> io::Result<BTreeSet<u32>> {
     let mut uids = BTreeSet::new();
     for entry in std::fs::read_dir(directory)? {
         let name = entry?.file_name();
-        let uid = name.to_str().and_then(|name| name.strip_suffix('.')?.parse().ok());
+        let uid: Option<u32> = name.to_str().and_then(|n| n.strip_suffix('.')?.parse().ok());
         uids.extend(uid);
     }
     Ok(uids)
@@ -365,7 +387,7 @@ impl Printer {
 
     /// Tells the flaws of a mailbox, once.
     fn count(&self, mailbox: &Mailbox) {
-        mailbox.flaws.iter().for_each(|(path, flaw)| self.flaw(path, flaw));
+        mailbox.flaws.iter().for_each(|found| self.flaw(&found.path, &found.flaw));
         for file in &mailbox.files {
             file.document.flaws.iter().for_each(|flaw| self.flaw(&file.path, flaw));
         }

@@ -262,11 +262,7 @@ fn describe(view: &IndexView<'_>, beside: &Beside<'_>, flaws: &mut Vec<Flaw>) ->
     }
 }
 
-fn record(
-    found: &index::Record,
-    header: &index::Header,
-    names: Option<&MailboxHeader>,
-) -> Record {
+fn record(found: &index::Record, header: &index::Header, names: Option<&MailboxHeader>) -> Record {
     let since = |minor: u32| header.minor >= minor;
     let hex = |n: u64| (n != 0).then(|| format!("{n:016x}"));
     Record {

@@ -116,7 +116,10 @@ fn files_are_recognised_by_name_and_by_content() {
 
 #[test]
 fn databases_are_told_record_by_record() {
-    let seen = twoskip::write(&[(&b"1234"[..], &b"1 1795442171 97 1795442173 1:5,9"[..]), (b"5678", b"2 x")]);
+    let seen = twoskip::write(&[
+        (&b"1234"[..], &b"1 1795442171 97 1795442173 1:5,9"[..]),
+        (b"5678", b"2 x"),
+    ]);
     let document = read(Kind::Seen, &seen.into(), &Beside::default()).unwrap();
     let json = serde_json::to_value(&document).unwrap();
     assert_eq!((&json["records"][0]["count"], &json["engine"]), (&6.into(), &"twoskip".into()));
@@ -132,7 +135,10 @@ fn databases_are_told_record_by_record() {
     assert_eq!(json["other_records"], 1);
     let record = &json["records"][0];
     assert_eq!((&record["name"], &record["type"]), (&"user.x".into(), &"calendar".into()));
-    assert_eq!((&record["states"][0], &record["server"]), (&"moving".into(), &"new.example".into()));
+    assert_eq!(
+        (&record["states"][0], &record["server"]),
+        (&"moving".into(), &"new.example".into())
+    );
     assert_eq!(document.flaws.len(), 1);
     let text = document.lines(Shown(5)).join("\n");
     assert!(text.contains("calendar moving") && text.contains("x:lrs"), "{text}");

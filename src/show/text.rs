@@ -102,7 +102,8 @@ impl Document {
             Content::Header(header) => {
                 let text = |value: &Option<String>| value.clone().unwrap_or_default();
                 let keywords = header.keywords.iter().enumerate();
-                let keywords = keywords.filter_map(|(n, name)| Some(format!("{n}={}", name.as_ref()?)));
+                let keywords =
+                    keywords.filter_map(|(n, name)| Some(format!("{n}={}", name.as_ref()?)));
                 let all = [
                     ("name", text(&header.name)),
                     ("uniqueid", text(&header.uniqueid)),

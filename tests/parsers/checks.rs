@@ -297,7 +297,8 @@ pub fn manifest(bytes: &[u8]) {
         entries.iter().for_each(|entry| entry.encode(&mut out));
         assert_eq!(manifest::entries(&out).unwrap().collect::<Vec<_>>(), entries);
     }
-    let numbers: Vec<u32> = bytes.as_chunks::<4>().0.iter().map(|b| u32::from_be_bytes(*b)).collect();
+    let numbers: Vec<u32> =
+        bytes.as_chunks::<4>().0.iter().map(|b| u32::from_be_bytes(*b)).collect();
     // As many as the numbers claim: only who takes them pays for them.
     let uids: Vec<u32> = manifest::uids(&numbers).take(bytes.len()).collect();
     let runs = manifest::runs(uids.iter().copied());

@@ -20,7 +20,9 @@ static COUNTING: measure::Counting = measure::Counting;
 
 fn seeds() -> &'static seeds::Seeds {
     static SEEDS: OnceLock<seeds::Seeds> = OnceLock::new();
-    SEEDS.get_or_init(seeds::all)
+    SEEDS.get_or_init(|| {
+        seeds::all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/spools"))
+    })
 }
 
 fn fuzz(folder: &str) -> PathBuf {
@@ -56,21 +58,6 @@ fn every_format_has_a_fuzz_target() {
         let target = fuzz("fuzz_targets").join(format!("{name}.rs"));
         let text = std::fs::read_to_string(&target).unwrap();
         assert!(text.contains(&format!("\"{name}\"")), "{}", target.display());
-    }
-}
-
-/// Writes the corpus that fuzzing begins with, to `$MBCOPY_FUZZ_CORPUS`.
-#[test]
-#[ignore = "writes files: for `make fuzz`"]
-fn corpus() {
-    let corpus = PathBuf::from(std::env::var_os("MBCOPY_FUZZ_CORPUS").expect("a directory"));
-    for (name, files) in seeds() {
-        let folder = corpus.join(name);
-        std::fs::create_dir_all(&folder).unwrap();
-        for bytes in files {
-            let hash = blake3::hash(bytes).to_hex();
-            std::fs::write(folder.join(&hash[..16]), bytes).unwrap();
-        }
     }
 }
 
@@ -128,12 +115,14 @@ fn damage() -> impl Strategy<Value = Vec<Damage>> {
 
 fn damaged() -> impl Strategy<Value = (&'static str, Check, Vec<u8>)> {
     let formats = proptest::sample::select(&FORMATS[..]);
-    (formats, any::<proptest::sample::Index>(), damage()).prop_map(|((name, check), which, damage)| {
-        let files: Vec<&Bytes> = seeds()[name].iter().collect();
-        let mut bytes = files[which.index(files.len())].to_vec();
-        damage.iter().for_each(|damage| damage.apply(&mut bytes));
-        (name, check, bytes)
-    })
+    (formats, any::<proptest::sample::Index>(), damage()).prop_map(
+        |((name, check), which, damage)| {
+            let files: Vec<&Bytes> = seeds()[name].iter().collect();
+            let mut bytes = files[which.index(files.len())].to_vec();
+            damage.iter().for_each(|damage| damage.apply(&mut bytes));
+            (name, check, bytes)
+        },
+    )
 }
 
 proptest! {

@@ -25,11 +25,10 @@ const OF_EACH: usize = 8;
 /// Files by format.
 pub type Seeds = BTreeMap<&'static str, BTreeSet<Bytes>>;
 
-/// The seeds of all spools.
-pub fn all() -> Seeds {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/spools");
+/// The seeds of all spools in a folder.
+pub fn all(folder: &Path) -> Seeds {
     let mut seeds = Seeds::new();
-    for file in std::fs::read_dir(&folder).unwrap() {
+    for file in std::fs::read_dir(folder).unwrap() {
         let path = file.unwrap().path();
         if path.extension().is_some_and(|e| e == "gz") {
             let of_one = of_server(&unpack(&path));
@@ -148,8 +147,9 @@ fn index(bytes: &Bytes, add: &mut impl FnMut(&'static str, &[u8])) {
 
 /// The list of mailboxes, its values, and the same as 3.6 has them.
 fn mailboxes(bytes: &Bytes, add: &mut impl FnMut(&'static str, &[u8])) {
+    // One server has a Berkeley database.
+    let Ok(db) = Database::open(bytes.clone(), &Engine::Flat) else { return };
     add("mailbox_list", bytes);
-    let db = Database::open(bytes.clone(), &Engine::Flat).unwrap();
     let mut lines = Vec::new();
     for (key, value) in db.entries().unwrap().into_iter().take(6) {
         add("mailbox_list", &value);

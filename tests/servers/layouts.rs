@@ -318,8 +318,17 @@ fn unusual_names_and_empty_mailboxes() {
     let long = "x".repeat(200);
     let deep: String = (0..40).map(|n| format!("level{n}")).collect::<Vec<_>>().join("/");
     let names: Vec<String> = [
-        "a.b.c", "with space", "Entwürfe", "日本語/メール", "up^down", "a&b", "~home", "emoji 📬",
-        "-dash", "+plus", "%",
+        "a.b.c",
+        "with space",
+        "Entwürfe",
+        "日本語/メール",
+        "up^down",
+        "a&b",
+        "~home",
+        "emoji 📬",
+        "-dash",
+        "+plus",
+        "%",
     ]
     .iter()
     .map(|name| (*name).to_owned())

@@ -114,7 +114,6 @@ fn every_old_server_is_shown_as_its_clients_saw_it() {
         "cyrus-2.2.13",
         "cyrus-2.3.1-rich",
         "cyrus-2.3.16",
-        "cyrus-2.3.19-bdb-rich",
         "cyrus-2.4.20",
         "cyrus-2.5.17-rich",
         "cyrus-3.0.18-rich",
@@ -122,6 +121,16 @@ fn every_old_server_is_shown_as_its_clients_saw_it() {
     ] {
         check(name);
     }
+}
+
+#[test]
+fn a_berkeley_database_is_named_with_the_way_to_convert_it() {
+    let root = tempfile::tempdir().unwrap();
+    unpack("cyrus-2.3.19-bdb-rich", root.path());
+    let output = inspect(root.path(), &["user.legacy"]);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.contains("mailboxes.db") && said.contains("cvt_cyrusdb"), "{said}");
 }
 
 #[test]

@@ -22,7 +22,8 @@ const META: [(Kind, MetaFile); 4] = [
 ];
 
 /// A user's own files that are not shown record by record.
-const OTHERS: [&str; 6] = ["conversations", "counters", "dav", "mboxkey", "xapianactive", "caldav_alarms"];
+const OTHERS: [&str; 6] =
+    ["conversations", "counters", "dav", "mboxkey", "xapianactive", "caldav_alarms"];
 
 /// Where a mailbox's files are.
 #[derive(Debug)]

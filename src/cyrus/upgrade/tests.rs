@@ -25,7 +25,8 @@ fn old(records: &[(u32, u16)]) -> Vec<u8> {
         let mut put = |at: usize, value: u32| {
             record[at..at + 4].copy_from_slice(&value.to_be_bytes());
         };
-        for (at, value) in [(0, *uid), (4, 1000 + uid), (12, 10 * uid), (24, 999), (28, 2000 + uid)] {
+        for (at, value) in [(0, *uid), (4, 1000 + uid), (12, 10 * uid), (24, 999), (28, 2000 + uid)]
+        {
             put(at, value);
         }
         put(32, u32::from(*flags));
@@ -56,7 +57,8 @@ fn uids(records: &[Record], with: impl Fn(&Record) -> bool) -> Vec<u32> {
 fn what_2_3_kept_in_three_files_is_in_one() {
     let expunged = old(&[(5, system::DELETED), (2, system::DELETED)]);
     let expunged = IndexView::parse_expunge(&expunged).unwrap();
-    let seen = Seen { last_read: 555, last_uid: 6, uids: UidSet::from_uids([1, 4, 5]), ..Seen::default() };
+    let seen =
+        Seen { last_read: 555, last_uid: 6, uids: UidSet::from_uids([1, 4, 5]), ..Seen::default() };
     let beside = Beside { expunge: Some(&expunged), seen: Some(&seen), header_file: b"its header" };
     // The \Seen of the record means nothing in 2.3.
     let old = old(&[(1, system::FLAGGED), (4, 0), (9, system::SEEN | system::ANSWERED)]);
