@@ -314,7 +314,7 @@ impl Listed {
         let orphans = UidSet::from_uids(files.difference(&self.known).copied());
         let flaw = |uids: &UidSet, what: &str| {
             let reason = format!("{what}: {uids}");
-            (!uids.is_empty()).then(|| Flaw { offset: None, record: None, reason })
+            (!uids.is_empty()).then_some(Flaw { offset: None, record: None, reason })
         };
         [
             flaw(&missing, "messages that the index lists have no file"),

@@ -220,7 +220,7 @@ pub fn printed(bytes: &[u8]) -> String {
         Ok(text) => text
             .chars()
             .flat_map(|c| {
-                let escaped = c.is_control() || c == '\\';
+                let escaped = c.is_control();
                 let escaped = escaped.then(|| c.escape_default().to_string());
                 escaped.unwrap_or_else(|| c.to_string()).chars().collect::<Vec<_>>()
             })

@@ -195,7 +195,8 @@ pub fn prove(host: &Host, top: &MailboxName, paths: &[PathBuf]) -> Result<Proof,
     let undecided = |reason: String| ProofError::Undecided { lock: path.clone(), reason };
     let lock = UserLock::take(paths, PROOF_WAIT)?;
     let began = Instant::now();
-    let name = String::from_utf8_lossy(top.as_bytes()).into_owned();
+    // A name that it does not know is no error of its: it would wait for nothing.
+    let name = host.external(top);
     let child = host.tools.start(&host.conf, "mbexamine", &["-u", "1", name.as_str()]);
     let mut child = child.map_err(|e| undecided(e.to_string()))?;
     let waits = wait_for_waiter(&mut child, paths, began);

@@ -10,6 +10,9 @@ use lab::seed::{self, Seed};
 /// Options of imapd.conf.
 type Options = &'static [(&'static str, &'static str)];
 
+/// The partition that a mailbox is on, as Cyrus tells it.
+const PARTITION: &str = "/shared/vendor/cmu/cyrus-imapd/partition";
+
 /// Servers with these options, and the same servers the other way round.
 struct Layout {
     there: Servers,
@@ -31,24 +34,24 @@ impl Layout {
     }
 
     /// A rich user moves there, a small one back, and both stay as they were.
-    fn move_both_ways(&self) {
+    fn move_both_ways(&self, known: &[&str]) {
         self.there.accounts(&["there", "friend", "back"]);
         let seeded = Seed::new(&self.there.source, "there").rich("friend", 40).unwrap();
         assert!(seeded.warnings.is_empty(), "{:?}", seeded.warnings);
         Seed::new(&self.back.source, "back").small().unwrap();
-        moves(&self.there, "there", &[]);
-        moves(&self.back, "back", &[]);
+        moves(&self.there, "there", &[], known);
+        moves(&self.back, "back", &[], known);
     }
 }
 
 /// Moves a user, and looks that he is the same.
 #[track_caller]
-fn moves(servers: &Servers, user: &str, options: &[&str]) -> Pushed {
+fn moves(servers: &Servers, user: &str, options: &[&str], known: &[&str]) -> Pushed {
     let before = fingerprint(&servers.source, user, &[]);
     assert!(before.errors.is_empty(), "{:?}", before.errors);
     assert!(before.messages().count() > 0, "{user} has no messages");
     let pushed = servers.push(&format!("user.{user}"), options).expect(0);
-    assert_same(&before, &fingerprint(&servers.target, user, &[]), &[]);
+    assert_same(&before, &fingerprint(&servers.target, user, &[]), known);
     accepted(&servers.target, &["-u", user]);
     pushed
 }
@@ -93,7 +96,7 @@ fn directories_are_hashed_otherwise() {
         &[("hashimapspool", "no"), ("fulldirhash", "yes")],
         &[("hashimapspool", "yes"), ("fulldirhash", "no")],
     );
-    layout.move_both_ways();
+    layout.move_both_ways(&[]);
     // A shared tree, too.
     let servers = &layout.there;
     seed::shared_tree(&servers.source, "team.sales", &["back", "friend"]).unwrap();
@@ -110,13 +113,23 @@ fn directories_are_hashed_otherwise() {
 
 #[test]
 fn conversations_and_reverse_acls_are_on_on_one_side() {
-    Layout::of(&[("conversations", "yes"), ("reverseacls", "yes")], &[]).move_both_ways();
+    // Told by a server only if it keeps conversations.
+    let known = [
+        "/private/vendor/cmu/cyrus-imapd/usercounters",
+        "/private/vendor/cmu/cyrus-imapd/usermodseq",
+    ];
+    let on: Options = &[("conversations", "yes"), ("reverseacls", "yes")];
+    Layout::of(on, &[]).move_both_ways(&known);
 }
 
 #[test]
 fn conversations_and_reverse_acls_are_on_on_both_sides() {
     let on: Options = &[("conversations", "yes"), ("reverseacls", "yes")];
-    Layout::of(on, on).move_both_ways();
+    let layout = Layout::of(on, on);
+    layout.move_both_ways(&[]);
+    let check = "/usr/lib/cyrus/bin/ctl_conversationsdb -A there 2>&1";
+    let said = layout.there.target.run_as_cyrus(&["sh", "-c", check]).unwrap();
+    assert!(!said.contains("BROKEN"), "{said}");
 }
 
 #[test]
@@ -130,18 +143,18 @@ fn databases_are_of_other_engines() {
             ("seenstate_db", "skiplist"),
         ],
     )
-    .move_both_ways();
+    .move_both_ways(&[]);
 }
 
 #[test]
 fn expunge_and_delete_are_immediate_on_one_side() {
     Layout::of(&[("expunge_mode", "immediate"), ("delete_mode", "immediate")], &[])
-        .move_both_ways();
+        .move_both_ways(&[]);
 }
 
 #[test]
 fn directories_are_named_by_name_on_one_side() {
-    Layout::of(&[("mailbox_legacy_dirs", "yes")], &[]).move_both_ways();
+    Layout::of(&[("mailbox_legacy_dirs", "yes")], &[]).move_both_ways(&[]);
 }
 
 #[test]
@@ -158,7 +171,7 @@ fn metadata_are_on_partitions_of_their_own() {
     source
         .run_as_cyrus(&["mkdir", "-p", "/var/spool/cyrus/meta", "/var/spool/cyrus/meta-p2"])
         .unwrap();
-    layout.move_both_ways();
+    layout.move_both_ways(&[]);
     let indexes = "find /var/spool/cyrus/meta -path '*.mbcopy*' -prune -o -name cyrus.index -print";
     assert!(shell(source, indexes).lines().count() >= 5, "no index is on the metapartition");
 }
@@ -243,7 +256,7 @@ fn partitions_are_mapped() {
         .expect(4)
         .says(&["this server has no partition \"none\"", "default, hdd, p2, ssd"]);
     let map = ["--partition-map", "old=ssd", "--partition-map", "default=hdd"];
-    moves(servers, "parts", &map);
+    moves(servers, "parts", &map, &[PARTITION]);
     let on = |folder: &str| {
         let mbpath = "/usr/lib/cyrus/bin/mbpath";
         servers.target.run_as_cyrus(&[mbpath, folder]).unwrap()
@@ -259,7 +272,7 @@ fn partitions_are_mapped() {
     // Back to where he came from, by the same map.
     let there = fingerprint(&servers.target, "parts", &[]);
     servers.mbcopy(&["reverse", "user.parts"]).expect(0);
-    assert_same(&there, &fingerprint(&servers.source, "parts", &[]), &[]);
+    assert_same(&there, &fingerprint(&servers.source, "parts", &[]), &[PARTITION]);
     let path = servers.source.run_as_cyrus(&["/usr/lib/cyrus/bin/mbpath", "user.parts.a"]).unwrap();
     assert!(path.starts_with("/var/spool/cyrus/old/"), "{path}");
 }
@@ -277,7 +290,7 @@ fn nobody_gets_a_new_inbox_where_autocreate_is_on() {
     for user in ["early", "late"] {
         Seed::new(&servers.source, user).small().unwrap();
     }
-    moves(servers, "late", &[]);
+    moves(servers, "late", &[], &[]);
 
     // Who logs in at the wrong server too early gets a mailbox, and stays where he is.
     servers.push("user.early", &["--copy-only"]).expect(0);
@@ -294,18 +307,31 @@ fn nobody_gets_a_new_inbox_where_autocreate_is_on() {
 fn quota_roots_at_and_below_and_above_the_user() {
     let servers = Servers::fresh();
     servers.accounts(&["roots", "under"]);
-    for user in ["roots", "under"] {
-        Seed::new(&servers.source, user).small().unwrap();
-    }
+    Seed::new(&servers.source, "roots").small().unwrap();
     let mut admin = servers.source.admin().unwrap();
     admin.command("SETQUOTA user.roots.a (STORAGE 50000 MESSAGE 1000)").unwrap();
     admin.logout();
-    moves(&servers, "roots", &[]);
+    moves(&servers, "roots", &[], &[]);
     let mut admin = servers.target.admin().unwrap();
     let reply = admin.command("GETQUOTA user.roots.a").unwrap();
     let quota = reply.of("QUOTA").next().unwrap()[2].to_string();
     assert!(quota.contains("50000") && quota.contains("1000"), "{quota}");
-    assert_eq!(shell(&servers.target, "su cyrus -s /bin/sh -c '/usr/lib/cyrus/bin/quota -q'"), "");
+    counted(&servers.target, "roots");
+
+    // Who has no root of his own is under one of several users.
+    let mut admin = servers.source.admin().unwrap();
+    admin.command("CREATE user.under").unwrap();
+    admin.command("SETQUOTA user (STORAGE 900000)").unwrap();
+    admin.logout();
+    folders(&servers.source, "under", &["INBOX.a".into(), "INBOX.up^down".into()]);
+    moves(&servers, "under", &[], &["quota"]);
+}
+
+/// The server's own Cyrus counts what its quota roots say.
+#[track_caller]
+fn counted(host: &Host, user: &str) {
+    let said = host.run_as_cyrus(&["/usr/lib/cyrus/bin/quota", "-f", "-q", "-u", user]).unwrap();
+    assert!(!said.contains("usage was"), "{said}");
 }
 
 #[test]
@@ -313,7 +339,7 @@ fn unusual_names_and_empty_mailboxes() {
     let both: Options = &[("unixhierarchysep", "yes"), ("altnamespace", "yes")];
     let layout = Layout::of(both, both);
     let servers = &layout.there;
-    let users = ["first.last", "with^caret", "nothing"];
+    let users = ["first.last", "nothing"];
     servers.accounts(&users);
     let long = "x".repeat(200);
     let deep: String = (0..40).map(|n| format!("level{n}")).collect::<Vec<_>>().join("/");
@@ -322,17 +348,14 @@ fn unusual_names_and_empty_mailboxes() {
         "with space",
         "Entwürfe",
         "日本語/メール",
-        "up^down",
         "a&b",
         "~home",
         "emoji 📬",
         "-dash",
         "+plus",
-        "%",
     ]
     .iter()
     .map(|name| (*name).to_owned())
-    .filter(|name| name != "%")
     .chain([long, deep])
     .collect();
     for user in ["first.last", "nothing"] {
@@ -341,7 +364,7 @@ fn unusual_names_and_empty_mailboxes() {
         admin.logout();
     }
     folders(&servers.source, "first.last", &names);
-    moves(servers, "first.last", &[]);
+    moves(servers, "first.last", &[], &[]);
 
     let before = fingerprint(&servers.source, "nothing", &[]);
     servers.push("user/nothing", &[]).expect(0);
@@ -357,7 +380,7 @@ fn a_user_with_two_thousand_folders() {
     Seed::new(&servers.source, "many").small().unwrap();
     let names: Vec<String> = (0..2000).map(|n| format!("INBOX.f{}.n{n}", n % 20)).collect();
     folders(&servers.source, "many", &names);
-    let pushed = moves(&servers, "many", &["--json"]);
+    let pushed = moves(&servers, "many", &["--json"], &[]);
     let report = pushed.report().unwrap();
     println!("2,000 folders: frozen for {} ms", report["freeze_ms"]);
 }
@@ -372,5 +395,5 @@ fn a_message_of_two_hundred_megabytes() {
     let line = [&[b'x'; 76][..], b"\r\n"].concat();
     large.bytes.extend(line.repeat((200 << 20) / line.len()));
     servers.source.imap("large").unwrap().append("INBOX", &[large]).unwrap();
-    moves(&servers, "large", &[]);
+    moves(&servers, "large", &[], &[]);
 }

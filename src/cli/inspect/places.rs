@@ -11,6 +11,9 @@ use crate::show::{self, Document, Flaw, Kind};
 use bytes::Bytes;
 use std::path::{Path, PathBuf};
 
+/// Whether a record of a shared database is the user's, by its key.
+type Wanted<'a> = dyn Fn(&[u8]) -> bool + 'a;
+
 type Failed = Box<dyn std::error::Error>;
 
 /// The files of a mailbox, in the order in which they are read.
@@ -109,7 +112,7 @@ impl UserPlaces {
     pub fn parts(&self, config: &Config) -> Vec<(PathBuf, Result<Document, Flaw>)> {
         let annotations = |key: &[u8]| self.owns_annotation(key);
         let quotas = |key: &[u8]| self.mailboxes.iter().any(|(e, _)| e.name.as_bytes() == key);
-        let mut wanted: Vec<(DbKind, Kind, &dyn Fn(&[u8]) -> bool)> =
+        let mut wanted: Vec<(DbKind, Kind, &Wanted<'_>)> =
             vec![(DbKind::Annotations, Kind::Annotations, &annotations)];
         if config.db_engine(DbKind::Quota) != Engine::QuotaLegacy {
             wanted.push((DbKind::Quota, Kind::Quota, &quotas));
