@@ -50,7 +50,7 @@ fn moves(servers: &Servers, user: &str, options: &[&str], known: &[&str]) -> Pus
     let before = fingerprint(&servers.source, user, &[]);
     assert!(before.errors.is_empty(), "{:?}", before.errors);
     assert!(before.messages().count() > 0, "{user} has no messages");
-    let pushed = servers.push(&format!("user.{user}"), options).expect(0);
+    let pushed = servers.push(&format!("user/{user}"), options).expect(0);
     assert_same(&before, &fingerprint(&servers.target, user, &[]), known);
     accepted(&servers.target, &["-u", user]);
     pushed
@@ -67,6 +67,22 @@ fn accepted(host: &Host, what: &[&str]) {
     // A date that it would derive in another way is no difference that anybody sees.
     let complaints = said.lines().filter(|line| !line.contains("mismatch: sentdate"));
     assert_eq!(complaints.collect::<Vec<_>>(), Vec::<&str>::new());
+}
+
+/// A filesystem in memory, on a directory of a host.
+struct Mounted(Host, &'static str);
+
+impl Mounted {
+    fn new(host: &Host, path: &'static str) -> Mounted {
+        shell(host, &format!("mount -t tmpfs -o mode=700 none {path} && chown cyrus:mail {path}"));
+        Mounted(host.clone(), path)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = self.0.run(&["umount", "-l", self.1]);
+    }
 }
 
 fn shell(host: &Host, script: &str) -> String {
@@ -168,6 +184,9 @@ fn metadata_are_on_partitions_of_their_own() {
         &[],
     );
     let source = &layout.there.source;
+    source.run_as_cyrus(&["mkdir", "-p", "/var/spool/cyrus/meta"]).unwrap();
+    // On a filesystem of its own, as for what such partitions are made.
+    let _mounted = Mounted::new(source, "/var/spool/cyrus/meta");
     source
         .run_as_cyrus(&["mkdir", "-p", "/var/spool/cyrus/meta", "/var/spool/cyrus/meta-p2"])
         .unwrap();
@@ -262,7 +281,7 @@ fn partitions_are_mapped() {
         servers.target.run_as_cyrus(&[mbpath, folder]).unwrap()
     };
     for (folder, partition) in
-        [("user.parts", "hdd"), ("user.parts.a", "ssd"), ("user.parts.a.b", "hdd")]
+        [("user.parts", "hdd"), ("user.parts.a", "ssd"), ("user.parts.a.b", "ssd")]
     {
         let path = on(folder);
         assert!(path.starts_with(&format!("/var/spool/cyrus/{partition}/")), "{folder}: {path}");
@@ -318,13 +337,22 @@ fn quota_roots_at_and_below_and_above_the_user() {
     assert!(quota.contains("50000") && quota.contains("1000"), "{quota}");
     counted(&servers.target, "roots");
 
-    // Who has no root of his own is under one of several users.
+    // A tree that is under the root of a larger one.
     let mut admin = servers.source.admin().unwrap();
-    admin.command("CREATE user.under").unwrap();
-    admin.command("SETQUOTA user (STORAGE 900000)").unwrap();
+    for command in ["CREATE team", "CREATE team.sales", "SETQUOTA team (STORAGE 900000)"] {
+        admin.command(command).unwrap();
+    }
+    admin.command("SETACL team.sales under lrswipkxte").unwrap();
     admin.logout();
-    folders(&servers.source, "under", &["INBOX.a".into(), "INBOX.up^down".into()]);
-    moves(&servers, "under", &[], &["quota"]);
+    folders(&servers.source, "under", &["team.sales.a".into(), "team.sales.up^down".into()]);
+    let look = |host| {
+        let take = Take::default();
+        Fingerprint::take_tree(host, "team.sales", &["under"], &take).unwrap()
+    };
+    let before = look(&servers.source);
+    servers.push("team.sales", &[]).expect(0);
+    assert_same(&before, &look(&servers.target), &["quota"]);
+    accepted(&servers.target, &["-r", "team.sales"]);
 }
 
 /// The server's own Cyrus counts what its quota roots say.
