@@ -8,20 +8,21 @@
 #   make static   target/static/mbcopy, which starts on every Linux
 #   make power    a hundred power cuts of each server in the middle of moves
 #   make chaos    five hundred moves with harm at random (RUNS=, SEED=)
+#   make fuzz     any bytes at every parser, ten minutes each (FUZZ_TIME=, FUZZ_TARGETS=)
 #   make bench    push beside rsync, XFER and sync_client; make microbench: formats and wire
 #   make lint     formatting, clippy, licences; make audit: advisories
 
 CARGO ?= cargo
 LAB := tests/lab/lab.sh
 
-.PHONY: demo test matrix versions static chaos power bench microbench lint audit tools lab lab-down
+.PHONY: demo test matrix versions static chaos power fuzz bench microbench lint audit tools lab lab-down
 
 demo: lab
 	$(CARGO) build --release --bin mbcopy
 	$(CARGO) run -p mbcopy-lab --bin lab -- demo --mbcopy target/release/mbcopy
 
 test: lab
-	$(CARGO) test --workspace --features mbcopy/faults --lib --bins --test spools --test ssh
+	$(CARGO) test --workspace --features mbcopy/faults --lib --bins --test parsers --test spools --test ssh
 	$(CARGO) test --workspace --features mbcopy/faults --test servers -- --test-threads=1
 
 matrix: lab
@@ -52,6 +53,16 @@ chaos: lab
 	$(CARGO) build --bin mbcopy --features mbcopy/faults
 	$(CARGO) run -p mbcopy-lab --bin lab -- chaos --runs $(RUNS) --seed $(SEED) \
 		--mbcopy target/debug/mbcopy $(if $(OUT),--out $(OUT))
+
+FUZZ_TIME ?= 600
+FUZZ_TARGETS ?= $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
+
+fuzz:
+	command -v cargo-fuzz >/dev/null || $(CARGO) install --locked cargo-fuzz
+	$(CARGO) run --release --manifest-path fuzz/Cargo.toml --example corpus
+	for target in $(FUZZ_TARGETS); do \
+		$(CARGO) fuzz run --sanitizer none $$target -- -max_total_time=$(FUZZ_TIME) \
+			-max_len=20000 -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 || exit 1; done
 
 lint:
 	$(CARGO) fmt --all --check

@@ -3,7 +3,8 @@
 //! A move has three processes: the coordinator ([`push`]) and an agent on each
 //! server ([`source`], [`target`]), which speak the protocol of [`wire`]. What
 //! they know of Cyrus is in [`cyrus`], pure; what touches the machine is in
-//! [`host`]. [`moves`] says what a move is, and remembers it.
+//! [`host`]. [`moves`] says what a move is, and remembers it. [`show`] makes
+//! documents of what is read, for people.
 
 pub mod agent;
 pub mod cli;
@@ -14,6 +15,7 @@ pub mod inspect;
 pub mod inventory;
 pub mod moves;
 pub mod push;
+pub mod show;
 pub mod source;
 pub mod target;
 pub mod transport;

@@ -2,6 +2,7 @@
 
 mod agent;
 mod console;
+mod inspect;
 mod log;
 mod purge;
 mod push;
@@ -69,6 +70,9 @@ enum Command {
     Status(status::StatusArgs),
     /// Compare what this server and another one have of a user; changes nothing
     Verify(verify::VerifyArgs),
+    /// Show what mbcopy reads in a file or a mailbox of Cyrus's, or in a whole user, of
+    /// any version; changes nothing
+    Inspect(inspect::InspectArgs),
     /// Serve one side of a move on standard input and output
     #[command(hide = true)]
     Agent(agent::AgentArgs),
@@ -86,6 +90,7 @@ pub fn main() -> ExitCode {
         Command::Purge(args) => purge::run(&cli.common, args),
         Command::Status(args) => status::run(&cli.common, args),
         Command::Verify(args) => verify::run(&cli.common, args),
+        Command::Inspect(args) => inspect::run(&cli.common, args),
         Command::Agent(args) => agent::run(&cli.common, args),
     }
 }

@@ -11,6 +11,7 @@ mod crash;
 mod engines;
 mod failures;
 mod forgotten;
+mod layouts;
 mod live;
 mod offline;
 mod old_live;
