@@ -197,7 +197,7 @@ fn time(text: &str, zone: &TimeZone) -> Result<i64, String> {
     let local = text.parse::<civil::DateTime>().map_err(|_| {
         format!("{text:?} is no time; write 2026-11-28 22:00, or 2026-11-28T22:00+01:00")
     })?;
-    let zoned = local.to_zoned(zone.clone()).map_err(|e| e.to_string())?;
+    let zoned = local.to_zoned_datetime(zone.clone()).map_err(|e| e.to_string())?;
     Ok(zoned.timestamp().as_millisecond())
 }
 

@@ -195,7 +195,7 @@ fn field(text: &str) -> String {
 /// Milliseconds since 1970 as people write it here.
 fn time(ms: i64) -> String {
     jiff::Timestamp::from_millisecond(ms)
-        .map(|time| time.to_zoned(jiff::tz::TimeZone::system()).strftime("%F %T").to_string())
+        .map(|time| time.to_zoned_datetime(jiff::tz::TimeZone::system()).strftime("%F %T").to_string())
         .unwrap_or_default()
 }
 

@@ -154,7 +154,7 @@ impl Run<'_> {
     }
 
     fn situation(&self, control: Control) -> Result<Situation, StoreError> {
-        let clock = jiff::Zoned::now();
+        let clock = jiff::ZonedDateTime::now();
         Ok(Situation {
             now: now_ms(),
             minute: (clock.hour() as u16) * 60 + clock.minute() as u16,

@@ -192,14 +192,12 @@ impl How {
 
     /// Options of every push of the run.
     fn of_each(&self) -> Vec<OsString> {
-        let share = MoveOptions {
+        let mut share = self.each.clone();
+        share.copy_only = false;
+        share.bwlimit = match share.bwlimit {
+            0 => 0,
             // At least something, where the limit is smaller than the number of jobs.
-            bwlimit: match self.each.bwlimit {
-                0 => 0,
-                limit => (limit / u64::from(self.jobs)).max(1),
-            },
-            copy_only: false,
-            ..self.each.clone()
+            limit => (limit / u64::from(self.jobs)).max(1),
         };
         share.to_arguments()
     }

@@ -155,7 +155,9 @@ pub(super) fn plan(common: &Common, args: PlanArgs) -> Done {
 }
 
 fn dry(each: &MoveOptions) -> Vec<std::ffi::OsString> {
-    let mut arguments = MoveOptions { copy_only: false, ..each.clone() }.to_arguments();
+    let mut dry = each.clone();
+    dry.copy_only = false;
+    let mut arguments = dry.to_arguments();
     arguments.push("--dry-run".into());
     arguments
 }

@@ -67,7 +67,7 @@ pub(super) fn start(common: &Common, args: StartArgs) -> Done {
         cyrus_bin: common.cyrus_bin.clone(),
     };
     store.set_remark(OPTIONS, &serde_json::to_string(&started).map_err(Failure::failed)?)?;
-    let mut teller = Teller::new(common, args.json);
+    let teller = Teller::new(common, args.json);
     nobody.iter().for_each(|text| teller.say(text));
     if begun {
         teller.say(&format!(
