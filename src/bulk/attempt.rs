@@ -167,13 +167,12 @@ impl Launcher {
         };
         let role = if job.task == Task::Reverse { "target" } else { "source" };
         let known = String::from_utf8_lossy(&output.stdout);
-        let done = known.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).any(
-            |line| {
+        let done =
+            known.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).any(|line| {
                 line["move_id"] == ended.move_id.as_str()
                     && line["role"] == role
                     && line["state"] == state::DONE
-            },
-        );
+            });
         if done {
             ended.outcome = Outcome::Done;
             (ended.text, ended.advice) = (String::new(), String::new());
@@ -288,7 +287,11 @@ fn of_report(report: &Value, said: &Output) -> Ended {
             n => format!(" (and {} more)", n - 1),
         };
         let named = format!("{}{more}", problem(first));
-        why = if why.is_empty() || outcome == Outcome::Refused { named } else { format!("{why}: {named}") };
+        why = if why.is_empty() || outcome == Outcome::Refused {
+            named
+        } else {
+            format!("{why}: {named}")
+        };
         if outcome == Outcome::Refused && !text(first, "advice").is_empty() {
             advice = text(first, "advice");
         }
@@ -310,7 +313,11 @@ fn of_report(report: &Value, said: &Output) -> Ended {
     Ended {
         outcome,
         move_id: text(report, "move_id"),
-        size: if in_report.0 > 0 { in_report } else { said.planned.as_ref().map(size).unwrap_or_default() },
+        size: if in_report.0 > 0 {
+            in_report
+        } else {
+            said.planned.as_ref().map(size).unwrap_or_default()
+        },
         sent: (number(report, "messages_sent"), number(report, "bytes_sent")),
         freeze_ms: float("freeze_ms"),
         total_ms: float("total_ms"),
@@ -408,8 +415,7 @@ mod tests {
         launcher.conclude(job, status.code()).await
     }
 
-    const PLANNED: &str =
-        r#"{"event":"planned","move_id":"0011223344556677","mailboxes":3,"messages":20,"bytes":200}"#;
+    const PLANNED: &str = r#"{"event":"planned","move_id":"0011223344556677","mailboxes":3,"messages":20,"bytes":200}"#;
 
     #[tokio::test]
     async fn each_task_has_its_command() {
@@ -437,7 +443,8 @@ mod tests {
                  "text":"cannot be read","advice":"mend it"},
                 {"severity":"bad-message","server":"bw1","mailbox":"user.x","uid":5,"text":"nor this"}],
             "failure":{"text":"2 message(s) cannot be copied","state":"as before","advice":"again"}}"#;
-        let (_dir, launcher) = launcher(&format!("cat <<'E'\n{PLANNED}\n{}\nE\nexit 4", report.replace('\n', " ")));
+        let (_dir, launcher) =
+            launcher(&format!("cat <<'E'\n{PLANNED}\n{}\nE\nexit 4", report.replace('\n', " ")));
         let ended = run(&launcher, &job(Task::Move)).await;
         assert_eq!(ended.outcome, Outcome::Refused);
         assert_eq!((ended.size, ended.sent), ((3, 20, 200), (5, 50)));

@@ -1,8 +1,8 @@
 //! Metrics for Prometheus: its text format, by HTTP or as a file for
 //! node_exporter's textfile collector.
 
-use super::status::Status;
 use super::state::State;
+use super::status::Status;
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -108,7 +108,8 @@ fn answer(mut stream: TcpStream, text: &str) -> io::Result<()> {
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut request = Vec::new();
     let mut buffer = [0; 1024];
-    while !request.windows(4).any(|end| end == b"\r\n\r\n") && (request.len() as u64) < MAX_REQUEST {
+    while !request.windows(4).any(|end| end == b"\r\n\r\n") && (request.len() as u64) < MAX_REQUEST
+    {
         match stream.read(&mut buffer)? {
             0 => break,
             n => request.extend_from_slice(buffer.get(..n).unwrap_or_default()),

@@ -134,12 +134,12 @@ fn header(fields: &[String]) -> Result<Option<Vec<usize>>, String> {
         return Ok(None);
     }
     let columns = fields.iter().map(|field| {
-        column(field).ok_or_else(|| {
-            format!("{field:?} is no column; there are {}", COLUMNS.join(", "))
-        })
+        column(field)
+            .ok_or_else(|| format!("{field:?} is no column; there are {}", COLUMNS.join(", ")))
     });
     let columns: Vec<usize> = columns.collect::<Result<_, _>>()?;
-    let twice = columns.iter().enumerate().find(|(at, c)| columns.iter().take(*at).any(|o| o == *c));
+    let twice =
+        columns.iter().enumerate().find(|(at, c)| columns.iter().take(*at).any(|o| o == *c));
     match twice {
         Some((at, _)) => Err(format!("the column {:?} is there twice", fields[at])),
         None => Ok(Some(columns)),
@@ -246,10 +246,7 @@ mod tests {
         let lines = read("user.a*\nuser.%\npartition:ssd\n").unwrap();
         let whom: Vec<_> = lines.into_iter().map(|line| line.whom).collect();
         let pattern = |text: &str| Whom::Pattern(text.into());
-        assert_eq!(
-            whom,
-            [pattern("user.a*"), pattern("user.%"), Whom::Partition("ssd".into())]
-        );
+        assert_eq!(whom, [pattern("user.a*"), pattern("user.%"), Whom::Partition("ssd".into())]);
     }
 
     #[test]

@@ -51,8 +51,11 @@ pub struct Figures {
 impl Figures {
     /// The figures of a run.
     pub fn of(store: &Store) -> Result<Self, StoreError> {
-        let mut figures =
-            Self { freezes: vec![0; FREEZES.len() + 1], throughput: vec![0.0; BARS], ..Self::default() };
+        let mut figures = Self {
+            freezes: vec![0; FREEZES.len() + 1],
+            throughput: vec![0.0; BARS],
+            ..Self::default()
+        };
         let mut freezes: Vec<f64> = Vec::new();
         store.each_attempt(|started, ended, sent, freeze| {
             let (first, last) = figures.span.unwrap_or((started, ended));
@@ -68,12 +71,19 @@ impl Figures {
             }
         })?;
         freezes.sort_unstable_by(f64::total_cmp);
-        let part = |of: f64| freezes.get(((freezes.len() as f64 - 1.0) * of).round() as usize).copied();
+        let part =
+            |of: f64| freezes.get(((freezes.len() as f64 - 1.0) * of).round() as usize).copied();
         figures.freeze = part(0.5).zip(part(0.95)).zip(part(1.0)).map(|((m, p), x)| (m, p, x));
         if let Some((first, last)) = figures.span {
             let width = ((last - first) as f64 / BARS as f64).max(1.0);
             store.each_attempt(|started, ended, sent, _| {
-                spread(&mut figures.throughput, (started - first) as f64, (ended - first) as f64, width, sent);
+                spread(
+                    &mut figures.throughput,
+                    (started - first) as f64,
+                    (ended - first) as f64,
+                    width,
+                    sent,
+                );
             })?;
         }
         Ok(figures)
@@ -171,7 +181,8 @@ fn problems(user: &User) -> Vec<Value> {
 fn differences(store: &Store) -> Result<BTreeMap<String, u64>, StoreError> {
     let mut named: BTreeMap<String, u64> = BTreeMap::new();
     store.each_user(|user| {
-        if !matches!(user.state, super::state::State::Moved | super::state::State::MovedWithLosses) {
+        if !matches!(user.state, super::state::State::Moved | super::state::State::MovedWithLosses)
+        {
             return;
         }
         let detail: Value = serde_json::from_str(&user.detail).unwrap_or_default();
@@ -195,7 +206,9 @@ fn field(text: &str) -> String {
 /// Milliseconds since 1970 as people write it here.
 fn time(ms: i64) -> String {
     jiff::Timestamp::from_millisecond(ms)
-        .map(|time| time.to_zoned_datetime(jiff::tz::TimeZone::system()).strftime("%F %T").to_string())
+        .map(|time| {
+            time.to_zoned_datetime(jiff::tz::TimeZone::system()).strftime("%F %T").to_string()
+        })
         .unwrap_or_default()
 }
 
@@ -256,7 +269,11 @@ pub(super) mod tests {
                 freeze_ms: if good { 40.0 * (at + 1) as f64 } else { 0.0 },
                 total_ms: 30_000.0,
                 serving: if good { "bw2" } else { "bw1" }.into(),
-                text: if outcome == Outcome::Done { String::new() } else { format!("{outcome:?}: \"why\"") },
+                text: if outcome == Outcome::Done {
+                    String::new()
+                } else {
+                    format!("{outcome:?}: \"why\"")
+                },
                 advice: "do <this>".into(),
                 detail: detail.into(),
                 at: started + 30_000,

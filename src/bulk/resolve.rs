@@ -212,14 +212,23 @@ impl<'a> Source<'a> {
             return own;
         }
         let prefix = format!("{}{}", top.name, self.separator);
-        let below = self.by_name.range(prefix.as_str()..).take_while(|(n, _)| n.starts_with(&prefix));
+        let below =
+            self.by_name.range(prefix.as_str()..).take_while(|(n, _)| n.starts_with(&prefix));
         below.fold(own, |sum, (_, t)| (sum.0 + t.mailboxes, sum.1 + t.messages, sum.2 + t.bytes))
     }
 
     /// A typed name with this server's separator (as `MailboxName::from_external`).
     fn own_form(&self, typed: &str) -> String {
         let swap = |from: char, to: char, dot: char| {
-            let change = |c| if c == from { to } else if c == to { dot } else { c };
+            let change = |c| {
+                if c == from {
+                    to
+                } else if c == to {
+                    dot
+                } else {
+                    c
+                }
+            };
             typed.chars().map(change).collect()
         };
         match self.separator {
@@ -245,39 +254,46 @@ impl<'a> Source<'a> {
         };
         match gone {
             0 => format!("{place}{whom} matches nobody on the source"),
-            n => format!("{place}{whom} matches nobody on the source any more; {n} are away by now"),
+            n => {
+                format!("{place}{whom} matches nobody on the source any more; {n} are away by now")
+            }
         }
     }
 }
 
 /// Matches as IMAP's LIST does: `*` any text, `%` any text without separators.
 fn matches(pattern: &[char], name: &str, separator: char) -> bool {
-    // The places of the pattern that the text read so far leads to.
-    let mut places: BTreeSet<usize> = BTreeSet::from([0]);
-    let spread = |places: &mut BTreeSet<usize>| {
-        let mut at = 0;
-        while at < pattern.len() {
-            if places.contains(&at) && matches!(pattern[at], '*' | '%') {
-                places.insert(at + 1);
+    // Whether the text read so far leads to each place of the pattern.
+    let mut places = vec![false; pattern.len() + 1];
+    let spread = |places: &mut [bool]| {
+        for at in 0..pattern.len() {
+            if places[at] && matches!(pattern[at], '*' | '%') {
+                places[at + 1] = true;
             }
-            at += 1;
         }
     };
+    places[0] = true;
     spread(&mut places);
     for c in name.chars() {
-        let mut next = BTreeSet::new();
-        for at in &places {
-            match pattern.get(*at) {
-                Some('*') => _ = next.insert(*at),
-                Some('%') if c != separator => _ = next.insert(*at),
-                Some(p) if *p == c => _ = next.insert(at + 1),
-                _ => {}
+        // From the end, so that each place is read before it is written.
+        let mut after = false;
+        for at in (0..=pattern.len()).rev() {
+            let here = places[at];
+            let (stays, goes) = match pattern.get(at) {
+                Some('*') => (here, false),
+                Some('%') => (here && c != separator, false),
+                Some(p) => (false, here && *p == c),
+                None => (false, false),
+            };
+            if at < pattern.len() {
+                places[at + 1] = after || goes;
             }
+            after = stays;
         }
-        spread(&mut next);
-        places = next;
+        places[0] = after;
+        spread(&mut places);
     }
-    places.contains(&pattern.len())
+    places[pattern.len()]
 }
 
 #[cfg(test)]
@@ -292,7 +308,14 @@ mod tests {
     }
 
     fn shared(name: &str) -> Top {
-        Top { name: name.into(), partition: "default".into(), mailboxes: 1, messages: 2, bytes: 10, ..Top::default() }
+        Top {
+            name: name.into(),
+            partition: "default".into(),
+            mailboxes: 1,
+            messages: 2,
+            bytes: 10,
+            ..Top::default()
+        }
     }
 
     fn tops() -> Vec<Top> {
@@ -359,14 +382,15 @@ mod tests {
              line 3: the partition \"hdd\" matches nobody on the source"
         );
         assert!(error("user.alm*").ends_with("any more; 1 are away by now"));
-        assert!(error("nobody\nuser.noone").contains("nobody of the plan: user/nobody, user.noone"));
+        assert!(
+            error("nobody\nuser.noone").contains("nobody of the plan: user/nobody, user.noone")
+        );
     }
 
     #[test]
     fn each_user_has_one_destination() {
-        let place = |text, to| {
-            resolve(&plan::parse(text, &TimeZone::UTC).unwrap(), &tops(), false, to)
-        };
+        let place =
+            |text, to| resolve(&plan::parse(text, &TimeZone::UTC).unwrap(), &tops(), false, to);
         let error = place("user.ann", None).unwrap_err();
         assert_eq!(error, ResolveError::NoDestination("user.ann".into()));
         let error = place("user.ann,bw2\nann,bw2,ssd", None).unwrap_err();

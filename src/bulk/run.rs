@@ -74,7 +74,14 @@ pub async fn run(
     watcher: &mut dyn Watcher,
     stop: &Stop,
 ) -> Result<Finish, StoreError> {
-    let mut run = Run { store, options, attempts: JoinSet::new(), jobs: HashMap::new(), failing: 0, failed_at: 0 };
+    let mut run = Run {
+        store,
+        options,
+        attempts: JoinSet::new(),
+        jobs: HashMap::new(),
+        failing: 0,
+        failed_at: 0,
+    };
     run.recover(watcher).await?;
     let mut waiting = None;
     let mut told_to_stop = false;
@@ -169,7 +176,11 @@ impl Run<'_> {
     }
 
     /// Starts the next attempt; whether there was one.
-    fn start(&mut self, unfinished_only: bool, watcher: &mut dyn Watcher) -> Result<bool, StoreError> {
+    fn start(
+        &mut self,
+        unfinished_only: bool,
+        watcher: &mut dyn Watcher,
+    ) -> Result<bool, StoreError> {
         let Some(mut job) = self.store.claim(now_ms(), unfinished_only)? else { return Ok(false) };
         match self.options.launcher.start(&job) {
             Ok(mut child) => {
@@ -206,7 +217,12 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn note(&mut self, job: &Job, ended: &Ended, watcher: &mut dyn Watcher) -> Result<(), StoreError> {
+    fn note(
+        &mut self,
+        job: &Job,
+        ended: &Ended,
+        watcher: &mut dyn Watcher,
+    ) -> Result<(), StoreError> {
         let state = self.store.ended(job, ended, &self.options.retries)?;
         match ended.outcome {
             outcome if outcome.is_contagious() => {
@@ -278,22 +294,42 @@ mod tests {
     fn begin(users: &[&str], script: &str) -> (tempfile::TempDir, Store, Options) {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("mbcopy");
-        let counting = format!("for last; do :; done; user=$(eval echo \\${{$(($# - 1))}})\n\
-                                echo $user >> {}/pushed\n{script}\n", dir.path().display());
+        let counting = format!(
+            "for last; do :; done; user=$(eval echo \\${{$(($# - 1))}})\n\
+                                echo $user >> {}/pushed\n{script}\n",
+            dir.path().display()
+        );
         std::fs::write(&program, format!("#!/bin/sh\n{counting}")).unwrap();
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
         let store = Store::create(dir.path(), "run").unwrap();
-        let planned: Vec<Planned> = users.iter().map(|name| Planned {
-            mailbox: (*name).into(), destination: "bw2".into(), partition: None, not_before: 0,
-            known: true, size: (1, 1, 1),
-        }).collect();
+        let planned: Vec<Planned> = users
+            .iter()
+            .map(|name| Planned {
+                mailbox: (*name).into(),
+                destination: "bw2".into(),
+                partition: None,
+                not_before: 0,
+                known: true,
+                size: (1, 1, 1),
+            })
+            .collect();
         store.add(&planned, Mode::Move, false).unwrap();
         store.begin(Mode::Move).unwrap();
         store.order(Order::Listed).unwrap();
         let options = Options {
-            limits: Limits { jobs: 3, max_failures: None, windows: Windows::default(), pause: Duration::ZERO },
+            limits: Limits {
+                jobs: 3,
+                max_failures: None,
+                windows: Windows::default(),
+                pause: Duration::ZERO,
+            },
             retries: Retries { attempts: 3, pause: Duration::ZERO },
-            launcher: Launcher { program, common: Vec::new(), push: Vec::new(), outputs: store.attempts() },
+            launcher: Launcher {
+                program,
+                common: Vec::new(),
+                push: Vec::new(),
+                outputs: store.attempts(),
+            },
         };
         (dir, store, options)
     }

@@ -112,7 +112,8 @@ impl Status {
 
     /// The run in one line: how many of how many, and what is wrong.
     pub fn line(&self) -> String {
-        let counts = self.states.iter().map(|count| format!("{} {}", count.users, count.state.word()));
+        let counts =
+            self.states.iter().map(|count| format!("{} {}", count.users, count.state.word()));
         let counts: Vec<String> = counts.collect();
         format!("{}: {} users: {}", self.run, self.users, counts.join(", "))
     }

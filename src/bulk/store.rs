@@ -95,7 +95,9 @@ impl Mode {
 }
 
 /// In which order users are taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize,
+)]
 pub enum Order {
     /// The smallest first.
     Smallest,
@@ -262,7 +264,11 @@ impl Store {
     pub fn create(root: &Path, name: &str) -> Result<Self> {
         let directory = root.join(name);
         let io = |source| StoreError::Io { verb: "make", path: directory.clone(), source };
-        DirBuilder::new().recursive(true).mode(0o700).create(directory.join("attempts")).map_err(io)?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory.join("attempts"))
+            .map_err(io)?;
         Self::at(name, directory)
     }
 
@@ -340,7 +346,8 @@ impl Store {
             let path = path.clone();
             move |source| StoreError::Io { verb, path, source }
         };
-        let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).clone();
+        let options =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).clone();
         let mut file = options.open(&path).map_err(io("open"))?;
         if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
             let mut holder = String::new();
@@ -416,14 +423,28 @@ impl Store {
                     let place = user.place();
                     let task = mode.task().word();
                     let row = insert.execute(params![
-                        user.mailbox, place, mailboxes, messages, bytes, task, user.not_before, now
+                        user.mailbox,
+                        place,
+                        mailboxes,
+                        messages,
+                        bytes,
+                        task,
+                        user.not_before,
+                        now
                     ])?;
                     new += row as u64;
                     if row == 0 {
                         known += 1;
                         update.execute(params![
-                            user.mailbox, place, mailboxes, messages, bytes, task,
-                            user.not_before, now, TAKEN_OUT
+                            user.mailbox,
+                            place,
+                            mailboxes,
+                            messages,
+                            bytes,
+                            task,
+                            user.not_before,
+                            now,
+                            TAKEN_OUT
                         ])?;
                     }
                 }
@@ -558,10 +579,11 @@ impl Store {
         self.try_to(|db| {
             let transaction =
                 rusqlite::Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
-            let attempts: u32 =
-                transaction.query_row("SELECT attempts FROM user WHERE id = ?1", [job.user], |row| {
-                    row.get(0)
-                })?;
+            let attempts: u32 = transaction.query_row(
+                "SELECT attempts FROM user WHERE id = ?1",
+                [job.user],
+                |row| row.get(0),
+            )?;
             let (state, pause) = after(job.task, ended.outcome, attempts, retries);
             let uncounted = u32::from(ended.outcome == Outcome::Interrupted);
             let (mailboxes, messages, bytes) = ended.size;
@@ -569,8 +591,14 @@ impl Store {
                 "UPDATE attempt SET ended = ?2, outcome = ?3, messages_sent = ?4, bytes_sent = ?5, \
                  freeze_ms = ?6, total_ms = ?7, text = ?8 WHERE id = ?1",
                 params![
-                    job.attempt, ended.at, ended.outcome.word(), ended.sent.0, ended.sent.1,
-                    ended.freeze_ms, ended.total_ms, ended.text
+                    job.attempt,
+                    ended.at,
+                    ended.outcome.word(),
+                    ended.sent.0,
+                    ended.sent.1,
+                    ended.freeze_ms,
+                    ended.total_ms,
+                    ended.text
                 ],
             )?;
             transaction.execute(

@@ -45,11 +45,13 @@ impl FromStr for Windows {
         let minute = |time: &str| -> Option<u16> {
             let (hour, minute) = time.trim().split_once(':')?;
             let two = |digits: &str| -> Option<u16> {
-                let is = (1..=2).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
+                let is =
+                    (1..=2).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
                 digits.parse().ok().filter(|_| is)
             };
             let (hour, minute) = (two(hour)?, two(minute)?);
-            (hour < 24 && minute < 60 || hour == 24 && minute == 0).then_some((hour * 60 + minute) % DAY)
+            (hour < 24 && minute < 60 || hour == 24 && minute == 0)
+                .then_some((hour * 60 + minute) % DAY)
         };
         let windows = text.split(',').map(|window| {
             let (begin, end) = window.split_once('-').ok_or_else(wrong)?;

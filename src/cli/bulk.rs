@@ -207,7 +207,9 @@ impl Of {
     fn root(&self) -> Result<PathBuf, Failure> {
         match &self.store {
             Some(directory) => Ok(directory.clone()),
-            None => super::request::state_directory().map(|d| d.join("bulk")).map_err(Failure::failed),
+            None => {
+                super::request::state_directory().map(|d| d.join("bulk")).map_err(Failure::failed)
+            }
         }
     }
 
@@ -233,7 +235,8 @@ impl Of {
 /// A name that is a file's name and nothing else.
 fn name_of(name: &str) -> Result<&str, Failure> {
     let fits = |c: char| c.is_alphanumeric() || "._-@".contains(c);
-    match !name.is_empty() && name.len() <= 128 && name.chars().all(fits) && !name.starts_with('.') {
+    match !name.is_empty() && name.len() <= 128 && name.chars().all(fits) && !name.starts_with('.')
+    {
         true => Ok(name),
         false => Err(Failure::usage(format!(
             "{:?} cannot be the name of a run: use letters, digits, and . _ - @",

@@ -80,7 +80,7 @@ fn documents(pushed: &Pushed) -> Vec<serde_json::Value> {
     pushed.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// Has every writer of a server's databases leave its marks in a file, and take some
+/// Has every writer of a server's shared databases leave its marks in a file, and take some
 /// time; the options that have an agent there use it.
 fn watch_writers(host: &Host) {
     shell(
@@ -88,7 +88,8 @@ fn watch_writers(host: &Host) {
         "rm -rf /opt/watched /tmp/writers && mkdir /opt/watched && \
          ln -s /usr/lib/cyrus/bin/* /opt/watched/ && rm /opt/watched/cyr_dbtool && \
          touch /tmp/writers && chmod 666 /tmp/writers && \
-         printf '%s\\n' '#!/bin/sh' 'case \"$*\" in *batch*) ;; *) exec /usr/lib/cyrus/bin/cyr_dbtool \"$@\";; esac' \
+         printf '%s\\n' '#!/bin/sh' 'case \"$*\" in */mbcopy/*) false;; *batch*) ;; *) false;; esac || \
+            exec /usr/lib/cyrus/bin/cyr_dbtool \"$@\"' \
          'echo begin >> /tmp/writers; sleep 0.02' \
          '/usr/lib/cyrus/bin/cyr_dbtool \"$@\"; code=$?' \
          'echo end >> /tmp/writers; exit $code' > /opt/watched/cyr_dbtool && \
@@ -114,7 +115,9 @@ fn assert_healthy(host: &Host, users: &[String]) {
     let said = shell(host, "su -s /bin/sh cyrus -c '/usr/lib/cyrus/bin/quota -f -n' 2>&1");
     assert!(!said.contains("was"), "quota on {host}: {said}");
     for user in users {
-        let command = format!("su -s /bin/sh cyrus -c '/usr/lib/cyrus/bin/reconstruct -n -r user.{user}' 2>&1");
+        let command = format!(
+            "su -s /bin/sh cyrus -c '/usr/lib/cyrus/bin/reconstruct -n -r user.{user}' 2>&1"
+        );
         let said = shell(host, &command);
         let complaints: Vec<&str> = said.lines().filter(|line| line.contains("uid ")).collect();
         assert!(complaints.is_empty(), "reconstruct on {host}: {said}");
@@ -127,7 +130,10 @@ fn eight_moves_at_once_take_turns_on_each_servers_databases() {
     let run = Run::of("turn", 16);
     run.servers.both().into_iter().for_each(watch_writers);
     let ended = run.start(&[
-        "--jobs=8", "--json", "--remote-program=mbcopy-watched", "--cyrus-bin=/opt/watched",
+        "--jobs=8",
+        "--json",
+        "--remote-program=mbcopy-watched",
+        "--cyrus-bin=/opt/watched",
     ]);
     let ended = ended.expect(0);
     let documents = documents(&ended);
@@ -154,11 +160,25 @@ fn eight_moves_at_once_take_turns_on_each_servers_databases() {
 
 #[test]
 fn whatever_is_killed_everybody_is_moved_once() {
-    let run = Run::of("kill", 24);
-    let patterns = ["mbcopy bulk /tmp/users", "mbcopy .*push --json", "agent --role source", "agent --role target"];
+    let run = Run::of("kill", 32);
+    let patterns = [
+        "mbcopy bulk /tmp/users",
+        "mbcopy .*push --json",
+        "agent --role source",
+        "agent --role target",
+    ];
     let command = [
-        "mbcopy", "bulk", "/tmp/users", "--to", "bw2", "--jobs=8", "--attempts=60",
-        "--retry-after=1s", "--route-command=true", "--store", STORE,
+        "mbcopy",
+        "bulk",
+        "/tmp/users",
+        "--to",
+        "bw2",
+        "--jobs=8",
+        "--attempts=60",
+        "--retry-after=1s",
+        "--route-command=true",
+        "--store",
+        STORE,
     ];
     let mut random = 88_172_645_463_325_252_u64;
     let mut next = move |below: u64| {
@@ -172,7 +192,7 @@ fn whatever_is_killed_everybody_is_moved_once() {
     let mut coordinator = run.servers.source.spawn(&command).unwrap();
     loop {
         assert!(began.elapsed() < Duration::from_secs(900), "it does not end: {killed:?}");
-        std::thread::sleep(Duration::from_millis(300 + next(1200)));
+        std::thread::sleep(Duration::from_millis(100 + next(700)));
         if let Some(status) = coordinator.try_wait().unwrap() {
             if status.success() {
                 break;
@@ -180,7 +200,7 @@ fn whatever_is_killed_everybody_is_moved_once() {
             coordinator = run.servers.source.spawn(&command).unwrap();
             continue;
         }
-        let victim = next(5) as usize;
+        let victim = if next(12) == 0 { 4 } else { next(4) as usize };
         match patterns.get(victim) {
             Some(pattern) => {
                 let host = if victim == 3 { &run.servers.target } else { &run.servers.source };
@@ -198,7 +218,7 @@ fn whatever_is_killed_everybody_is_moved_once() {
         }
     }
     println!("killed {killed:?} in {:?}", began.elapsed());
-    assert!(killed.iter().sum::<u32>() > 5, "hardly anything was killed: {killed:?}");
+    assert!(killed.iter().all(|kind| *kind > 0), "not everything was killed: {killed:?}");
     run.users.iter().for_each(|user| run.assert_moved(user));
     assert_healthy(&run.servers.target, &run.users);
     // Each move is in the journal of the target once.
@@ -215,7 +235,8 @@ fn whoever_cannot_be_moved_is_told_why_and_the_others_are_moved() {
     shell(source, &format!("chmod 000 {}/2.", inbox("some01")));
     target.admin().unwrap().command("CREATE user.some03").unwrap();
     shell(source, &format!("truncate -s 50 {}/cyrus.index", inbox("some05")));
-    let mut lines: Vec<String> = run.users.iter().map(|user| format!("user.{user},bw2,,")).collect();
+    let mut lines: Vec<String> =
+        run.users.iter().map(|user| format!("user.{user},bw2,,")).collect();
     lines[7] = "user.some07,bw2,nowhere,".into();
     lines.push("user.nobody,bw2,,".into());
     run.list(&lines);
@@ -247,7 +268,8 @@ fn whoever_cannot_be_moved_is_told_why_and_the_others_are_moved() {
         assert!(said.contains(reason), "{user}: {said}");
     }
     assert_eq!(why.len(), 5, "{why:?}");
-    let moved: Vec<&String> = run.users.iter().filter(|u| !why.contains_key(&format!("user.{u}"))).collect();
+    let moved: Vec<&String> =
+        run.users.iter().filter(|u| !why.contains_key(&format!("user.{u}"))).collect();
     assert_eq!(moved.len(), 8);
     moved.into_iter().for_each(|user| run.assert_moved(user));
 
@@ -273,16 +295,30 @@ fn a_run_is_copied_cut_over_paused_and_taken_back() {
     let all = documents(&again);
     let ended: Vec<_> = all.iter().filter(|document| document["event"] == "ended").collect();
     assert_eq!(ended.len(), 6);
-    let sent: u64 = ended.iter().map(|document| document["bytes_sent"].as_u64().unwrap()).sum();
-    assert!(sent < 100_000, "{sent} bytes were sent again");
+    let sent: u64 = ended.iter().map(|document| document["messages_sent"].as_u64().unwrap()).sum();
+    assert_eq!(sent, 1, "messages were sent again");
 
     // A window that is closed now: nobody is moved, and a drain ends the waiting.
     let hour: u32 = shell(&run.servers.source, "date +%H").trim().parse().unwrap();
     let window = format!("--window={:02}:00-{:02}:00", (hour + 5) % 24, (hour + 6) % 24);
-    let command = ["mbcopy", "bulk", "/tmp/users", "--to", "bw2", "--cutover-only", &window, "--store", STORE];
+    let command = [
+        "mbcopy",
+        "bulk",
+        "/tmp/users",
+        "--to",
+        "bw2",
+        "--cutover-only",
+        &window,
+        "--store",
+        STORE,
+    ];
     let waiting = run.servers.source.spawn(&command).unwrap();
     let began = Instant::now();
-    while !run.bulk(&["status", "--json"]).stdout.contains("\"coordinated\":true,\"users\":6,\"ended\":0") {
+    while !run
+        .bulk(&["status", "--json"])
+        .stdout
+        .contains("\"coordinated\":true,\"users\":6,\"ended\":0")
+    {
         assert!(began.elapsed() < Duration::from_secs(60), "it does not begin");
         std::thread::sleep(Duration::from_millis(200));
     }
@@ -318,7 +354,11 @@ fn a_plan_that_means_nobody_is_an_error() {
     run.start(&[]).expect(2).says(&["the plan names nobody"]);
     run.list(&["user.noone".into()]);
     run.start(&[]).expect(2).says(&["the source has nobody of the plan"]);
-    assert_eq!(shell(&run.servers.source, &format!("ls {STORE} 2>/dev/null || true")), "", "no run is left");
+    assert_eq!(
+        shell(&run.servers.source, &format!("ls {STORE} 2>/dev/null || true")),
+        "",
+        "no run is left"
+    );
     run.bulk(&["status"]).expect(2).says(&["there is no run"]);
     run.bulk(&["user.plan*", "--to", "bw2"]).expect(0).says(&["1 users: 1 moved; over"]);
     run.bulk(&["user.plan*", "--to", "bw2"]).expect(0).says(&["are away by now", "1 moved; over"]);
@@ -346,7 +386,8 @@ fn many_users_and_xfer_beside_it() {
         seed.bulk(messages, Size::Median(8000), 1 + n % 8).unwrap();
     }
     let checked: Vec<&String> = ours.iter().step_by(10).collect();
-    let before: Vec<_> = checked.iter().map(|user| fingerprint(&servers.source, user, &[])).collect();
+    let before: Vec<_> =
+        checked.iter().map(|user| fingerprint(&servers.source, user, &[])).collect();
     shell(&servers.source, &format!("rm -rf {STORE}"));
 
     let began = Instant::now();
@@ -363,7 +404,9 @@ fn many_users_and_xfer_beside_it() {
     let xfer = began.elapsed();
     println!(
         "{users} users: bulk {:.1} s, XFER one after another {:.1} s: {:.2} times as fast",
-        bulk.as_secs_f64(), xfer.as_secs_f64(), xfer.as_secs_f64() / bulk.as_secs_f64()
+        bulk.as_secs_f64(),
+        xfer.as_secs_f64(),
+        xfer.as_secs_f64() / bulk.as_secs_f64()
     );
     for (user, before) in checked.iter().zip(&before) {
         assert_same(before, &fingerprint(&servers.target, user, &[]), &[]);

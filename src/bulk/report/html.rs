@@ -112,7 +112,10 @@ fn freezes(figures: &Figures, to: &mut dyn Write) -> std::io::Result<()> {
         return Ok(());
     }
     let most = figures.freezes.iter().copied().max().unwrap_or(0).max(1) as f64;
-    write!(to, "<figure id=\"freezes\"><figcaption>How long users were frozen</figcaption><table>")?;
+    write!(
+        to,
+        "<figure id=\"freezes\"><figcaption>How long users were frozen</figcaption><table>"
+    )?;
     let used = figures.freezes.iter().rposition(|count| *count > 0).unwrap_or(0);
     for (at, count) in figures.freezes.iter().enumerate().take(used + 1) {
         let class = match FREEZES.get(at) {
@@ -219,7 +222,11 @@ fn details(user: &User, to: &mut dyn Write) -> std::io::Result<()> {
         )?;
     }
     if problems.len() > MAX_PROBLEMS {
-        write!(to, "<li>and {} more; the JSON report has them</li>", problems.len() - MAX_PROBLEMS)?;
+        write!(
+            to,
+            "<li>and {} more; the JSON report has them</li>",
+            problems.len() - MAX_PROBLEMS
+        )?;
     }
     write!(to, "</ul></details>")
 }

@@ -60,7 +60,11 @@ pub(super) fn pause(args: &OfArgs) -> Done {
 }
 
 pub(super) fn drain(args: &OfArgs) -> Done {
-    control(&args.of.open()?, Control::Draining, "draining: it ends when what is under way has ended")
+    control(
+        &args.of.open()?,
+        Control::Draining,
+        "draining: it ends when what is under way has ended",
+    )
 }
 
 fn control(store: &Store, control: Control, text: &str) -> Done {

@@ -82,7 +82,10 @@ pub(super) fn lines(whom: &Whom) -> Result<Vec<Line>, Failure> {
         }
         read(std::io::stdin(), "standard input")?
     } else if Path::new(typed).is_file() {
-        read(std::fs::File::open(typed).map_err(|e| Failure::usage(format!("{typed}: {e}")))?, typed)?
+        read(
+            std::fs::File::open(typed).map_err(|e| Failure::usage(format!("{typed}: {e}")))?,
+            typed,
+        )?
     } else {
         return match plan::Whom::parse(typed) {
             plan::Whom::Name(_) => Err(Failure::usage(format!(
@@ -124,7 +127,8 @@ pub(super) fn resolve(
     let to = whom.to.as_deref();
     let (planned, nobody) = match begun {
         true => resolve::resolve_again(lines, &survey.tops, survey.unix_separator, to),
-        false => resolve::resolve(lines, &survey.tops, survey.unix_separator, to).map(|p| (p, Vec::new())),
+        false => resolve::resolve(lines, &survey.tops, survey.unix_separator, to)
+            .map(|p| (p, Vec::new())),
     }
     .map_err(|e: ResolveError| Failure::usage(e))?;
     let mut seen = std::collections::HashSet::new();
@@ -163,9 +167,8 @@ fn dry(each: &MoveOptions) -> Vec<std::ffi::OsString> {
 }
 
 fn sum(planned: &[Planned], jobs: u16) -> Sum {
-    let add = |sum: (u64, u64, u64), p: &Planned| {
-        (sum.0 + p.size.0, sum.1 + p.size.1, sum.2 + p.size.2)
-    };
+    let add =
+        |sum: (u64, u64, u64), p: &Planned| (sum.0 + p.size.0, sum.1 + p.size.1, sum.2 + p.size.2);
     let (mailboxes, messages, bytes) = planned.iter().fold((0, 0, 0), add);
     let mut destinations = BTreeMap::new();
     planned.iter().for_each(|p| *destinations.entry(p.place()).or_default() += 1);
@@ -194,7 +197,11 @@ fn expected(planned: &[Planned], jobs: u16) -> Duration {
 }
 
 /// Has preflight look at everybody; how many it refuses. Each is told at once.
-async fn ask_about(planned: &[Planned], launcher: &Launcher, args: &PlanArgs) -> Result<u64, Failure> {
+async fn ask_about(
+    planned: &[Planned],
+    launcher: &Launcher,
+    args: &PlanArgs,
+) -> Result<u64, Failure> {
     let outputs = tempfile::tempdir().map_err(Failure::failed)?;
     let launcher = Launcher { outputs: outputs.path().into(), ..launcher.clone() };
     let mut asked = tokio::task::JoinSet::new();
@@ -255,7 +262,11 @@ fn tell(sum: &Sum, json: bool) {
         out(&format!("{} of them are not on this server", sum.not_on_the_source));
     }
     if sum.asked > 0 {
-        out(&format!("preflight: {} could move, {} could not", sum.asked - sum.refused, sum.refused));
+        out(&format!(
+            "preflight: {} could move, {} could not",
+            sum.asked - sum.refused,
+            sum.refused
+        ));
     }
     let (rate, each) = ASSUMED;
     out(&format!(

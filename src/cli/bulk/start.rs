@@ -204,7 +204,8 @@ fn default_name(whom: &Whom) -> Result<String, Failure> {
     if plan == "-" {
         return Err(Failure::usage("a run of standard input needs a name: --run NAME"));
     }
-    let plan = std::path::Path::new(plan).file_name().map(|name| name.to_string_lossy().into_owned());
+    let plan =
+        std::path::Path::new(plan).file_name().map(|name| name.to_string_lossy().into_owned());
     let to = whom.to.as_deref().map_or(String::new(), |to| format!("-to-{to}"));
     let fits = |c: char| if c.is_ascii_alphanumeric() || "._-@".contains(c) { c } else { '_' };
     let name: String = format!("{}{to}", plan.unwrap_or_default()).chars().map(fits).collect();
@@ -226,7 +227,9 @@ async fn watch_signals(stop: Stop) {
             _ = term.recv() => {}
         }
         match stop.fetch_add(1, Ordering::Relaxed) {
-            0 => eprintln!("mbcopy: stopping what is under way where it is safe; once more waits for nothing"),
+            0 => eprintln!(
+                "mbcopy: stopping what is under way where it is safe; once more waits for nothing"
+            ),
             _ => eprintln!("mbcopy: waiting for nothing; what is under way goes on by itself"),
         }
     }
@@ -298,8 +301,10 @@ impl Teller {
         }
         let run = &status.run;
         if status.troubled > 0 {
-            self.say(&format!("why, and what to do: mbcopy bulk report --run {run}\n\
-                               to try them again: mbcopy bulk retry-failed --run {run}"));
+            self.say(&format!(
+                "why, and what to do: mbcopy bulk report --run {run}\n\
+                               to try them again: mbcopy bulk retry-failed --run {run}"
+            ));
         } else if status.ended < status.users {
             self.say(&format!("to go on: the same command, or mbcopy bulk resume --run {run}"));
         }
@@ -311,7 +316,9 @@ impl Watcher for Teller {
     fn event(&mut self, event: Event<'_>) {
         match event {
             Event::Found(job) => {
-                self.document(json!({ "event": "found", "mailbox": job.mailbox, "attempt": job.attempt }));
+                self.document(
+                    json!({ "event": "found", "mailbox": job.mailbox, "attempt": job.attempt }),
+                );
                 self.say(&format!("{}: is under way already", job.mailbox));
             }
             Event::Begun(job) => {
@@ -328,21 +335,34 @@ impl Watcher for Teller {
                     "event": "ended", "mailbox": job.mailbox, "destination": job.place,
                     "task": job.task, "attempt": job.attempt, "outcome": ended.outcome,
                     "state": state, "serving": ended.serving, "messages": ended.size.1,
-                    "bytes": ended.size.2, "bytes_sent": ended.sent.1, "freeze_ms": ended.freeze_ms,
+                    "bytes": ended.size.2, "messages_sent": ended.sent.0,
+                    "bytes_sent": ended.sent.1, "freeze_ms": ended.freeze_ms,
                     "total_ms": ended.total_ms, "reason": ended.text, "advice": ended.advice,
                 }));
                 if !ended.text.is_empty() {
                     self.syslog.error(&format!(
-                        "bulk mailbox={} state={} reason={:?}", job.mailbox, state.word(), ended.text
+                        "bulk mailbox={} state={} reason={:?}",
+                        job.mailbox,
+                        state.word(),
+                        ended.text
                     ));
                     if !self.json {
-                        let _ = writeln!(std::io::stderr(), "{}: {}: {}", job.mailbox, state.word(), ended.text);
+                        let _ = writeln!(
+                            std::io::stderr(),
+                            "{}: {}: {}",
+                            job.mailbox,
+                            state.word(),
+                            ended.text
+                        );
                     }
                 } else {
                     self.say(&format!(
                         "{}: {} ({} messages, {}, frozen {:.0} ms)",
-                        job.mailbox, state.word(), HumanCount(ended.size.1),
-                        HumanBytes(ended.size.2), ended.freeze_ms
+                        job.mailbox,
+                        state.word(),
+                        HumanCount(ended.size.1),
+                        HumanBytes(ended.size.2),
+                        ended.freeze_ms
                     ));
                 }
             }

@@ -108,7 +108,8 @@ fn screen(status: &Status) -> String {
             HumanBytes(count.bytes).to_string()
         );
     }
-    let _ = write!(text, "{} of {} users ended", HumanCount(status.ended), HumanCount(status.users));
+    let _ =
+        write!(text, "{} of {} users ended", HumanCount(status.ended), HumanCount(status.users));
     if status.users_per_hour > 0.0 {
         let _ = write!(
             text,
