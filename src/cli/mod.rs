@@ -67,7 +67,7 @@ enum Command {
     /// Remove for good what this server keeps of users that were moved away
     Purge(purge::PurgeArgs),
     /// Move many users, as far as they can be moved, and go on wherever it stopped
-    Bulk(bulk::BulkArgs),
+    Bulk(Box<bulk::BulkArgs>),
     /// Show the moves that this server knows, and what their states mean
     Status(status::StatusArgs),
     /// Compare what this server and another one have of a user; changes nothing
@@ -87,7 +87,7 @@ pub fn main() -> ExitCode {
         Command::Abort(args) => resume::abort(&cli.common, args),
         Command::Reverse(args) => resume::reverse(&cli.common, args),
         Command::Purge(args) => purge::run(&cli.common, args),
-        Command::Bulk(args) => bulk::run(&cli.common, args),
+        Command::Bulk(args) => bulk::run(&cli.common, *args),
         Command::Status(args) => status::run(&cli.common, args),
         Command::Verify(args) => verify::run(&cli.common, args),
         Command::Agent(args) => agent::run(&cli.common, args),
