@@ -4,6 +4,7 @@ mod admin;
 mod plan;
 mod start;
 mod status;
+mod tell;
 
 use super::Common;
 use super::push::{MoveOptions, USAGE, duration};

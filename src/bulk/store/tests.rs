@@ -1,4 +1,6 @@
 use super::*;
+use crate::bulk::resolve::Planned;
+use crate::bulk::state::Retries;
 
 const RETRIES: Retries = Retries { attempts: 2, pause: Duration::from_secs(30) };
 
