@@ -2,11 +2,11 @@
 //! ones, and are the same but for what is named.
 
 use crate::support::{Pushed, Servers, fingerprint};
-use lab::fingerprint::{self, Fingerprint, volatile};
+use lab::fingerprint::{self, Fingerprint, Take, volatile};
 use lab::host::Host;
 use lab::imap::NewMessage;
 use lab::lmtp::Outcome;
-use lab::seed::{Seed, Size};
+use lab::seed::{self, Seed, Size};
 use lab::workload::{Crew, Route, check};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -44,6 +44,7 @@ fn named(from: Release, to: Release) -> Vec<&'static str> {
 /// Where the fingerprint shows what a name stands for.
 fn keys(name: &str) -> Vec<&'static str> {
     match name {
+        "others" => vec!["others"],
         "lastupdate" => vec![volatile::LASTUPDATE],
         "freespace" => volatile::ALWAYS.to_vec(),
         "userrawquota" => vec!["/shared/vendor/cmu/cyrus-imapd/userrawquota"],
@@ -311,6 +312,28 @@ fn stragglers_are_carried_over_to_3_12() {
     assert_eq!(messages(&source), messages(&target));
     assert!(target.own.mailboxes.contains_key("INBOX.late"));
     assert_eq!(complaints(&servers.target, "late"), "");
+}
+
+/// A tree that nobody owns is locked mailbox by mailbox, by every release.
+#[test]
+fn a_shared_tree_moves_to_3_12_and_back() {
+    let servers = servers(V3_6, V3_12);
+    servers.accounts(&["carl", "dora"]);
+    seed::shared_tree(&servers.source, "team.sales", &["carl", "dora"]).unwrap();
+    let look = |host| {
+        Fingerprint::take_tree(host, "team.sales", &["carl", "dora"], &Take::default()).unwrap()
+    };
+    let before = look(&servers.source);
+    assert!(before.admin.len() >= 5, "{} mailboxes", before.admin.len());
+    servers.push("team.sales", &["--route-command", "true"]).expect(0);
+    // What they have seen there and subscribed to is theirs, and stays.
+    let of_users = ["others"];
+    let known = [&of_users[..], &named(V3_6, V3_12)].concat();
+    assert_same(&before, &look(&servers.target), &known);
+    let late = lab::lmtp::deliver(&servers.source, "+team.sales", b"Subject: late\r\n\r\nx\r\n");
+    assert!(matches!(&late, Outcome::Refused(_, reply) if reply.code / 100 == 4), "{late:?}");
+    servers.mbcopy(&["reverse", "team.sales"]).expect(0);
+    assert_same(&before, &look(&servers.source), &named(V3_12, V3_6));
 }
 
 /// Between what the generated table stands in `docs/cyrus.md`.
