@@ -235,7 +235,7 @@ fn use_home(host: &Host, user: &str) {
     sieve.activate("newer").unwrap();
 }
 
-/// Moves a user with everything there, and back.
+/// Moves a user with everything there, and back, and there again.
 fn there_and_back(from: Release, to: Release) {
     let servers = servers(from, to);
     servers.accounts(&["anna", "bert"]);
@@ -271,6 +271,10 @@ fn there_and_back(from: Release, to: Release) {
     assert_eq!(complaints(&servers.source, "anna"), "");
     ask_for_parts(&servers.source, "anna");
     assert_gone(&servers.target, "anna");
+
+    // A release that meets its own files again, after an older one has had them.
+    servers.push("user.anna", &["--route-command", "true"]).expect(0);
+    assert_same(&home, &look(&servers.target, to, "anna"), &named(from, to));
 }
 
 /// Moves a user while his clients work and mail arrives.
