@@ -3,6 +3,9 @@
 #   make test     everything that must be true
 #   make matrix   every process killed at every point of a move, every message lost, every
 #                 write failing, the disk full at any moment; resumed and aborted
+#   make versions every release of Cyrus in the lab to every other, there and back; writes
+#                 the table in docs/cyrus.md
+#   make static   target/static/mbcopy, which starts on every Linux
 #   make power    a hundred power cuts of each server in the middle of moves
 #   make chaos    five hundred moves with harm at random (RUNS=, SEED=)
 #   make fuzz     any bytes at every parser, ten minutes each (FUZZ_TIME=, FUZZ_TARGETS=)
@@ -12,7 +15,7 @@
 CARGO ?= cargo
 LAB := tests/lab/lab.sh
 
-.PHONY: demo test matrix chaos power fuzz bench microbench lint audit tools lab lab-down
+.PHONY: demo test matrix versions static chaos power fuzz bench microbench lint audit tools lab lab-down
 
 demo: lab
 	$(CARGO) build --release --bin mbcopy
@@ -23,7 +26,14 @@ test: lab
 	$(CARGO) test --workspace --features mbcopy/faults --test servers -- --test-threads=1
 
 matrix: lab
-	$(CARGO) test --workspace --features mbcopy/faults --test servers -- --test-threads=1 --ignored --nocapture
+	$(CARGO) test --workspace --features mbcopy/faults --test servers -- --test-threads=1 --ignored --nocapture \
+		--skip versions::
+
+versions: lab
+	$(CARGO) test --workspace --features mbcopy/faults --test servers versions:: -- --test-threads=1 --ignored --nocapture
+
+static: tools
+	tools/static.sh
 
 power: lab
 	$(CARGO) build --features faults --bin mbcopy
@@ -69,12 +79,13 @@ audit:
 tools:
 	@missing=; for tool in cc debootstrap ip nsenter /usr/sbin/sshd ssh-keygen rsync; do \
 		command -v $$tool >/dev/null || missing=1; done; \
+	ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || missing=1; \
 	if [ -n "$$missing" ]; then \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
-			gcc libc6-dev debootstrap iproute2 util-linux openssh-server openssh-client rsync ca-certificates; fi
+			gcc libc6-dev debootstrap iproute2 util-linux openssh-server openssh-client rsync libfaketime ca-certificates; fi
 
 lab: tools
-	$(LAB) build bookworm
+	for suite in bookworm trixie sid; do $(LAB) build $$suite || exit; done
 
 lab-down:
 	$(LAB) down --all

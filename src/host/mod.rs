@@ -1,6 +1,9 @@
 //! This server: its Cyrus configuration, its databases, its programs and its
 //! locks. What both agents need of the machine they run on.
 
+pub mod imap;
+pub mod imapd;
+pub mod indexlock;
 pub mod ofd;
 pub mod offline;
 pub mod tools;

@@ -235,6 +235,7 @@ impl Push<'_> {
         }
         // The route may or may not lead to the target; make that certain.
         self.run_route_command(&self.change()).await?;
+        self.led_away = self.options.route_command.is_some();
         self.carry_over().await
     }
 

@@ -371,6 +371,7 @@ pub fn mailbox(entry: &MailboxEntry) -> Mailbox {
             Kind::Submission => "submission",
             Kind::PushSubscription => "push-subscription",
             Kind::Sieve => "sieve",
+            Kind::Notification => "notification",
         },
         states: entry.mbtype.flags().iter().map(|flag| state(*flag)).collect(),
         uniqueid: entry.uniqueid.as_ref().map(ToString::to_string),

@@ -8,11 +8,12 @@ use crate::cyrus::db::Engine;
 use crate::cyrus::mboxlist::mbtype::Flag;
 use crate::cyrus::mboxlist::{KeyStyle, MailboxEntry, MailboxList};
 use crate::cyrus::name::{MailboxName, UniqueId};
-use crate::cyrus::path::{DirStyle, Layout, PathError};
+use crate::cyrus::path::{DirStyle, Layout};
 use crate::host::Host;
 use crate::wire::v1::{self, FileKind, failure::Kind, problem::Severity};
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// A mailbox of the user.
@@ -28,8 +29,19 @@ pub struct SourceMailbox {
     pub id_record: (Bytes, Bytes),
     /// Whether it is kept by delayed delete.
     pub deleted: bool,
-    /// Of an older server's disk: its metadata as 3.6 has them.
-    pub converted: Option<Converted>,
+    /// Of an older server: its metadata as 3.6 has them.
+    pub converted: Option<Conversion>,
+}
+
+/// What an old mailbox was converted to; the entry's record is as 3.6 has it.
+#[derive(Debug, Clone)]
+pub struct Conversion {
+    /// Its record as this server has it.
+    pub record: Bytes,
+    /// Another number each time that it is converted.
+    pub number: u64,
+    /// Its files.
+    pub files: Converted,
 }
 
 /// The metadata files of an old mailbox in the form of 3.6, or why there are none.
@@ -42,7 +54,7 @@ pub struct Listing {
     pub top: MailboxName,
     /// The mailboxes, the top one first.
     pub mailboxes: Vec<SourceMailbox>,
-    /// Of an older server's disk: the directory of what was converted.
+    /// Of an older server: the directory of what was converted.
     pub converted: Option<PathBuf>,
 }
 
@@ -94,7 +106,11 @@ pub fn list(
     }
     let converted = old.as_ref().map(|old| old.directory().to_owned());
     let mut mailboxes = Vec::new();
-    for entry in owned.into_iter().filter(|e| !e.is_deleted()) {
+    for mut entry in owned.into_iter().filter(|e| !e.is_deleted()) {
+        // Only a name in the hierarchy, whatever else its record says.
+        if entry.mbtype.has(Flag::Intermediate) {
+            entry.partition = None;
+        }
         for (flag, what) in [
             (Flag::Moving, "marked as moving to another server"),
             (Flag::Remote, "on another server"),
@@ -262,12 +278,24 @@ pub struct UserFiles {
     pub active_sieve: String,
     /// What was seen and is not moved.
     pub notes: Vec<String>,
+    /// Those of this server that the user's lock does not protect: his subscriptions
+    /// and what he has read in others' folders.
+    pub unprotected: Vec<PathBuf>,
 }
 
 impl UserFiles {
     /// Adds a file of a kind; a sieve script has a name.
     pub(super) fn add(&mut self, kind: FileKind, name: &[u8], path: PathBuf) {
+        if matches!(kind, FileKind::UserSubscriptions | FileKind::UserSeen) {
+            self.unprotected.push(path.clone());
+        }
         self.files.push((kind, name.to_vec(), path));
+    }
+
+    /// Adds a file that was converted from `original`.
+    pub(super) fn add_converted(&mut self, kind: FileKind, path: PathBuf, original: PathBuf) {
+        self.files.push((kind, Vec::new(), path));
+        self.unprotected.push(original);
     }
 
     /// Adds the sieve scripts in a directory.
@@ -309,18 +337,6 @@ fn user_file_kind(name: &str) -> Option<FileKind> {
     USER_FILES.iter().find(|(s, _)| *s == suffix).map(|(_, kind)| *kind)
 }
 
-/// Where a user's own files are: their directory, or, by name, each of them.
-pub fn user_places(host: &Host, inbox: &SourceMailbox) -> Result<Vec<PathBuf>, PathError> {
-    let layout = Layout::new(&host.config);
-    match inbox.style() {
-        DirStyle::Id(id) => Ok(vec![layout.user_dir(id)?]),
-        style => {
-            let files = USER_FILES.iter();
-            files.map(|(suffix, _)| layout.user_file(&inbox.entry.name, style, suffix)).collect()
-        }
-    }
-}
-
 /// The names in a directory, sorted; none when there is no directory.
 fn names_in(directory: &Path) -> Result<Vec<(String, PathBuf)>, String> {
     let entries = match std::fs::read_dir(directory) {
@@ -340,7 +356,8 @@ fn names_in(directory: &Path) -> Result<Vec<(String, PathBuf)>, String> {
 fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, String> {
     match std::fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        // Of a mailbox with a very long name there can be no file of a quota root.
+        Err(e) if [ErrorKind::NotFound, ErrorKind::InvalidFilename].contains(&e.kind()) => Ok(None),
         Err(e) => Err(at(path, &e)),
     }
 }

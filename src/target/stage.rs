@@ -196,14 +196,31 @@ impl StagedDirectory {
         Ok(rustix::fs::renameat(&self.fd, from, &self.fd, to)?)
     }
 
+    /// Opens a file to read it.
+    pub fn open(&self, name: &str) -> io::Result<std::fs::File> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.fd, name, flags, Mode::empty())?.into())
+    }
+
     /// Reads a whole file.
     pub fn read(&self, name: &str) -> io::Result<Vec<u8>> {
         use std::io::Read;
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&self.fd, name, flags, Mode::empty())?;
         let mut bytes = Vec::new();
-        std::fs::File::from(fd).read_to_end(&mut bytes)?;
+        self.open(name)?.read_to_end(&mut bytes)?;
         Ok(bytes)
+    }
+
+    /// Removes symbolic links from it.
+    pub fn remove_links(&self) -> io::Result<()> {
+        for entry in rustix::fs::Dir::read_from(&self.fd)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let stat = rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW);
+            if stat.is_ok_and(|s| rustix::fs::FileType::from_raw_mode(s.st_mode).is_symlink()) {
+                rustix::fs::unlinkat(&self.fd, name, AtFlags::empty())?;
+            }
+        }
+        Ok(())
     }
 
     /// Names and sizes, in bytes, of the plain files in it.
