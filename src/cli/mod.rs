@@ -1,6 +1,7 @@
 //! The command line: parses, calls one function of the library, prints.
 
 mod agent;
+mod bulk;
 mod console;
 mod inspect;
 mod log;
@@ -66,6 +67,8 @@ enum Command {
     Reverse(resume::OneArgs),
     /// Remove for good what this server keeps of users that were moved away
     Purge(purge::PurgeArgs),
+    /// Move many users, as far as they can be moved, and go on wherever it stopped
+    Bulk(Box<bulk::BulkArgs>),
     /// Show the moves that this server knows, and what their states mean
     Status(status::StatusArgs),
     /// Compare what this server and another one have of a user; changes nothing
@@ -88,6 +91,7 @@ pub fn main() -> ExitCode {
         Command::Abort(args) => resume::abort(&cli.common, args),
         Command::Reverse(args) => resume::reverse(&cli.common, args),
         Command::Purge(args) => purge::run(&cli.common, args),
+        Command::Bulk(args) => bulk::run(&cli.common, *args),
         Command::Status(args) => status::run(&cli.common, args),
         Command::Verify(args) => verify::run(&cli.common, args),
         Command::Inspect(args) => inspect::run(&cli.common, args),

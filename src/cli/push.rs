@@ -74,13 +74,48 @@ pub(super) struct MoveOptions {
     route_timeout: Duration,
     /// Limit of the copy, in bytes per second; 0: none
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
-    bwlimit: u64,
+    pub(super) bwlimit: u64,
     /// mbcopy on the target
     #[arg(long, value_name = "PROGRAM", default_value = "mbcopy")]
     remote_program: String,
     /// Cyrus's configuration on the target
     #[arg(long, value_name = "FILE", default_value = "/etc/imapd.conf")]
     remote_config: String,
+}
+
+impl MoveOptions {
+    /// The same, as a command line has them.
+    pub(super) fn to_arguments(&self) -> Vec<OsString> {
+        let time = |time: Duration| format!("{}ms", time.as_millis());
+        let mut arguments: Vec<OsString> = Vec::new();
+        let mut put = |option: &str, value: OsString| {
+            let mut argument = OsString::from(format!("--{option}="));
+            argument.push(value);
+            arguments.push(argument);
+        };
+        if self.bad_messages == BadMessages::Skip {
+            put("bad-messages", "skip".into());
+        }
+        if let Some(file) = &self.postpone_file {
+            put("postpone-file", file.into());
+        }
+        if let Some(after) = self.purge_after {
+            put("purge-after", time(after).into());
+        }
+        put("max-freeze", time(self.max_freeze).into());
+        put("max-rounds", self.max_rounds.to_string().into());
+        if let Some(command) = &self.route_command {
+            put("route-command", command.into());
+        }
+        put("route-timeout", time(self.route_timeout).into());
+        put("bwlimit", self.bwlimit.to_string().into());
+        put("remote-program", self.remote_program.clone().into());
+        put("remote-config", self.remote_config.clone().into());
+        if self.copy_only {
+            arguments.push("--copy-only".into());
+        }
+        arguments
+    }
 }
 
 /// How a move is told.

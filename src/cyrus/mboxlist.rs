@@ -341,6 +341,16 @@ impl<'a> MailboxList<'a> {
         self.parse_all(self.db.entries()?)
     }
 
+    /// Tells each mailbox, tombstones too, in the order of the keys, and keeps none.
+    pub fn each(&self, mut tell: impl FnMut(MailboxEntry)) -> Result<(), MboxlistError> {
+        for (key, value) in self.db.entries()? {
+            if let Some(entry) = self.entry(key, value)? {
+                tell(entry);
+            }
+        }
+        Ok(())
+    }
+
     /// A mailbox and all below it, tombstones too.
     pub fn tree(&self, root: &MailboxName) -> Result<Vec<MailboxEntry>, MboxlistError> {
         let mut key = self.style.key(root);

@@ -8,7 +8,7 @@ use crate::cyrus::db::Engine;
 use crate::cyrus::mboxlist::mbtype::Flag;
 use crate::cyrus::mboxlist::{KeyStyle, MailboxEntry, MailboxList};
 use crate::cyrus::name::{MailboxName, UniqueId};
-use crate::cyrus::path::{DirStyle, Layout};
+use crate::cyrus::path::{DirStyle, Layout, PathError};
 use crate::host::Host;
 use crate::wire::v1::{self, FileKind, failure::Kind, problem::Severity};
 use bytes::Bytes;
@@ -335,6 +335,18 @@ const USER_FILES: [(&str, FileKind); 7] = [
 fn user_file_kind(name: &str) -> Option<FileKind> {
     let suffix = name.strip_suffix(".db")?;
     USER_FILES.iter().find(|(s, _)| *s == suffix).map(|(_, kind)| *kind)
+}
+
+/// Where a user's own files are: their directory, or, by name, each of them.
+pub fn user_places(host: &Host, inbox: &SourceMailbox) -> Result<Vec<PathBuf>, PathError> {
+    let layout = Layout::new(&host.config);
+    match inbox.style() {
+        DirStyle::Id(id) => Ok(vec![layout.user_dir(id)?]),
+        style => {
+            let files = USER_FILES.iter();
+            files.map(|(suffix, _)| layout.user_file(&inbox.entry.name, style, suffix)).collect()
+        }
+    }
 }
 
 /// The names in a directory, sorted; none when there is no directory.

@@ -205,10 +205,13 @@ fn moved(mailbox: &StagedMailbox, record: &[u8]) -> Result<Vec<u8>, ShadowError>
     if parsed.server.is_some() {
         return Err(error("it names a server: the mailbox is on another one".into()));
     }
-    // What is only a name in the hierarchy is on no partition. Staged directories are not
-    // named by name just because the source's are.
-    let partition = (!mailbox.name_only).then(|| mailbox.partition.clone());
-    let edit = RecordEdit { partition, remove: vec![Flag::LegacyDirs], ..RecordEdit::default() };
+    let edit = RecordEdit {
+        // What is only a name in the hierarchy is on no partition.
+        partition: (!mailbox.name_only).then(|| mailbox.partition.clone()),
+        // Staged directories are named by id, however the source names its own.
+        remove: vec![Flag::LegacyDirs],
+        ..RecordEdit::default()
+    };
     edit.apply(record).map_err(|e| error(e.to_string()))
 }
 

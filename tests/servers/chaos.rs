@@ -117,7 +117,7 @@ fn a_build_that_breaks_a_promise_is_caught() {
             Sabotage::RenameWithoutTransaction => (&[Kind::Half], Vec::new()),
             Sabotage::LoseAFlag => (&[Kind::Quiet], Vec::new()),
             // Only a power cut can show what these leave.
-            Sabotage::SkipSync | Sabotage::JournalUnsynced => continue,
+            Sabotage::SkipSync | Sabotage::JournalUnsynced | Sabotage::CommitTogether => continue,
         };
         // Its users are named by their seeds, and begin anew.
         let mut arena = arena();
