@@ -188,10 +188,11 @@ pub fn publication(
     (top, source): (&MailboxName, &str),
 ) -> Result<Publication, String> {
     let mut renames: Vec<(PathBytes, PathBytes)> = Vec::new();
+    let mut added = BTreeSet::new();
     let mut add = |from: &Path, to: &Path| {
-        let pair = (PathBytes::from(from), PathBytes::from(to));
-        if from != to && from.exists() && !renames.contains(&pair) {
-            renames.push(pair);
+        let new = added.insert((from.to_owned(), to.to_owned()));
+        if new && from != to && from.exists() {
+            renames.push((PathBytes::from(from), PathBytes::from(to)));
         }
     };
     let by_id = host.keeps_by_id();
