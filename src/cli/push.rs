@@ -38,6 +38,14 @@ pub(super) struct PushArgs {
     output: Output,
 }
 
+#[cfg(test)]
+impl PushArgs {
+    /// What a test compares.
+    pub(super) fn options_as_json(&self) -> serde_json::Value {
+        serde_json::to_value(&self.options).unwrap()
+    }
+}
+
 /// How a move is done.
 #[derive(Debug, Clone, Args, Serialize, Deserialize)]
 pub(super) struct MoveOptions {
