@@ -3,8 +3,12 @@
 #   make test     everything that must be true
 #   make matrix   every process killed at every point of a move, every message lost, every
 #                 write failing, the disk full at any moment; resumed and aborted
+#   make versions every release of Cyrus in the lab to every other, there and back; writes
+#                 the table in docs/cyrus.md
+#   make static   target/static/mbcopy, which starts on every Linux
 #   make power    a hundred power cuts of each server in the middle of moves
 #   make chaos    five hundred moves with harm at random (RUNS=, SEED=)
+#   make fuzz     any bytes at every parser, ten minutes each (FUZZ_TIME=, FUZZ_TARGETS=)
 #   make bulk     many users by eight moves at once, and XFER of as many beside it (USERS=)
 #   make bench    push beside rsync, XFER and sync_client; make microbench: formats and wire
 #   make lint     formatting, clippy, licences; make audit: advisories
@@ -14,18 +18,25 @@ LAB := tests/lab/lab.sh
 
 USERS ?= 200
 
-.PHONY: demo test matrix chaos power bulk bench microbench lint audit tools lab lab-down
+.PHONY: demo test matrix versions static chaos power fuzz bulk bench microbench lint audit tools lab lab-down
 
 demo: lab
 	$(CARGO) build --release --bin mbcopy
 	$(CARGO) run -p mbcopy-lab --bin lab -- demo --mbcopy target/release/mbcopy
 
 test: lab
-	$(CARGO) test --workspace --features mbcopy/faults --lib --bins --test spools --test ssh --test paper
+	$(CARGO) test --workspace --features mbcopy/faults --lib --bins --test parsers --test spools --test ssh --test paper
 	$(CARGO) test --workspace --features mbcopy/faults --test servers -- --test-threads=1
 
 matrix: lab
-	$(CARGO) test --workspace --features mbcopy/faults --test servers -- --test-threads=1 --ignored --nocapture
+	$(CARGO) test --workspace --features mbcopy/faults --test servers -- --test-threads=1 --ignored --nocapture \
+		--skip versions::
+
+versions: lab
+	$(CARGO) test --workspace --features mbcopy/faults --test servers versions:: -- --test-threads=1 --ignored --nocapture
+
+static: tools
+	tools/static.sh
 
 power: lab
 	$(CARGO) build --features faults --bin mbcopy
@@ -50,6 +61,16 @@ chaos: lab
 	$(CARGO) run -p mbcopy-lab --bin lab -- chaos --runs $(RUNS) --seed $(SEED) \
 		--mbcopy target/debug/mbcopy $(if $(OUT),--out $(OUT))
 
+FUZZ_TIME ?= 600
+FUZZ_TARGETS ?= $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
+
+fuzz:
+	command -v cargo-fuzz >/dev/null || $(CARGO) install --locked cargo-fuzz
+	$(CARGO) run --release --manifest-path fuzz/Cargo.toml --example corpus
+	for target in $(FUZZ_TARGETS); do \
+		$(CARGO) fuzz run --sanitizer none $$target -- -max_total_time=$(FUZZ_TIME) \
+			-max_len=20000 -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 || exit 1; done
+
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --features mbcopy/faults --all-targets -- -D warnings
@@ -66,12 +87,14 @@ audit:
 tools:
 	@missing=; for tool in cc debootstrap ip nsenter /usr/sbin/sshd ssh-keygen rsync chromium; do \
 		command -v $$tool >/dev/null || missing=1; done; \
+	ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || missing=1; \
 	if [ -n "$$missing" ]; then \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
-			gcc libc6-dev debootstrap iproute2 util-linux openssh-server openssh-client rsync chromium ca-certificates; fi
+			gcc libc6-dev debootstrap iproute2 util-linux openssh-server openssh-client rsync libfaketime chromium \
+			ca-certificates; fi
 
 lab: tools
-	$(LAB) build bookworm
+	for suite in bookworm trixie sid; do $(LAB) build $$suite || exit; done
 
 lab-down:
 	$(LAB) down --all

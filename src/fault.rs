@@ -12,132 +12,118 @@
 
 use std::io;
 
-/// Every such place. A test goes through all of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Point {
-    /// The coordinator has planned.
-    Planned,
-    /// The coordinator has copied.
-    Copied,
-    /// The source is frozen.
-    Frozen,
-    /// The target says that it is prepared.
-    Settled,
-    /// The target's journal says that it publishes.
-    PublishBegun,
-    /// The target has renamed one directory.
-    PublishRenamedOne,
-    /// The target has renamed all directories.
-    PublishRenamed,
-    /// The target has written annotations and quota roots.
-    PublishAnnotated,
-    /// The target has committed, its journal does not know it yet.
-    PublishCommitted,
-    /// The target's journal says that it has published.
-    PublishRecorded,
-    /// The coordinator knows that the target has published.
-    Published,
-    /// The route was changed, no journal knows it yet.
-    RouteChanged,
-    /// Both journals know that the route was changed.
-    Routed,
-    /// The target has marked what it will expunge as the source has.
-    CarryExpunging,
-    /// The target's ledger says that it appends a straggler.
-    Carrying,
-    /// The target has appended a straggler, its ledger does not know it yet.
-    Carried,
-    /// The source's journal says that it retires.
-    RetireBegun,
-    /// The source's records are changed.
-    RetireCommitted,
-    /// The source has renamed one directory.
-    RetireRenamedOne,
-    /// The source has renamed all directories.
-    RetireRenamed,
-    /// The source's journal says that it is retired.
-    Retired,
-    /// The source is thawed.
-    Thawed,
-    /// The target has ended the move, the source has not.
-    TargetFinished,
-    /// In an abort: the target has given the move up, the source has not.
-    TargetGaveUp,
-    /// A journal is written.
-    JournalWrite,
-    /// A plan of publishing or retiring is written.
-    SealedWrite,
-    /// The target creates a file in the stage.
-    StageWrite,
-    /// The target puts the stage onto stable storage.
-    StageSync,
-    /// One of Cyrus's databases is changed.
-    DatabaseWrite,
-    /// A directory is renamed into its place, or out of it.
-    Rename,
-    /// The target writes the file of a quota root.
-    QuotaWrite,
-    /// The entries of a directory are put onto stable storage.
-    DirectorySync,
-    /// The target's ledger of stragglers is written.
-    LedgerWrite,
-    /// The source opens a file to send it.
-    SourceRead,
-    /// The coordinator sends a request to the source's agent.
-    SourceAsked,
-    /// The coordinator receives a reply of the source's agent.
-    SourceAnswered,
-    /// The coordinator sends a request to the target's agent.
-    TargetAsked,
-    /// The coordinator receives a reply of the target's agent.
-    TargetAnswered,
+/// Makes the places and the lists that tests go through of one table, so that no
+/// place can be added that no test goes to.
+macro_rules! points {
+    ($( $(#[$about:meta])* $list:ident { $( $(#[$what:meta])* $point:ident, )+ } )+) => {
+        /// Every such place, in the order of [`STEPS`](Point::STEPS) and so on.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Point {
+            $($( $(#[$what])* $point, )+)+
+        }
+
+        impl Point {
+            $( $(#[$about])* pub const $list: &[Point] = &[$( Point::$point ),+]; )+
+        }
+    };
 }
 
-impl Point {
-    /// The places that are reached only when the source has stragglers.
-    pub const OF_STRAGGLERS: [Point; 4] =
-        [Point::CarryExpunging, Point::Carrying, Point::Carried, Point::LedgerWrite];
-
+points! {
     /// The boundaries between two steps.
-    pub const STEPS: [Point; 21] = [
-        Point::Planned,
-        Point::Copied,
-        Point::Frozen,
-        Point::Settled,
-        Point::PublishBegun,
-        Point::PublishRenamedOne,
-        Point::PublishRenamed,
-        Point::PublishAnnotated,
-        Point::PublishCommitted,
-        Point::PublishRecorded,
-        Point::Published,
-        Point::RouteChanged,
-        Point::Routed,
-        Point::RetireBegun,
-        Point::RetireCommitted,
-        Point::RetireRenamedOne,
-        Point::RetireRenamed,
-        Point::Retired,
-        Point::Thawed,
-        Point::TargetFinished,
-        Point::TargetGaveUp,
-    ];
+    STEPS {
+        /// The coordinator has planned.
+        Planned,
+        /// The coordinator has copied.
+        Copied,
+        /// The source is frozen.
+        Frozen,
+        /// The target says that it is prepared.
+        Settled,
+        /// The target's journal says that it publishes.
+        PublishBegun,
+        /// The target has renamed one directory.
+        PublishRenamedOne,
+        /// The target has renamed all directories.
+        PublishRenamed,
+        /// The target has written annotations and quota roots.
+        PublishAnnotated,
+        /// The target has committed, its journal does not know it yet.
+        PublishCommitted,
+        /// The target's journal says that it has published.
+        PublishRecorded,
+        /// The coordinator knows that the target has published.
+        Published,
+        /// The route was changed, no journal knows it yet.
+        RouteChanged,
+        /// Both journals know that the route was changed.
+        Routed,
+        /// The source's journal says that it retires.
+        RetireBegun,
+        /// The source's records are changed.
+        RetireCommitted,
+        /// The source has renamed one directory.
+        RetireRenamedOne,
+        /// The source has renamed all directories.
+        RetireRenamed,
+        /// The source's journal says that it is retired.
+        Retired,
+        /// The source is thawed.
+        Thawed,
+        /// The target has ended the move, the source has not.
+        TargetFinished,
+        /// In an abort: the target has given the move up, the source has not.
+        TargetGaveUp,
+    }
+
+    /// The places that are reached only when the source has stragglers.
+    OF_STRAGGLERS {
+        /// The target has marked what it will expunge as the source has.
+        CarryExpunging,
+        /// The target's ledger says that it appends a straggler.
+        Carrying,
+        /// The target has appended a straggler, its ledger does not know it yet.
+        Carried,
+        /// The target's ledger of stragglers is written.
+        LedgerWrite,
+    }
 
     /// The writes that must be durable, or fail.
-    pub const WRITES: [Point; 8] = [
-        Point::JournalWrite,
-        Point::SealedWrite,
-        Point::StageWrite,
-        Point::StageSync,
-        Point::DatabaseWrite,
-        Point::Rename,
-        Point::QuotaWrite,
-        Point::DirectorySync,
-    ];
+    WRITES {
+        /// A journal is written.
+        JournalWrite,
+        /// A plan of publishing or retiring is written.
+        SealedWrite,
+        /// The target creates a file in the stage.
+        StageWrite,
+        /// The target puts the stage onto stable storage.
+        StageSync,
+        /// One of Cyrus's databases is changed.
+        DatabaseWrite,
+        /// A directory is renamed into its place, or out of it.
+        Rename,
+        /// The target writes the file of a quota root.
+        QuotaWrite,
+        /// The entries of a directory are put onto stable storage.
+        DirectorySync,
+    }
+
+    /// The reads that may fail.
+    READS {
+        /// The source opens a file to send it.
+        SourceRead,
+    }
 
     /// The messages that a broken connection may swallow.
-    pub const MESSAGES: [Point; 4] =
-        [Point::SourceAsked, Point::SourceAnswered, Point::TargetAsked, Point::TargetAnswered];
+    MESSAGES {
+        /// The coordinator sends a request to the source's agent.
+        SourceAsked,
+        /// The coordinator receives a reply of the source's agent.
+        SourceAnswered,
+        /// The coordinator sends a request to the target's agent.
+        TargetAsked,
+        /// The coordinator receives a reply of the target's agent.
+        TargetAnswered,
+    }
 }
 
 /// A boundary between two steps.

@@ -4,6 +4,7 @@
 //! server ([`source`], [`target`]), which speak the protocol of [`wire`]. What
 //! they know of Cyrus is in [`cyrus`], pure; what touches the machine is in
 //! [`host`]. [`moves`] says what a move is, and remembers it; [`bulk`] moves many.
+//! [`show`] makes documents of what is read, for people.
 
 pub mod agent;
 pub mod bulk;
@@ -15,6 +16,7 @@ pub mod inspect;
 pub mod inventory;
 pub mod moves;
 pub mod push;
+pub mod show;
 pub mod source;
 pub mod target;
 pub mod transport;

@@ -3,6 +3,7 @@
 mod agent;
 mod bulk;
 mod console;
+mod inspect;
 mod log;
 mod purge;
 mod push;
@@ -72,6 +73,9 @@ enum Command {
     Status(status::StatusArgs),
     /// Compare what this server and another one have of a user; changes nothing
     Verify(verify::VerifyArgs),
+    /// Show what mbcopy reads in a file or a mailbox of Cyrus's, or in a whole user, of
+    /// any version; changes nothing
+    Inspect(inspect::InspectArgs),
     /// Serve one side of a move on standard input and output
     #[command(hide = true)]
     Agent(agent::AgentArgs),
@@ -90,6 +94,7 @@ pub fn main() -> ExitCode {
         Command::Bulk(args) => bulk::run(&cli.common, *args),
         Command::Status(args) => status::run(&cli.common, args),
         Command::Verify(args) => verify::run(&cli.common, args),
+        Command::Inspect(args) => inspect::run(&cli.common, args),
         Command::Agent(args) => agent::run(&cli.common, args),
     }
 }

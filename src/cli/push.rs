@@ -3,6 +3,7 @@
 use super::Common;
 use super::console::{Console, Style};
 use super::request::Request;
+use crate::cyrus::name::PartitionName;
 use crate::push::monitor::{Event, Monitor};
 use crate::push::peer::Peer;
 use crate::push::report::{Failure, Outcome, Report};
@@ -52,6 +53,11 @@ pub(super) struct MoveOptions {
     /// What to do about messages that cannot be read
     #[arg(long, value_name = "WHAT", default_value = "refuse")]
     bad_messages: BadMessages,
+    /// What is on the source's partition OLD goes to the target's NEW, whatever DEST
+    /// says; may be given several times
+    #[arg(long, value_name = "OLD=NEW", value_parser = partition_pair)]
+    #[serde(default)]
+    pub(super) partition_map: Vec<(String, String)>,
     /// Stop before the freeze; push again, or cutover, does the rest
     #[arg(long)]
     pub(super) copy_only: bool,
@@ -143,6 +149,15 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     Duration::try_from(exact).map_err(|e| e.to_string())
 }
 
+fn partition_pair(text: &str) -> Result<(String, String), String> {
+    let (old, new) = text.split_once('=').ok_or("wanted: OLD=NEW")?;
+    let name = |name: &str| PartitionName::new(name).map(|name| name.to_string());
+    match (name(old), name(new)) {
+        (Ok(old), Ok(new)) => Ok((old, new)),
+        (Err(e), _) | (_, Err(e)) => Err(format!("no name of a partition: {e}")),
+    }
+}
+
 pub(super) fn run(common: &Common, args: PushArgs) -> ExitCode {
     let request = Request {
         mailbox: args.mailbox,
@@ -189,6 +204,7 @@ pub(super) fn perform(common: &Common, task: Task, request: &Request, output: Ou
             false => destination.host().to_owned(),
         },
         partition,
+        partition_map: how.partition_map.clone(),
         dry_run: task == Task::Push { dry_run: true },
         copy_only: how.copy_only,
         postpone_file: how.postpone_file.clone(),

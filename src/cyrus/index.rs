@@ -10,6 +10,7 @@
 
 mod codec;
 mod compare;
+mod convert;
 mod header;
 mod layout;
 mod record;
@@ -20,6 +21,7 @@ mod write;
 mod tests;
 
 pub use compare::{Aspect, CompareOptions, IndexDifference, Side, compare, compare_with};
+pub use convert::{ConvertError, OLDEST_CONVERTED, convert, with_header_file, without_cache};
 pub use header::{Header, options};
 pub use record::{Identity, MAX_USER_FLAGS, Record, internal, system};
 pub use time::Time;

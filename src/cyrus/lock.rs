@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use super::config::Config;
 use super::name::{MailboxName, UniqueId, UserId};
 use super::path::{DirStyle, Layout, PathError};
+use super::release::Release;
 
 /// How a server names the user namespace lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,12 +27,14 @@ impl UserLockNaming {
     /// The naming of a release, as (major, minor).  The development releases 3.3 to
     /// 3.11 were not looked at one by one: prove the lock.
     pub fn of_version(version: (u32, u32)) -> Self {
-        match version {
-            v if v < (3, 2) => Self::None,
-            v if v < (3, 12) => Self::UserId,
-            _ => Self::Inbox,
-        }
+        Release::of(version).user_lock
     }
+}
+
+/// Whether everything that opens a user's mailbox takes his lock first (3.4 and later:
+/// imap/mailbox.c:mailbox_open_advanced).
+pub fn opens_take_user_lock(version: (u32, u32)) -> bool {
+    version >= (3, 4)
 }
 
 /// Lock file names of one server.

@@ -5,9 +5,11 @@
 //! offset and the reason.
 
 pub mod annotation;
+pub mod cache;
 pub mod config;
 pub mod db;
 pub mod dlist;
+pub mod downgrade;
 pub mod guid;
 pub mod header;
 pub mod imap_set;
@@ -17,6 +19,8 @@ pub mod mboxlist;
 pub mod name;
 pub mod path;
 pub mod quota;
+pub mod release;
 pub mod seen;
+pub mod sieve;
 pub mod subscription;
 pub mod upgrade;

@@ -96,23 +96,38 @@ impl Subscriptions {
 
     /// A flat database of these keys (`lib/cyrusdb_flat.c`).
     pub fn to_flat(&self, inbox: &MailboxName) -> Vec<u8> {
-        let mut out = Vec::new();
-        if self.form == SubscriptionForm::Keys {
-            // 0x1f comes before `N`, and the engine writes it as it is.
-            out.extend_from_slice(VERSION_KEY);
-            out.extend_from_slice(b"\t2\n");
-        }
-        for key in self.to_keys(inbox) {
-            for byte in key {
-                out.push(byte);
-                if byte == 0xff {
-                    out.push(byte);
-                }
-            }
-            out.extend_from_slice(b"\t\n");
-        }
-        out
+        flat(self.form == SubscriptionForm::Keys, &self.to_keys(inbox))
     }
+}
+
+/// A flat database of version 3 (3.12) with the number of version 2; `None` if it is
+/// none.
+///
+/// Up to 3.10 Cyrus does not look at the number and reads both, but writes as version 2
+/// does: 3.12 must mend that when it gets the database back.
+pub fn as_version_2(file: &[u8]) -> Option<Vec<u8>> {
+    let rest = file.strip_prefix(VERSION_KEY)?.strip_prefix(b"\t3\n")?;
+    Some([VERSION_KEY, b"\t2\n", rest].concat())
+}
+
+/// A flat database of these keys, sorted, without values.
+fn flat(versioned: bool, keys: &[Vec<u8>]) -> Vec<u8> {
+    let mut out = Vec::new();
+    if versioned {
+        // 0x1f comes before `N`, and the engine writes it as it is.
+        out.extend_from_slice(VERSION_KEY);
+        out.extend_from_slice(b"\t2\n");
+    }
+    for key in keys {
+        for &byte in key {
+            out.push(byte);
+            if byte == 0xff {
+                out.push(byte);
+            }
+        }
+        out.extend_from_slice(b"\t\n");
+    }
+    out
 }
 
 #[cfg(test)]
@@ -153,6 +168,18 @@ mod tests {
             [&b"user.jan"[..], b"user.jan.a^b", b"user.jane", b"user.j^d.a b"]
         );
         assert_eq!(read.to_flat(&inbox()), file);
+    }
+
+    #[test]
+    fn version_3_goes_back_to_version_2() {
+        let file = b"\x1fVER\x1f\t3\nNINBOX\t\nNINBOX\x1fa.b\t\nNuser\x1fjane\t\n";
+        let older = as_version_2(file).unwrap();
+        assert!(older.starts_with(b"\x1fVER\x1f\t2\nNINBOX\t\n"));
+        assert_eq!(parse(file), parse(&older));
+        assert_eq!(names(&parse(&older)), [&b"user.jan"[..], b"user.jan.a^b", b"user.jane"]);
+        for as_it_is in [&older[..], b"", b"user.jan\t\n"] {
+            assert_eq!(as_version_2(as_it_is), None);
+        }
     }
 
     #[test]

@@ -2,6 +2,9 @@
 //! locks. What both agents need of the machine they run on.
 
 pub mod commit;
+pub mod imap;
+pub mod imapd;
+pub mod indexlock;
 pub mod ofd;
 pub mod offline;
 pub mod tools;
@@ -130,7 +133,9 @@ impl Host {
     /// into and out of them nothing can be renamed.
     pub fn crossings(&self) -> Vec<PathBuf> {
         let partitions = self.config.partitions().unwrap_or_default().into_values();
-        let mut pairs: Vec<(PathBuf, &str)> = partitions.map(|root| (root, "uuid")).collect();
+        let metadata = self.config.metadata_roots().into_iter().map(|(_, root)| root);
+        let mut pairs: Vec<(PathBuf, &str)> =
+            partitions.chain(metadata).map(|root| (root, "uuid")).collect();
         if let Ok(root) = self.config.configdirectory() {
             pairs.extend(["user", "user/uuid", "quota", "mbcopy"].map(|d| (root.clone(), d)));
         }

@@ -5,11 +5,14 @@
 //! mailbox_open_advanced). Held exclusively it makes everybody wait. A mailbox
 //! that nobody owns has no such lock: there each mailbox's own lock does the
 //! same, and the lock of all that nobody owns keeps new ones from being made.
+//! In 3.2 the user's lock only keeps mailboxes from being made, renamed and
+//! deleted: see [`indexlock`](super::indexlock).
 
 use super::{Host, ofd};
 use crate::cyrus::lock::{Locks, UserLockNaming};
-use crate::cyrus::name::MailboxName;
+use crate::cyrus::name::{MailboxName, UniqueId};
 use crate::cyrus::path::DirStyle;
+use crate::cyrus::release::Release;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -19,7 +22,8 @@ use std::time::{Duration, Instant};
 /// Locks, held until they are dropped or their process ends.
 #[derive(Debug)]
 pub struct UserLock {
-    _files: Vec<File>,
+    files: Vec<File>,
+    since: Instant,
 }
 
 /// Why a user's lock was not had.
@@ -85,6 +89,17 @@ impl Host {
         Ok(paths)
     }
 
+    /// Whether this server finds mailboxes by their ids, as 3.6 and later do, and not by
+    /// their names.
+    pub fn keeps_by_id(&self) -> bool {
+        self.release().is_none_or(|release| Release::of(release).by_id)
+    }
+
+    /// How the directories of a mailbox are named here, unless its record says more.
+    pub fn style<'a>(&self, id: &'a UniqueId) -> DirStyle<'a> {
+        if self.keeps_by_id() { DirStyle::Id(id) } else { DirStyle::Name }
+    }
+
     /// The release of Cyrus's programs, as (major, minor).
     pub fn release(&self) -> Option<(u32, u32)> {
         let version = self.cyrus_version()?;
@@ -108,7 +123,19 @@ impl UserLock {
             }
             files.push(file);
         }
-        Ok(Self { _files: files })
+        Ok(Self { files, since: Instant::now() })
+    }
+
+    /// The same with further files that are locked already, the first of them since then.
+    pub(super) fn with(mut self, files: Vec<File>, since: Instant) -> Self {
+        self.files.extend(files);
+        self.since = self.since.min(since);
+        self
+    }
+
+    /// When somebody may have begun to wait for it.
+    pub fn since(&self) -> Instant {
+        self.since
     }
 }
 

@@ -1,16 +1,24 @@
 //! What is told of a move, while it goes on and when it has ended.
 
+use super::peer::Peer;
 use super::report::{Failure, Outcome, Problem, Severity};
 use super::trouble::Trouble;
 use super::{GRACE, Push, monitor};
+use crate::cyrus::release::{self, Release};
 use crate::fault::{self, Point};
 use crate::moves::{Phase, Server};
 use crate::wire::v1;
 
-/// What Cyrus itself makes different on another server of the same version.
-const DIFFERENCES: [&str; 2] = ["lastupdate", "freespace"];
-
 impl Push<'_> {
+    /// What Cyrus itself makes different on the other server, by name.
+    fn differences(&self) -> Vec<String> {
+        let release = |peer: &Peer| Release::parse(&peer.welcome.cyrus_version);
+        let target = release(&self.target).unwrap_or_else(|| Release::of((3, 6)));
+        // Of a disk on which nothing runs nobody knows what wrote it.
+        let source = release(&self.source).unwrap_or(target);
+        release::differences(source, target).into_iter().map(str::to_owned).collect()
+    }
+
     /// Ends the move on both servers, or lets the source go, and says so.
     pub(super) async fn conclude(&mut self, phase: Phase) {
         let dry = self.options.dry_run;
@@ -38,7 +46,7 @@ impl Push<'_> {
                         advice: "run the same push again: it only tidies up".into(),
                     });
                 }
-                self.report.differences = DIFFERENCES.map(str::to_owned).into();
+                self.report.differences = self.differences();
             }
             Phase::CommitUnknown | Phase::Routed if self.broken => {
                 self.report.outcome = Outcome::Resumable;

@@ -42,6 +42,8 @@ pub struct Options {
     pub destination: String,
     /// The partition on the target; `None`: as the source's is named.
     pub partition: Option<String>,
+    /// Partitions of the source, and what becomes of them on the target.
+    pub partition_map: Vec<(String, String)>,
     /// Only plan.
     pub dry_run: bool,
     /// Stop before the freeze, with all that there is copied.
@@ -73,6 +75,10 @@ pub type Interrupt = Arc<AtomicBool>;
 /// given up, so that nobody waits for a stopped machine. What is done under the
 /// freeze needs some time on a slow disk even when the limit is nearly over.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// Longest freeze of a source from which the route command has led everybody away:
+/// whoever still comes there is late, and has to be sent away all the same.
+const LATE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Longest time that the last steps may take with a source on which nothing runs.
 const OFFLINE_LIMIT: Duration = Duration::from_secs(24 * 3600);
@@ -232,6 +238,8 @@ struct Push<'a> {
     bad_messages: Vec<v1::Problem>,
     /// Whether an earlier push has begun to change the route.
     route_begun: bool,
+    /// Whether the route command has run again, and leads to the target for certain.
+    led_away: bool,
     /// How far an earlier push had come, if its route was begun.
     source_state: String,
     /// What the user was when an earlier push had him published.
@@ -273,6 +281,7 @@ impl<'a> Push<'a> {
             message_bytes: 0,
             bad_messages: Vec::new(),
             route_begun: false,
+            led_away: false,
             source_state: String::new(),
             snapshot: bytes::Bytes::new(),
             offline: false,
@@ -325,7 +334,11 @@ impl<'a> Push<'a> {
 
     /// How long the freeze may last; where nobody is frozen, as long as it takes.
     fn limit(&self) -> Duration {
-        if self.offline { OFFLINE_LIMIT } else { self.options.max_freeze }
+        match () {
+            () if self.offline => OFFLINE_LIMIT,
+            () if self.led_away => self.options.max_freeze.max(LATE_LIMIT),
+            () => self.options.max_freeze,
+        }
     }
 
     /// What is left of the freeze limit.

@@ -1,13 +1,14 @@
 //! Freezing a user: Cyrus's own kernel lock, with a limit that this process
 //! keeps by itself, whatever becomes of its coordinator.
 
+use super::locks::Locks;
 use crate::cyrus::name::MailboxName;
-use crate::fault::{Sabotage, sabotaged};
 use crate::host::Host;
+use crate::host::imapd::Instance;
 use crate::host::userlock::{LockError, UserLock};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -35,7 +36,7 @@ struct Shared {
 
 #[derive(Debug)]
 struct State {
-    locks: Option<Locks>,
+    locks: Option<Held>,
     /// When the locks are let go of.
     end: Instant,
     /// A step that must not be thawed half way is under way.
@@ -45,7 +46,7 @@ struct State {
 
 /// The locks that make a freeze.
 #[derive(Debug)]
-struct Locks {
+struct Held {
     _user: UserLock,
     /// The user's own databases, which his lock does not protect.
     files: Vec<File>,
@@ -61,13 +62,11 @@ pub struct Ended {
 }
 
 impl Freeze {
-    /// Freezes by the locks at `paths`: nobody reads or writes the mailboxes
-    /// until the returned value is dropped, thawed, or `limit` is over.
-    pub fn take(paths: &[PathBuf], wait: Duration, limit: Duration) -> Result<Self, LockError> {
-        let paths = if sabotaged(Sabotage::SkipFreeze) { &[] } else { paths };
-        let user = UserLock::take(paths, wait)?;
-        let since = Instant::now();
-        let locks = Some(Locks { _user: user, files: Vec::new() });
+    /// Freezes by locks: nobody reads or writes the mailboxes until the returned
+    /// value is dropped, thawed, or `limit` is over.
+    pub fn hold(user: UserLock, limit: Duration) -> Result<Self, LockError> {
+        let since = user.since();
+        let locks = Some(Held { _user: user, files: Vec::new() });
         let state = State { locks, end: since + limit, pinned: false, by_limit: false };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let watched = Arc::clone(&shared);
@@ -174,10 +173,15 @@ pub enum ProofError {
     Lock(#[from] LockError),
     /// Nobody waits for it.
     #[error(
-        "the freeze lock {} does not make this server's own Cyrus wait: mbexamine read the mailbox \
-         while the lock was held", .0.display()
+        "the freeze lock {} does not make this server's own Cyrus wait: {who} while the lock was \
+         held", lock.display()
     )]
-    StopsNobody(PathBuf),
+    StopsNobody {
+        /// The lock.
+        lock: PathBuf,
+        /// Who did what.
+        who: &'static str,
+    },
     /// It cannot be told.
     #[error("whether the freeze lock {} stops this server's own Cyrus cannot be told: {reason}", lock.display())]
     Undecided {
@@ -188,29 +192,74 @@ pub enum ProofError {
     },
 }
 
-/// Shows that this server's own Cyrus waits for the lock that freezes `top`:
-/// holds it for a moment and has `mbexamine` open the mailbox.
-pub fn prove(host: &Host, top: &MailboxName, paths: &[PathBuf]) -> Result<Proof, ProofError> {
-    let path = paths.first().cloned().unwrap_or_default();
-    let undecided = |reason: String| ProofError::Undecided { lock: path.clone(), reason };
-    let lock = UserLock::take(paths, PROOF_WAIT)?;
+/// Shows that this server's own Cyrus waits for the locks that freeze `top`: holds
+/// them for a moment, and has `mbexamine` open the mailbox. Where that waits for the
+/// mailbox's index, imapd must wait for the user's lock, too; what it needs to run is
+/// kept in `scratch`.
+pub fn prove(
+    host: &Host,
+    top: &MailboxName,
+    locks: &Locks,
+    scratch: &Path,
+) -> Result<Proof, ProofError> {
+    let (held, paths) = locks.take_top(host, PROOF_WAIT)?;
     let began = Instant::now();
-    let name = String::from_utf8_lossy(top.as_bytes()).into_owned();
+    let lock = paths.first().cloned().unwrap_or_default();
+    let undecided = |reason: String| ProofError::Undecided { lock: lock.clone(), reason };
+    // A name that it does not know is no error of its: it would wait for nothing.
+    let name = host.external(top);
     let child = host.tools.start(&host.conf, "mbexamine", &["-u", "1", name.as_str()]);
     let mut child = child.map_err(|e| undecided(e.to_string()))?;
-    let waits = wait_for_waiter(&mut child, paths, began);
-    let frozen = began.elapsed();
-    drop(lock);
+    let waits = wait_for_waiter("mbexamine", &mut child, &paths, began);
+    let mut frozen = began.elapsed();
+    drop(held);
     let _ = child.kill();
     let _ = child.wait();
+    if !waits.map_err(undecided)? {
+        return Err(ProofError::StopsNobody { lock, who: "mbexamine read the mailbox" });
+    }
+    if let Locks::Indexes { user, .. } = locks {
+        frozen += prove_user_lock(host, top, user, scratch)?;
+    }
+    Ok(Proof { lock, frozen })
+}
+
+/// Shows that imapd waits for the user's lock when a client wants a mailbox to be made:
+/// one that is there, so that nothing happens if it does not.
+fn prove_user_lock(
+    host: &Host,
+    top: &MailboxName,
+    lock: &Path,
+    scratch: &Path,
+) -> Result<Duration, ProofError> {
+    let undecided = |reason: String| ProofError::Undecided { lock: lock.into(), reason };
+    let admin = host.config.admins().into_iter().next().unwrap_or_else(|| "cyrus".into());
+    let client = Instance::start(host, scratch, &admin);
+    let mut client = client.map_err(|e| undecided(e.to_string()))?;
+    let paths = [lock.to_owned()];
+    let held = UserLock::take(&paths, PROOF_WAIT)?;
+    let began = Instant::now();
+    let asked = client.imap.begin("CREATE", &[host.external(top).as_bytes()]);
+    let waits = asked
+        .map_err(|e| e.to_string())
+        .and_then(|()| wait_for_waiter("imapd", client.process(), &paths, began));
+    // Before it can go on.
+    client.kill();
+    let frozen = began.elapsed();
+    drop(held);
     match waits.map_err(undecided)? {
-        true => Ok(Proof { lock: path, frozen }),
-        false => Err(ProofError::StopsNobody(path)),
+        true => Ok(frozen),
+        false => Err(ProofError::StopsNobody { lock: lock.into(), who: "imapd made a mailbox" }),
     }
 }
 
 /// Whether the child waits for one of our locks before it ends.
-fn wait_for_waiter(child: &mut Child, paths: &[PathBuf], began: Instant) -> Result<bool, String> {
+fn wait_for_waiter(
+    program: &str,
+    child: &mut Child,
+    paths: &[PathBuf],
+    began: Instant,
+) -> Result<bool, String> {
     let pid = child.id().to_string();
     let inodes: Vec<String> = paths
         .iter()
@@ -232,11 +281,11 @@ fn wait_for_waiter(child: &mut Child, paths: &[PathBuf], began: Instant) -> Resu
         if let Some(status) = child.try_wait().map_err(|e| e.to_string())? {
             return match status.success() {
                 true => Ok(false),
-                false => Err(format!("mbexamine ended with {status}")),
+                false => Err(format!("{program} ended with {status}")),
             };
         }
         if began.elapsed() > PROOF_LIMIT {
-            return Err("mbexamine neither waited nor ended".into());
+            return Err(format!("{program} neither waited nor ended"));
         }
         std::thread::sleep(Duration::from_millis(1));
     }

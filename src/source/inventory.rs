@@ -8,7 +8,7 @@ use crate::cyrus::db::Engine;
 use crate::cyrus::mboxlist::mbtype::Flag;
 use crate::cyrus::mboxlist::{KeyStyle, MailboxEntry, MailboxList};
 use crate::cyrus::name::{MailboxName, UniqueId};
-use crate::cyrus::path::{DirStyle, Layout};
+use crate::cyrus::path::{DirStyle, Layout, PathError};
 use crate::host::Host;
 use crate::wire::v1::{self, FileKind, failure::Kind, problem::Severity};
 use bytes::Bytes;
@@ -28,8 +28,19 @@ pub struct SourceMailbox {
     pub id_record: (Bytes, Bytes),
     /// Whether it is kept by delayed delete.
     pub deleted: bool,
-    /// Of an older server's disk: its metadata as 3.6 has them.
-    pub converted: Option<Converted>,
+    /// Of an older server: its metadata as 3.6 has them.
+    pub converted: Option<Conversion>,
+}
+
+/// What an old mailbox was converted to; the entry's record is as 3.6 has it.
+#[derive(Debug, Clone)]
+pub struct Conversion {
+    /// Its record as this server has it.
+    pub record: Bytes,
+    /// Another number each time that it is converted.
+    pub number: u64,
+    /// Its files.
+    pub files: Converted,
 }
 
 /// The metadata files of an old mailbox in the form of 3.6, or why there are none.
@@ -42,7 +53,7 @@ pub struct Listing {
     pub top: MailboxName,
     /// The mailboxes, the top one first.
     pub mailboxes: Vec<SourceMailbox>,
-    /// Of an older server's disk: the directory of what was converted.
+    /// Of an older server: the directory of what was converted.
     pub converted: Option<PathBuf>,
 }
 
@@ -94,7 +105,11 @@ pub fn list(
     }
     let converted = old.as_ref().map(|old| old.directory().to_owned());
     let mut mailboxes = Vec::new();
-    for entry in owned.into_iter().filter(|e| !e.is_deleted()) {
+    for mut entry in owned.into_iter().filter(|e| !e.is_deleted()) {
+        // Only a name in the hierarchy, whatever else its record says.
+        if entry.mbtype.has(Flag::Intermediate) {
+            entry.partition = None;
+        }
         for (flag, what) in [
             (Flag::Moving, "marked as moving to another server"),
             (Flag::Remote, "on another server"),
@@ -225,13 +240,23 @@ impl Listing {
             return old::user_files(host, inbox, converted);
         }
         let layout = Layout::new(&host.config);
-        let directory = layout.user_dir(&inbox.id).map_err(|e| e.to_string())?;
-        for (name, path) in names_in(&directory)? {
-            match user_file_kind(&name) {
-                Some(kind) => files.add(kind, b"", path),
-                // SQLite's own, gone when nobody writes.
-                None if name.ends_with("-journal") || name.ends_with(".NEW") => {}
-                None => files.notes.push(format!("{} is not known, and stays", path.display())),
+        if let DirStyle::Name = inbox.style() {
+            for (suffix, kind) in USER_FILES {
+                let path = layout.user_file(&inbox.entry.name, DirStyle::Name, suffix);
+                let path = path.map_err(|e| e.to_string())?;
+                if path.exists() {
+                    files.add(kind, b"", path);
+                }
+            }
+        } else {
+            let directory = layout.user_dir(&inbox.id).map_err(|e| e.to_string())?;
+            for (name, path) in names_in(&directory)? {
+                match user_file_kind(&name) {
+                    Some(kind) => files.add(kind, b"", path),
+                    // SQLite's own, gone when nobody writes.
+                    None if name.ends_with("-journal") || name.ends_with(".NEW") => {}
+                    None => files.notes.push(format!("{} is not known, and stays", path.display())),
+                }
             }
         }
         let user = self.top.userid();
@@ -252,12 +277,24 @@ pub struct UserFiles {
     pub active_sieve: String,
     /// What was seen and is not moved.
     pub notes: Vec<String>,
+    /// Those of this server that the user's lock does not protect: his subscriptions
+    /// and what he has read in others' folders.
+    pub unprotected: Vec<PathBuf>,
 }
 
 impl UserFiles {
     /// Adds a file of a kind; a sieve script has a name.
     pub(super) fn add(&mut self, kind: FileKind, name: &[u8], path: PathBuf) {
+        if matches!(kind, FileKind::UserSubscriptions | FileKind::UserSeen) {
+            self.unprotected.push(path.clone());
+        }
         self.files.push((kind, name.to_vec(), path));
+    }
+
+    /// Adds a file that was converted from `original`.
+    pub(super) fn add_converted(&mut self, kind: FileKind, path: PathBuf, original: PathBuf) {
+        self.files.push((kind, Vec::new(), path));
+        self.unprotected.push(original);
     }
 
     /// Adds the sieve scripts in a directory.
@@ -282,17 +319,33 @@ impl UserFiles {
     }
 }
 
+/// The user's own files: `user/uuid/<a>/<b>/<id>/<suffix>.db`, or, where mailboxes have
+/// directories by name, `user/<h>/<user>.<suffix>`.
+const USER_FILES: [(&str, FileKind); 7] = [
+    ("sub", FileKind::UserSubscriptions),
+    ("seen", FileKind::UserSeen),
+    ("conversations", FileKind::UserConversations),
+    ("counters", FileKind::UserCounters),
+    ("dav", FileKind::UserDav),
+    ("mboxkey", FileKind::UserMboxkey),
+    ("xapianactive", FileKind::UserXapianActive),
+];
+
 fn user_file_kind(name: &str) -> Option<FileKind> {
-    Some(match name {
-        "sub.db" => FileKind::UserSubscriptions,
-        "seen.db" => FileKind::UserSeen,
-        "conversations.db" => FileKind::UserConversations,
-        "counters.db" => FileKind::UserCounters,
-        "dav.db" => FileKind::UserDav,
-        "mboxkey.db" => FileKind::UserMboxkey,
-        "xapianactive.db" => FileKind::UserXapianActive,
-        _ => return None,
-    })
+    let suffix = name.strip_suffix(".db")?;
+    USER_FILES.iter().find(|(s, _)| *s == suffix).map(|(_, kind)| *kind)
+}
+
+/// Where a user's own files are: their directory, or, by name, each of them.
+pub fn user_places(host: &Host, inbox: &SourceMailbox) -> Result<Vec<PathBuf>, PathError> {
+    let layout = Layout::new(&host.config);
+    match inbox.style() {
+        DirStyle::Id(id) => Ok(vec![layout.user_dir(id)?]),
+        style => {
+            let files = USER_FILES.iter();
+            files.map(|(suffix, _)| layout.user_file(&inbox.entry.name, style, suffix)).collect()
+        }
+    }
 }
 
 /// The names in a directory, sorted; none when there is no directory.

@@ -2,7 +2,7 @@
 
 use super::inventory::{SourceMailbox, problem};
 use crate::cyrus::config::MetaFile;
-use crate::cyrus::index::{IndexView, Record};
+use crate::cyrus::index::{IndexView, Record, internal};
 use crate::cyrus::path::Layout;
 use crate::host::{Host, ofd};
 use crate::inventory::Digest;
@@ -11,7 +11,7 @@ use crate::wire::v1::{self, FileKind, problem::Severity};
 use bytes::{Bytes, BytesMut};
 use prost::Message;
 use rustix::fs::{Access, AtFlags};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -45,6 +45,8 @@ pub struct Known {
     stamps: Vec<Option<Stamp>>,
     /// When the stamps were taken, in seconds since 1970.
     taken: i64,
+    /// Of an older server: which conversion was scanned.
+    conversion: u64,
     /// UIDs up to this one were looked at on disk.
     checked: u32,
     /// Messages that cannot be copied.
@@ -59,16 +61,24 @@ impl Known {
     /// Makes the next scan tell everything again.
     pub fn forget(&mut self) {
         self.stamps.clear();
+        self.conversion = 0;
     }
 }
 
 /// What tells that a file has not changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
+pub struct Stamp {
     inode: u64,
     size: u64,
     modified: (i64, i64),
     changed: (i64, i64),
+}
+
+impl Stamp {
+    /// Whether a change after the stamp was `taken` would make another one.
+    pub fn is_settled(&self, taken: i64) -> bool {
+        self.changed.0 < taken - STAMP_GRAIN
+    }
 }
 
 /// What a scan found.
@@ -91,10 +101,13 @@ pub fn scan(
     let paths = meta_paths(host, mailbox);
     let taken = now();
     let stamps: Vec<_> = paths.iter().map(|(_, path)| stamp(path)).collect();
-    let settled = |s: &Option<Stamp>| s.is_none_or(|s| s.changed.0 < known.taken - STAMP_GRAIN);
-    // Nobody but this process writes what was converted.
-    let still = mailbox.converted.is_some() || stamps.iter().all(settled);
-    if known.stamps == stamps && still {
+    let settled = |s: &Option<Stamp>| s.is_none_or(|s| s.is_settled(known.taken));
+    let unchanged = match &mailbox.converted {
+        // Whoever converts it has looked whether it has changed.
+        Some(conversion) => known.conversion == conversion.number,
+        None => known.stamps == stamps && stamps.iter().all(settled),
+    };
+    if unchanged {
         return None;
     }
     let mut found = Found::default();
@@ -103,6 +116,7 @@ pub fn scan(
         Ok(()) => {
             known.stamps = stamps;
             known.taken = taken;
+            known.conversion = mailbox.converted.as_ref().map_or(0, |c| c.number);
         }
         Err(text) => {
             known.stamps = before;
@@ -208,7 +222,7 @@ fn examine(
     known: &mut Known,
     frozen: bool,
 ) -> Result<Examined, String> {
-    if let Some(Err(text)) = &mailbox.converted {
+    if let Some(Err(text)) = mailbox.converted.as_ref().map(|c| &c.files) {
         return Err(text.clone());
     }
     let directory = mailbox.directory(host).ok_or("it has no directory")?;
@@ -231,7 +245,13 @@ fn examine(
     let mut examined = read(known, false)?;
     if !examined.problems.is_empty() && !frozen {
         *known = before;
-        examined = read(known, true)?;
+        if mailbox.converted.is_some() && host.offline.is_none() {
+            // What was converted is of a moment ago.
+            let (records, _lock) = as_it_is(host, mailbox, &examined.records)?;
+            examined.problems = check_files((host, mailbox), &directory, &records, known)?;
+        } else {
+            examined = read(known, true)?;
+        }
     }
     let kept = kept(&examined.records, known);
     let totals = v1::Totals {
@@ -242,6 +262,32 @@ fn examine(
     };
     known.totals = totals;
     Ok(examined)
+}
+
+/// The records of an older server's mailbox as they are now, in so far as they tell
+/// which files there must be, with the lock that keeps them so.
+fn as_it_is(
+    host: &Host,
+    mailbox: &SourceMailbox,
+    converted: &[Record],
+) -> Result<(Vec<Record>, Option<File>), String> {
+    let partition = mailbox.entry.partition.as_ref().ok_or("it has no directory")?;
+    let layout = Layout::new(&host.config);
+    let path = layout.meta_file(MetaFile::Index, &mailbox.entry.name, mailbox.style(), partition);
+    let path = path.map_err(|e| e.to_string())?;
+    let (bytes, lock) = read_index(&path, false).map_err(|e| at(&path, &e))?;
+    let index = IndexView::parse(&bytes).map_err(|e| at(&path, &e))?;
+    // What is not listed there any more was expunged, and its file may have gone.
+    let expunged = |record: &Record| {
+        let internal_flags = record.internal_flags | internal::EXPUNGED;
+        (record.uid, Record { internal_flags, ..*record })
+    };
+    let mut records: BTreeMap<u32, Record> = converted.iter().map(expunged).collect();
+    for record in index.records() {
+        let record = record.map_err(|e| at(&path, &e))?;
+        records.insert(record.uid, record);
+    }
+    Ok((records.into_values().collect(), lock))
 }
 
 /// The records whose messages are copied.
@@ -267,7 +313,16 @@ fn check_files(
     if records.iter().any(|r| r.is_archived() && !r.is_unlinked()) {
         return Err("it has messages on an archive partition, which are not moved yet".into());
     }
-    let dir = File::open(directory).map_err(|e| at(directory, &e))?;
+    let dir = match File::open(directory) {
+        Ok(dir) => dir,
+        // Where metadata are elsewhere, the first message makes the directory.
+        Err(e)
+            if e.kind() == io::ErrorKind::NotFound && records.iter().all(Record::is_unlinked) =>
+        {
+            return Ok(problems);
+        }
+        Err(e) => return Err(at(directory, &e)),
+    };
     let unseen: Vec<&Record> =
         records.iter().filter(|r| !r.is_unlinked() && r.uid > known.checked).collect();
     let me = rustix::process::geteuid().as_raw();
@@ -369,8 +424,8 @@ fn manifest(records: &[&Record]) -> Bytes {
 
 /// The metadata files of a mailbox that this configuration has.
 pub fn meta_paths(host: &Host, mailbox: &SourceMailbox) -> Vec<(FileKind, PathBuf)> {
-    if let Some(converted) = &mailbox.converted {
-        return converted.as_ref().cloned().unwrap_or_default();
+    if let Some(conversion) = &mailbox.converted {
+        return conversion.files.as_ref().cloned().unwrap_or_default();
     }
     let Some(partition) = &mailbox.entry.partition else { return Vec::new() };
     let layout = Layout::new(&host.config);
@@ -409,7 +464,8 @@ fn read_whole(path: &Path) -> io::Result<Option<Bytes>> {
     }
 }
 
-fn stamp(path: &Path) -> Option<Stamp> {
+/// The stamp of a file, if it is there.
+pub fn stamp(path: &Path) -> Option<Stamp> {
     let stat = std::fs::metadata(path).ok()?;
     Some(Stamp {
         inode: stat.ino(),
@@ -419,7 +475,8 @@ fn stamp(path: &Path) -> Option<Stamp> {
     })
 }
 
-fn now() -> i64 {
+/// Seconds since 1970.
+pub fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
 }
 

@@ -3,6 +3,7 @@
 
 mod freeze;
 pub(crate) mod inventory;
+mod locks;
 pub(crate) mod mailbox;
 mod old;
 mod purge;
@@ -14,6 +15,7 @@ mod stragglers;
 use crate::agent::{self, Handler, Link};
 use crate::cyrus::index::IndexView;
 use crate::cyrus::name::MailboxName;
+use crate::cyrus::release::Release;
 use crate::fault::{self, Point};
 use crate::host::userlock::LockError;
 use crate::host::{Host, ofd};
@@ -24,13 +26,14 @@ use crate::wire::v1::{reply::Result as Answer, request::Op};
 use bytes::Bytes;
 use freeze::{Freeze, ProofError};
 use inventory::{Listing, Ordinals, SourceMailbox, UserFiles};
+use locks::Locks;
 use mailbox::Known;
-use old::OldDisk;
+use old::{Locking, OldDisk};
 use retire::{RetireError, Retirement};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use stragglers::{Baseline, Search};
 
@@ -40,6 +43,10 @@ const DATABASE_WAIT: Duration = Duration::from_secs(1);
 /// How long the freeze lasts at least, once the route is to be changed: longer
 /// than a route command should take, and not for ever.
 const ROUTE_TIME: Duration = Duration::from_secs(30);
+
+/// The oldest release that can be moved from while it is in use: before it nobody
+/// locked a user.
+const OLDEST_LIVE: (u32, u32) = (3, 2);
 
 /// The source's side of one move.
 pub struct Source {
@@ -190,10 +197,7 @@ impl Source {
             settle_retirement(host, &mut entry)?;
         }
         let mut ordinals = Ordinals::new();
-        let mut old = match &host.offline {
-            Some(directory) => Some(OldDisk::new(directory).map_err(|e| refused(e.to_string()))?),
-            None => None,
-        };
+        let mut old = old_server(host, &entry.id)?;
         // The records of a user who is being retired name the other server; a disk
         // on which nothing runs stays as it is.
         let listing = if retired(&entry.state) && host.offline.is_none() {
@@ -275,6 +279,12 @@ impl Session {
             }
             minors.insert(mailbox.ordinal, index_minor(host, mailbox));
         }
+        if self.old.is_some() && host.offline.is_none() {
+            // Up to 3.4 every directory is by the name of its own and can be a mount.
+            let planned = Retirement::new(host, &self.listing, &self.id, "");
+            let crossings = planned.map(|planned| planned.crossings()).unwrap_or_default();
+            problems.extend(crossings.iter().map(|path| crate::target::crossing(path)));
+        }
         let mailboxes = self.listing.mailboxes.iter().map(|m| {
             let mut wire = to_wire(m);
             wire.index_minor = minors.get(&m.ordinal).copied().unwrap_or_default();
@@ -317,8 +327,9 @@ impl Session {
     }
 
     fn prove(&self, host: &Host) -> Result<v1::FreezeProof, v1::Failure> {
-        let paths = self.freeze_paths(host).map_err(|e| lock_failure(&e))?;
-        let proof = freeze::prove(host, &self.top, &paths).map_err(|e| match e {
+        let locks = Locks::of(host, &self.listing).map_err(|e| lock_failure(&e))?;
+        let scratch = self.old.as_ref().map(OldDisk::directory).unwrap_or(Path::new("/"));
+        let proof = freeze::prove(host, &self.top, &locks, scratch).map_err(|e| match e {
             ProofError::Lock(e) => lock_failure(&e),
             e => v1::Failure::new(
                 Kind::Refused,
@@ -349,6 +360,9 @@ impl Session {
         tell: &dyn Fn(v1::part::Part) -> Result<(), v1::Failure>,
     ) -> Result<v1::ScanDone, v1::Failure> {
         let frozen = self.check_freeze()?;
+        if let Some(old) = &mut self.old {
+            old.begin(frozen);
+        }
         self.listing = inventory::list(host, &self.top, &mut self.ordinals, self.old.as_mut())?;
         let table = v1::Table {
             identity: Some(self.identity(host)),
@@ -526,34 +540,35 @@ impl Session {
         let began = std::time::Instant::now();
         let wait = Duration::from_millis(u64::from(freeze.wait_ms));
         let limit = Duration::from_millis(u64::from(freeze.limit_ms));
-        let paths = self.freeze_paths(host).map_err(|e| lock_failure(&e))?;
-        let freeze = Freeze::take(&paths, wait, limit).map_err(|e| lock_failure(&e))?;
-        let waited_ms = began.elapsed().as_millis() as u32;
+        let (locks, held) = loop {
+            let locks = Locks::of(host, &self.listing).map_err(|e| lock_failure(&e))?;
+            let left = wait.saturating_sub(began.elapsed());
+            let held = locks.take(host, left).map_err(|e| lock_failure(&e))?;
+            // Each mailbox of a shared tree has its own lock. Only now can nobody make
+            // another one: what was made since they were listed has to be locked, too.
+            if self.top.is_user() || host.offline.is_some() || !locks.is_of_each_mailbox() {
+                break (locks, held);
+            }
+            self.listing = inventory::list(host, &self.top, &mut self.ordinals, self.old.as_mut())?;
+            if Locks::of(host, &self.listing).map_err(|e| lock_failure(&e))? == locks {
+                break (locks, held);
+            }
+        };
+        let waited_ms = held.since().saturating_duration_since(began).as_millis() as u32;
+        let freeze = Freeze::hold(held, limit).map_err(|e| lock_failure(&e))?;
         // After the user's lock: whoever waits for it may hold one of these.
         if host.offline.is_none() {
             freeze.also(self.lock_databases().map_err(|e| lock_failure(&e))?);
         }
         self.freeze = Some(freeze);
-        let locks = paths.iter().map(|p| p.display().to_string()).collect();
-        Ok(v1::Frozen { waited_ms, locks })
-    }
-
-    fn freeze_paths(&self, host: &Host) -> Result<Vec<PathBuf>, LockError> {
-        if host.offline.is_some() {
-            return Ok(Vec::new());
-        }
-        let mailboxes = self.listing.mailboxes.iter().map(|m| (&m.entry.name, m.style()));
-        host.freeze_paths(&self.top, mailboxes)
+        Ok(v1::Frozen { waited_ms, locks: locks.shown() })
     }
 
     /// Locks what the user's lock does not protect against writers: his
     /// subscriptions, and what he has read in others' folders.
     fn lock_databases(&self) -> Result<Vec<File>, LockError> {
         let mut locked = Vec::new();
-        for (kind, _, path) in &self.user_files.files {
-            if !matches!(kind, FileKind::UserSubscriptions | FileKind::UserSeen) {
-                continue;
-            }
+        for path in &self.user_files.unprotected {
             let io = |source| LockError::Io { path: path.clone(), source };
             let file = match File::open(path) {
                 Ok(file) => file,
@@ -622,6 +637,14 @@ impl Session {
                 Retirement::new(host, &self.listing, &self.id, server)
             };
             let retirement = retirement.map_err(|e| failed(e.to_string()))?;
+            // Where opening a mailbox does not take the user's lock, only looking tells.
+            if self.old.is_some() && state != state::RETIRING {
+                let stranger = retirement.left_behind(host, &self.top);
+                if let Some(name) = stranger.map_err(|e| failed(e.to_string()))? {
+                    let name = host.external(&name);
+                    return Err(failed(format!("{name} was made although the user is frozen")));
+                }
+            }
             retirement.save(host, &self.id).map_err(|e| failed(e.to_string()))?;
             self.record(state::RETIRING)?;
             fault::point(Point::RetireBegun);
@@ -730,9 +753,39 @@ fn settle_retirement(host: &Host, entry: &mut Entry) -> Result<(), v1::Failure> 
     if began {
         let planned = Retirement::load(host, &entry.id).map_err(unknown)?;
         let happened = planned.has_happened(host).map_err(unknown)?;
+        if !happened {
+            planned.take_back().map_err(unknown)?;
+        }
         entry.state = if happened { state::RETIRING } else { state::ROUTED }.into();
     }
     Ok(())
+}
+
+/// What converts what an older server has, if this one is older than 3.6.
+///
+/// Errors: it is in use and too old for that.
+fn old_server(host: &Host, id: &MoveId) -> Result<Option<OldDisk>, v1::Failure> {
+    let place = |state: PathBuf| state.join("mbcopy/moves").join(id.as_str()).join("converted");
+    let failed = |e: std::io::Error| refused(e.to_string());
+    if let Some(state) = &host.offline {
+        return OldDisk::new(place(state.clone()), Locking::Offline).map(Some).map_err(failed);
+    }
+    match host.release() {
+        Some(release) if release < OLDEST_LIVE => Err(v1::Failure::new(
+            Kind::Refused,
+            format!(
+                "this server is in use and runs Cyrus {}.{}, which cannot be frozen",
+                release.0, release.1
+            ),
+            "nothing was changed",
+            "stop Cyrus here and push its disk as it lies: --source-conf /etc/imapd.conf",
+        )),
+        Some(release) if !Release::of(release).by_id => {
+            let state = host.config.configdirectory().map_err(|e| refused(e.to_string()))?;
+            OldDisk::new(place(state), Locking::Needed).map(Some).map_err(failed)
+        }
+        _ => Ok(None),
+    }
 }
 
 /// The moves that this server's journal knows, of one mailbox or of all.

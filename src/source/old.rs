@@ -1,13 +1,16 @@
-//! The disk of a server older than 3.6: what it has of a user, in the form of 3.6.
+//! A server older than 3.6, or its disk: what it has of a user, in the form of 3.6.
 //!
 //! The messages are sent as they lie. Indexes, headers, records, subscriptions,
 //! quota roots and annotations are converted into a directory of this machine's own,
-//! and go from there the way of any other source's.
+//! and go from there the way of any other source's. A mailbox of which no file and
+//! no record has changed is not looked at again, so that the last look, which is
+//! under the freeze, costs as much as there was changed.
 
-use super::inventory::{Converted, Listing, Ordinals, SourceMailbox, UserFiles};
-use crate::cyrus::annotation::{AnnotationValue, LongForm};
+use super::inventory::{Conversion, Converted, Listing, Ordinals, SourceMailbox, UserFiles};
+use super::mailbox::{self, Stamp};
+use crate::cyrus::annotation::{AnnotationKey, AnnotationValue, LongForm, OWNER};
 use crate::cyrus::config::{Config, Defaults, MetaFile};
-use crate::cyrus::db::{Database, Engine};
+use crate::cyrus::db::{Database, DbError, Engine, Entry, twoskip};
 use crate::cyrus::guid::Guid;
 use crate::cyrus::header::MailboxHeader;
 use crate::cyrus::index::{IndexView, Record, Time};
@@ -23,20 +26,47 @@ use crate::wire::v1::{self, FileKind};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// User whose seen database has the state that a mailbox shares
 /// (2.3 `imap/index.c:index_check`).
 const EVERYBODY: &str = "anyone";
 
-/// What was converted of an old disk, for one session.
+/// What was converted of an old server, for one session. What has changed since is
+/// converted again.
 #[derive(Debug)]
 pub struct OldDisk {
-    directory: tempfile::TempDir,
-    /// By name; `None`: the mailbox only waits to be cleaned up.
-    mailboxes: BTreeMap<MailboxName, Option<SourceMailbox>>,
+    directory: PathBuf,
+    mailboxes: BTreeMap<MailboxName, Kept>,
+    /// Ids that mailboxes of the list that is being read have.
     ids: BTreeSet<UniqueId>,
+    conversions: u64,
+    locking: Locking,
+}
+
+/// Whether an index must be locked to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Locking {
+    /// The server is in use.
+    Needed,
+    /// This process has frozen the user.
+    Frozen,
+    /// Nothing runs on it, and nothing changes.
+    Offline,
+}
+
+/// A mailbox that was converted.
+#[derive(Debug)]
+struct Kept {
+    /// The record that it was made of.
+    record: Bytes,
+    /// The files that it was made of.
+    files: Vec<(PathBuf, Option<Stamp>)>,
+    /// When their stamps were taken, in seconds since 1970.
+    taken: i64,
+    /// `None`: it only waits to be cleaned up.
+    mailbox: Option<SourceMailbox>,
 }
 
 /// An old mailbox that was read.
@@ -48,19 +78,42 @@ struct Read {
 }
 
 impl OldDisk {
-    /// Nothing yet; what will be is kept below `state`, as long as this value lives.
-    pub fn new(state: &Path) -> io::Result<Self> {
-        let directory = tempfile::Builder::new().prefix("converted-").tempdir_in(state)?;
-        Ok(Self { directory, mailboxes: BTreeMap::new(), ids: BTreeSet::new() })
+    /// Nothing yet; what will be is kept in `directory`, as long as this value lives.
+    pub fn new(directory: PathBuf, locking: Locking) -> io::Result<Self> {
+        // What a process that was killed has left.
+        match std::fs::remove_dir_all(&directory) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let parent = directory.parent().ok_or(io::ErrorKind::InvalidInput)?;
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+        std::fs::DirBuilder::new().mode(0o700).create(&directory)?;
+        Ok(Self {
+            directory,
+            mailboxes: BTreeMap::new(),
+            ids: BTreeSet::new(),
+            conversions: 0,
+            locking,
+        })
     }
 
     /// Where it is kept.
     pub fn directory(&self) -> &Path {
-        self.directory.path()
+        &self.directory
     }
 
-    /// A mailbox as 3.6 has it, converted the first time; `None` if it is deleted and
-    /// only waits to be cleaned up.
+    /// Begins another look at the server, frozen or not.
+    pub fn begin(&mut self, frozen: bool) {
+        self.ids.clear();
+        self.locking = match (self.locking, frozen) {
+            (Locking::Offline, _) => Locking::Offline,
+            (_, true) => Locking::Frozen,
+            (_, false) => Locking::Needed,
+        };
+    }
+
+    /// A mailbox as 3.6 has it, converted the first time and whenever it has changed;
+    /// `None` if it is deleted and only waits to be cleaned up.
     pub fn mailbox(
         &mut self,
         host: &Host,
@@ -69,12 +122,32 @@ impl OldDisk {
         deleted: bool,
         ordinals: &mut Ordinals,
     ) -> Option<SourceMailbox> {
-        if let Some(known) = self.mailboxes.get(&entry.name) {
-            return known.clone();
+        if let Some(kept) = self.mailboxes.get(&entry.name)
+            && kept.record == entry.raw
+            && (self.locking == Locking::Offline || kept.is_as_it_was())
+        {
+            match &kept.mailbox {
+                None => return None,
+                Some(mailbox) if self.ids.insert(mailbox.id.clone()) => {
+                    return Some(mailbox.clone());
+                }
+                // Another mailbox has got its id.
+                Some(_) => {}
+            }
         }
-        let converted = self.convert(host, top, entry, deleted, ordinals);
-        self.mailboxes.insert(entry.name.clone(), converted.clone());
-        converted
+        let taken = mailbox::now();
+        let mut files = files_of(host, entry);
+        let mailbox = self.convert(host, top, entry, deleted, ordinals, &mut files);
+        let conversion = mailbox.as_ref().and_then(|m| m.converted.as_ref());
+        // What has failed is tried again.
+        if conversion.is_none_or(|conversion| conversion.files.is_ok()) {
+            let record = entry.raw.clone();
+            let kept = Kept { record, files, taken, mailbox: mailbox.clone() };
+            self.mailboxes.insert(entry.name.clone(), kept);
+        } else {
+            self.mailboxes.remove(&entry.name);
+        }
+        mailbox
     }
 
     fn convert(
@@ -84,31 +157,26 @@ impl OldDisk {
         entry: &MailboxEntry,
         deleted: bool,
         ordinals: &mut Ordinals,
+        files: &mut Vec<(PathBuf, Option<Stamp>)>,
     ) -> Option<SourceMailbox> {
+        self.conversions += 1;
+        let nothing = |id, files| Read { id, uidvalidity: entry.uidvalidity, changed: 0, files };
         let read = match &entry.partition {
-            Some(partition) => match self.read(host, top, entry, partition) {
+            Some(partition) => match self.read(host, top, entry, partition, files) {
                 Ok(read) => read?,
-                Err(text) => Read {
-                    id: self.id(entry, None, 0)?,
-                    uidvalidity: entry.uidvalidity,
-                    changed: 0,
-                    files: Err(text),
-                },
+                Err(text) => nothing(self.id(entry, None, 0)?, Err(text)),
             },
-            None => Read {
-                id: self.id(entry, None, 0)?,
-                uidvalidity: entry.uidvalidity,
-                changed: 0,
-                files: Ok(Vec::new()),
-            },
+            None => nothing(self.id(entry, None, 0)?, Ok(Vec::new())),
         };
         let Read { id, uidvalidity, changed, files } = read;
         let (name_record, id_record) = upgrade::records(entry, &id, uidvalidity, changed);
         let next = ordinals.len() as u32;
         let ordinal = *ordinals.entry(id.clone()).or_insert(next);
+        let conversion = Conversion { record: entry.raw.clone(), number: self.conversions, files };
         let entry = MailboxEntry { raw: name_record.into(), ..entry.clone() };
         let id_record = (Bytes::from(format!("I{id}")), Bytes::from(id_record));
-        Some(SourceMailbox { ordinal, entry, id, id_record, deleted, converted: Some(files) })
+        let converted = Some(conversion);
+        Some(SourceMailbox { ordinal, entry, id, id_record, deleted, converted })
     }
 
     /// The id of a mailbox. Older servers made it of the name and the time, and a
@@ -133,6 +201,7 @@ impl OldDisk {
         top: &MailboxName,
         entry: &MailboxEntry,
         partition: &PartitionName,
+        files: &mut Vec<(PathBuf, Option<Stamp>)>,
     ) -> Result<Option<Read>, String> {
         let layout = Layout::new(&host.config);
         let path = |file| {
@@ -140,12 +209,15 @@ impl OldDisk {
             path.map_err(|e| e.to_string())
         };
         let index_path = path(MetaFile::Index)?;
-        let bytes = std::fs::read(&index_path).map_err(|e| at(&index_path, &e))?;
+        let unlocked = self.locking != Locking::Needed;
+        let (bytes, lock) =
+            mailbox::read_index(&index_path, unlocked).map_err(|e| at(&index_path, &e))?;
         let index = IndexView::parse(&bytes).map_err(|e| at(&index_path, &e))?;
         let header = index.header();
         if header.is_deleted() {
             return Ok(None);
         }
+        // After the index: a keyword has its name before a message has it.
         let header_path = path(MetaFile::Header)?;
         let header_bytes = std::fs::read(&header_path).map_err(|e| at(&header_path, &e))?;
         let old_header = MailboxHeader::parse(&header_bytes).map_err(|e| at(&header_path, &e))?;
@@ -162,8 +234,11 @@ impl OldDisk {
         let expunge = expunge.map_err(|e| at(&expunge_path, &e))?;
         let seen = match header.has_seen() {
             true => None,
-            false => seen(host, top, &old_header, header.shares_seen())?,
+            false => seen(host, top, &old_header, header.shares_seen(), files)?,
         };
+        let annotations = path(MetaFile::Annotations)?;
+        let annotated = read_if_there(&annotations)?;
+        drop(lock);
         let directory = layout
             .mailbox_dir(&entry.name, DirStyle::Name, partition)
             .map_err(|e| e.to_string())?;
@@ -173,29 +248,60 @@ impl OldDisk {
         let new = upgrade::index(&index, &beside, |record, hash| facts(&directory, record, hash));
         let new = new.map_err(|e| format!("{}: {e}", directory.display()))?;
 
-        let place = self.directory.path().join(id.as_str());
+        let place = self.directory.join(id.as_str());
         std::fs::create_dir_all(&place).map_err(|e| at(&place, &e))?;
         let write = |file: MetaFile, bytes: &[u8]| {
             let path = place.join(file.file_name());
             std::fs::write(&path, bytes).map_err(|e| at(&path, &e))?;
             Ok::<_, String>(path)
         };
-        let mut files = vec![
+        let mut converted = vec![
             (FileKind::Header, write(MetaFile::Header, &header_file)?),
             (FileKind::Index, write(MetaFile::Index, &new)?),
         ];
         // Up to 2.3 a cache has no checksums that could be trusted.
         if header.has_seen() {
-            files.push((FileKind::Cache, path(MetaFile::Cache)?));
+            converted.push((FileKind::Cache, path(MetaFile::Cache)?));
         }
-        let annotations = path(MetaFile::Annotations)?;
-        if let Some(bytes) = read_if_there(&annotations)? {
-            check_annotations(&annotations, bytes)?;
-            files.push((FileKind::Annotations, annotations));
+        if let Some(bytes) = annotated {
+            let new = message_annotations(bytes, top).map_err(|e| at(&annotations, &e))?;
+            converted.push((FileKind::Annotations, write(MetaFile::Annotations, &new)?));
         }
         let changed = std::fs::metadata(&index_path).map_or(0, |m| m.mtime().max(0) as u64);
-        Ok(Some(Read { id, uidvalidity: header.uidvalidity, changed, files: Ok(files) }))
+        Ok(Some(Read { id, uidvalidity: header.uidvalidity, changed, files: Ok(converted) }))
     }
+}
+
+impl Drop for OldDisk {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.directory);
+        // It is the move's, unless that was only planned.
+        let _ = self.directory.parent().map(std::fs::remove_dir);
+    }
+}
+
+impl Kept {
+    /// Whether no file has changed, as far as its stamp can tell.
+    fn is_as_it_was(&self) -> bool {
+        let settled = |stamp: &Option<Stamp>| stamp.is_none_or(|s| s.is_settled(self.taken));
+        self.files.iter().all(|(path, stamp)| mailbox::stamp(path) == *stamp && settled(stamp))
+    }
+}
+
+/// The files that tell what a mailbox is, with their stamps of now.
+fn files_of(host: &Host, entry: &MailboxEntry) -> Vec<(PathBuf, Option<Stamp>)> {
+    let Some(partition) = &entry.partition else { return Vec::new() };
+    let layout = Layout::new(&host.config);
+    let kinds = [
+        MetaFile::Header,
+        MetaFile::Index,
+        MetaFile::Cache,
+        MetaFile::Annotations,
+        MetaFile::Expunge,
+    ];
+    let paths =
+        kinds.map(|file| layout.meta_file(file, &entry.name, DirStyle::Name, partition).ok());
+    paths.into_iter().flatten().map(|path| (path.clone(), mailbox::stamp(&path))).collect()
 }
 
 /// What a message's file tells; `None` if it cannot be read, as the scan will say.
@@ -213,12 +319,19 @@ fn seen(
     top: &MailboxName,
     header: &MailboxHeader,
     shared: bool,
+    files: &mut Vec<(PathBuf, Option<Stamp>)>,
 ) -> Result<Option<Seen>, String> {
     let Some(id) = &header.uniqueid else { return Ok(None) };
     let inbox = match (shared, top.inbox()) {
         (true, _) => MailboxName::from_internal(format!("user.{EVERYBODY}").as_bytes()).ok(),
         (false, inbox) => inbox,
     };
+    for config in inbox.iter().flat_map(|_| both(&host.config)) {
+        let path =
+            inbox.as_ref().map(|i| Layout::new(&config).user_file(i, DirStyle::Name, "seen"));
+        let path = path.transpose().map_err(|e| e.to_string())?;
+        files.extend(path.map(|path| (path.clone(), mailbox::stamp(&path))));
+    }
     let Some((path, bytes)) = inbox.map(|i| user_file(host, &i, "seen")).transpose()?.flatten()
     else {
         return Ok(None);
@@ -273,22 +386,26 @@ pub fn user_files(
             ));
         }
         let new = Subscriptions { form: SubscriptionForm::Keys, ..old }.to_flat(name);
-        let path = directory.join("sub.db");
-        std::fs::write(&path, new).map_err(|e| at(&path, &e))?;
-        files.add(FileKind::UserSubscriptions, b"", path);
+        let new_path = directory.join("sub.db");
+        std::fs::write(&new_path, new).map_err(|e| at(&new_path, &e))?;
+        files.add_converted(FileKind::UserSubscriptions, new_path, path);
     }
     if let Some((path, bytes)) = user_file(host, name, "seen")? {
         let database = Database::open(bytes.into(), &Engine::Flat).map_err(|e| at(&path, &e))?;
         // Cyrus recognises the engine of a file by itself, but for lines of text.
         if database.engine() == Some(Engine::Flat) {
             let entries = database.entries().map_err(|e| at(&path, &e))?;
-            let new = crate::cyrus::db::twoskip::write(&entries);
-            let path = directory.join("seen.db");
-            std::fs::write(&path, new).map_err(|e| at(&path, &e))?;
-            files.add(FileKind::UserSeen, b"", path);
+            let new = twoskip::write(&entries);
+            let new_path = directory.join("seen.db");
+            std::fs::write(&new_path, new).map_err(|e| at(&new_path, &e))?;
+            files.add_converted(FileKind::UserSeen, new_path, path);
         } else if database.engine().is_some() {
             files.add(FileKind::UserSeen, b"", path);
         }
+    }
+    // Every later version reads those of every older one.
+    if let Some((path, _)) = user_file(host, name, "counters")? {
+        files.add(FileKind::UserCounters, b"", path);
     }
     for suffix in ["dav", "xapianactive"] {
         if let Some((path, _)) = user_file(host, name, suffix)? {
@@ -376,10 +493,22 @@ pub fn annotations(top: &MailboxName, found: &mut [v1::Annotation]) -> Result<()
     Ok(())
 }
 
-/// A database of messages' annotations must at least be one.
-fn check_annotations(path: &Path, bytes: Vec<u8>) -> Result<(), String> {
-    let database = Database::open(bytes.into(), &Engine::Twoskip).map_err(|e| at(path, &e))?;
-    database.entries().map(drop).map_err(|e| at(path, &e))
+/// A database of messages' annotations in which the owner's own are under his token.
+fn message_annotations(bytes: Vec<u8>, top: &MailboxName) -> Result<Vec<u8>, DbError> {
+    let entries = Database::open(bytes.into(), &Engine::Twoskip)?.entries()?;
+    let owner = top.userid();
+    let mut new: Vec<Entry> = Vec::with_capacity(entries.len());
+    for (key, value) in entries {
+        let own = AnnotationKey::parse_message(&key).ok();
+        let own = own.filter(|k| owner.as_ref().is_some_and(|owner| k.userid == owner.as_bytes()));
+        let key = match own {
+            Some(own) => AnnotationKey { userid: OWNER.to_vec(), ..own }.to_bytes().into(),
+            None => key,
+        };
+        new.push((key, value));
+    }
+    new.sort();
+    Ok(twoskip::write(&new))
 }
 
 fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, String> {

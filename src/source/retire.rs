@@ -13,14 +13,22 @@
 //!
 //! Each part can be done again: a directory that is in the holding place
 //! already was renamed before.
+//!
+//! Up to 3.4 the mailboxes' directories are renamed *before* the transaction: whoever
+//! waits for the lock of an index has looked the mailbox up already, and would go on
+//! in the old directory if this process died between the two. Until the transaction
+//! has happened they can be brought back, and are, before anything else is done. There
+//! the sieve scripts are files that Cyrus serves without a look at the record; a file
+//! in the place of their directory keeps it from making another.
 
-use super::inventory::Listing;
+use super::inventory::{Listing, SourceMailbox, user_places};
 use crate::cyrus::config::DbKind;
 use crate::cyrus::config::MetaFile;
 use crate::cyrus::db::Engine;
+use crate::cyrus::mboxlist::MailboxList;
 use crate::cyrus::mboxlist::edit::{RecordEdit, ServerEdit};
 use crate::cyrus::mboxlist::mbtype::Flag;
-use crate::cyrus::name::PartitionName;
+use crate::cyrus::name::{MailboxName, PartitionName};
 use crate::cyrus::path::Layout;
 use crate::fault::{self, Point};
 use crate::host::Host;
@@ -30,6 +38,7 @@ use crate::moves::sealed::{self, PathBytes};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// A partition that no server has. Cyrus does not look at the type of a parent when
@@ -41,12 +50,21 @@ const NOWHERE: &str = "mbcopy-retired";
 /// A key of mailboxes.db, the record that was, and what it becomes (none: removed).
 type Change = (Vec<u8>, Vec<u8>, Option<Vec<u8>>);
 
+/// From where to where.
+type Renaming = (PathBytes, PathBytes);
+
 /// Everything that retiring does, fixed before it begins, so that it can be
 /// finished by another process, or put back.
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
 pub struct Retirement {
     changes: Vec<Change>,
-    renames: Vec<(PathBytes, PathBytes)>,
+    renames: Vec<Renaming>,
+    /// Up to 3.4: the mailboxes' directories, which are renamed first.
+    #[serde(default)]
+    first: Vec<Renaming>,
+    /// Up to 3.4: where an empty file is put, so that no directory can be made.
+    #[serde(default)]
+    blocked: Vec<PathBytes>,
 }
 
 /// Why retiring stopped.
@@ -82,10 +100,16 @@ impl Retirement {
         let moving = sends_to(server);
         let mut changes = Vec::new();
         for mailbox in &listing.mailboxes {
-            let records = [
-                (mailbox.entry.key.to_vec(), mailbox.entry.raw.to_vec()),
-                (mailbox.id_record.0.to_vec(), mailbox.id_record.1.to_vec()),
-            ];
+            let mut records = Vec::new();
+            match &mailbox.converted {
+                Some(conversion) => {
+                    records.push((mailbox.entry.key.to_vec(), conversion.record.to_vec()));
+                }
+                None => {
+                    records.push((mailbox.entry.key.to_vec(), mailbox.entry.raw.to_vec()));
+                    records.push((mailbox.id_record.0.to_vec(), mailbox.id_record.1.to_vec()));
+                }
+            }
             for (key, old) in records {
                 let new = if mailbox.deleted {
                     None
@@ -94,6 +118,9 @@ impl Retirement {
                 };
                 changes.push((key, old, new));
             }
+            if mailbox.deleted && mailbox.converted.is_some() {
+                changes.extend(by_id(host, mailbox)?);
+            }
         }
         let directory = host
             .config
@@ -101,8 +128,30 @@ impl Retirement {
             .map_err(|e| record(&e))?
             .join("mbcopy/moves")
             .join(id.as_str());
-        let renames = renames(host, listing, id, &directory).map_err(|e| record(&e))?;
-        Ok(Self { changes, renames })
+        let Renames { mailboxes, others } =
+            renames(host, listing, id, &directory).map_err(|e| record(&e))?;
+        let (first, renames) = match listing.converted {
+            Some(_) => (mailboxes, others),
+            None => (Vec::new(), mailboxes.into_iter().chain(others).collect()),
+        };
+        let mut blocked = Vec::new();
+        if let Some(inbox) = listing.inbox().filter(|_| listing.converted.is_some())
+            && let Some(sieve) = sieve_dir(host, inbox)
+        {
+            blocked.push(PathBytes::from(sieve.as_path()));
+        }
+        Ok(Self { changes, renames, first, blocked })
+    }
+
+    /// Directories that cannot be renamed to where they would be kept, since that is on
+    /// another filesystem.
+    pub fn crossings(&self) -> Vec<PathBuf> {
+        let device = |path: &Path| path.ancestors().find_map(|p| Some(p.metadata().ok()?.dev()));
+        let crosses = |(from, to): &&Renaming| {
+            device(from.path()).is_some_and(|d| device(to.path()) != Some(d))
+        };
+        let all = self.first.iter().chain(&self.renames).filter(crosses);
+        all.map(|(from, _)| from.path().to_owned()).collect()
     }
 
     /// Whether an earlier process was about to do it.
@@ -142,6 +191,22 @@ impl Retirement {
         Ok(false)
     }
 
+    /// A mailbox of the user that this would leave behind: somebody made it although
+    /// he was frozen.
+    pub fn left_behind(
+        &self,
+        host: &Host,
+        top: &MailboxName,
+    ) -> Result<Option<MailboxName>, RetireError> {
+        let failed = |e: &dyn std::fmt::Display| RetireError::Database(e.to_string());
+        let database = host.mailboxes().map_err(|e| failed(&e))?;
+        let list = MailboxList::from_database(&database).map_err(|e| failed(&e))?;
+        let owned = list.owned(top, &host.config.deletedprefix()).map_err(|e| failed(&e))?;
+        let known: BTreeSet<&[u8]> = self.changes.iter().map(|(key, ..)| &key[..]).collect();
+        let stranger = owned.into_iter().find(|e| !e.is_deleted() && !known.contains(&e.key[..]));
+        Ok(stranger.map(|entry| entry.name))
+    }
+
     /// Writes down what is about to be done, durably.
     pub fn save(&self, host: &Host, id: &MoveId) -> Result<(), RetireError> {
         let path = Self::path(host, id)?;
@@ -150,6 +215,28 @@ impl Retirement {
 
     /// Retires. The caller holds the freeze, and has saved this.
     pub fn execute(&self, host: &Host) -> Result<(), RetireError> {
+        if let Err(error) = rename_all(&self.first).and_then(|()| self.commit(host)) {
+            // What is not known to have failed stays as it is.
+            if matches!(self.is_committed(host), Ok(false)) {
+                self.take_back()?;
+            }
+            return Err(error);
+        }
+        fault::point(Point::RetireCommitted);
+        rename_all(&self.renames)?;
+        self.block()?;
+        fault::point(Point::RetireRenamed);
+        sync_parents(self.first.iter().chain(&self.renames))
+    }
+
+    /// Brings back what was renamed although nothing is committed; nothing if all is
+    /// where it was.
+    pub fn take_back(&self) -> Result<(), RetireError> {
+        self.first.iter().rev().try_for_each(|(from, to)| bring_back(from.path(), to.path()))?;
+        sync_parents(self.first.iter())
+    }
+
+    fn commit(&self, host: &Host) -> Result<(), RetireError> {
         let ops: Vec<DbOp<'_>> = self
             .changes
             .iter()
@@ -164,23 +251,24 @@ impl Retirement {
             let why = said.err().map_or("the records are as before".into(), |e| e.to_string());
             return Err(RetireError::Database(why));
         }
-        fault::point(Point::RetireCommitted);
-        for (from, to) in &self.renames {
-            rename(from.path(), to.path())?;
-            fault::point(Point::RetireRenamedOne);
-        }
-        fault::point(Point::RetireRenamed);
-        let parents: BTreeSet<&Path> = self
-            .renames
-            .iter()
-            .flat_map(|(from, to)| [from.path().parent(), to.path().parent()])
-            .flatten()
-            .collect();
-        for parent in parents.into_iter().filter(|p| p.is_dir()) {
-            let synced = fault::check(Point::DirectorySync)
-                .and_then(|()| File::open(parent))
-                .and_then(|directory| directory.sync_all());
-            synced.map_err(io("sync", parent))?;
+        Ok(())
+    }
+
+    /// The files that keep directories from being made, as they were left.
+    pub fn blocked(&self) -> impl Iterator<Item = &Path> {
+        self.blocked.iter().map(PathBytes::path)
+    }
+
+    /// Keeps directories from being made in some places.
+    fn block(&self) -> Result<(), RetireError> {
+        for path in self.blocked.iter().map(PathBytes::path) {
+            if let Some(parent) = path.parent() {
+                std::fs::create_dir_all(parent).map_err(io("make", parent))?;
+            }
+            match File::create_new(path) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                made => drop(made.map_err(io("make", path))?),
+            }
         }
         Ok(())
     }
@@ -191,8 +279,14 @@ impl Retirement {
     }
 
     /// Where the content of a directory that was live is kept.
-    pub fn kept(&self, live: &Path) -> Option<&Path> {
-        self.renames.iter().find(|(from, _)| from.path() == live).map(|(_, to)| to.path())
+    pub fn kept(&self, live: &Path) -> Option<PathBuf> {
+        let all = self.first.iter().chain(&self.renames);
+        let kept = |(from, to): &Renaming| match live.strip_prefix(from.path()) {
+            Ok(below) if below.as_os_str().is_empty() => Some(to.path().to_owned()),
+            Ok(below) => Some(to.path().join(below)),
+            Err(_) => None,
+        };
+        all.filter_map(kept).next()
     }
 
     /// Whether mailboxes.db is as this has left it.
@@ -219,59 +313,88 @@ pub(crate) fn sends_to(server: &str) -> RecordEdit {
     }
 }
 
-/// Which directories and files go where: below a holding place on the same
-/// filesystem, with the path that they have below their root.
+/// The record that leads from the id of a mailbox to its name (3.4, by
+/// `imap/mboxlist.c:mboxlist_update_runiqueid`), to be removed with the mailbox's.
+fn by_id(host: &Host, mailbox: &SourceMailbox) -> Result<Option<Change>, RetireError> {
+    let failed = |e: &dyn std::fmt::Display| RetireError::Record(e.to_string());
+    let name = mailbox.entry.name.as_bytes();
+    let id = mailbox.entry.uniqueid.as_ref().unwrap_or(&mailbox.id);
+    let key = [b"$RUNQ$", id.as_str().as_bytes(), b"$", name].concat();
+    let database = host.mailboxes().map_err(|e| failed(&e))?;
+    let value = database.get(&key).map_err(|e| failed(&e))?;
+    Ok(value.map(|value| (key, value.to_vec(), None)))
+}
+
+/// Which directories and files go where.
+struct Renames {
+    /// The mailboxes' directories; those that lie in one of them go with it.
+    mailboxes: Vec<Renaming>,
+    others: Vec<Renaming>,
+}
+
+/// What is put away: below a holding place on the same filesystem, with the path that
+/// it has below its root.
 fn renames(
     host: &Host,
     listing: &Listing,
     id: &MoveId,
     directory: &Path,
-) -> Result<Vec<(PathBytes, PathBytes)>, String> {
+) -> Result<Renames, String> {
     let layout = Layout::new(&host.config);
     let configdirectory = host.config.configdirectory().map_err(|e| e.to_string())?;
-    let mut renames = Vec::new();
-    let mut hold = |path: PathBuf, root: &Path, place: PathBuf| {
-        if let Ok(relative) = path.strip_prefix(root) {
+    let hold = |renames: &mut Vec<Renaming>, path: PathBuf, root: &Path, place: &Path| {
+        let Ok(relative) = path.strip_prefix(root) else { return };
+        let held = |(from, _): &Renaming| path.starts_with(from.path());
+        if !renames.iter().any(held) && path.symlink_metadata().is_ok() {
             let to = place.join("retired").join(relative);
-            let pair = (PathBytes::from(path.as_path()), PathBytes::from(to.as_path()));
-            if !renames.contains(&pair) {
-                renames.push(pair);
-            }
+            renames.push((PathBytes::from(path.as_path()), PathBytes::from(to.as_path())));
         }
     };
     let ours = |root: &Path| root.join(".mbcopy").join(id.as_str());
+    let (mut mailboxes, mut others) = (Vec::new(), Vec::new());
     for mailbox in &listing.mailboxes {
         let Some(partition) = &mailbox.entry.partition else { continue };
         let name = &mailbox.entry.name;
         if let (Some(path), Some(root)) =
             (mailbox.directory(host), host.config.partition(partition))
         {
-            hold(path, &root, ours(&root));
+            hold(&mut mailboxes, path, &root, &ours(&root));
         }
         for file in MetaFile::ALL {
             let path = layout.meta_file(file, name, mailbox.style(), partition);
             let root = layout.meta_root(file, partition).map_err(|e| e.to_string())?;
             if let Some(parent) = path.map_err(|e| e.to_string())?.parent() {
-                hold(parent.to_path_buf(), &root, ours(&root));
+                hold(&mut mailboxes, parent.to_path_buf(), &root, &ours(&root));
             }
         }
         if !mailbox.deleted && host.config.db_engine(DbKind::Quota) == Engine::QuotaLegacy {
             let path = layout.quota_file(name).map_err(|e| e.to_string())?;
-            hold(path, &configdirectory, directory.to_path_buf());
+            hold(&mut others, path, &configdirectory, directory);
         }
     }
     if let Some(inbox) = listing.inbox() {
-        let path = layout.user_dir(&inbox.id).map_err(|e| e.to_string())?;
-        hold(path, &configdirectory, directory.to_path_buf());
-        let user = listing.top.userid();
-        let sieve = user.and_then(|u| layout.sieve_dir(&u, inbox.style()).ok().flatten());
-        if let Some(sieve) = sieve {
+        for path in user_places(host, inbox).map_err(|e| e.to_string())? {
+            hold(&mut others, path, &configdirectory, directory);
+        }
+        if let Some(sieve) = sieve_dir(host, inbox) {
             let root = host.config.sievedir();
-            hold(sieve, &root, ours(&root));
+            hold(&mut others, sieve, &root, &ours(&root));
         }
     }
-    renames.retain(|(from, _)| from.path().symlink_metadata().is_ok());
-    Ok(renames)
+    Ok(Renames { mailboxes, others })
+}
+
+fn sieve_dir(host: &Host, inbox: &SourceMailbox) -> Option<PathBuf> {
+    let user = inbox.entry.name.userid()?;
+    Layout::new(&host.config).sieve_dir(&user, inbox.style()).ok()?
+}
+
+fn rename_all(renames: &[Renaming]) -> Result<(), RetireError> {
+    for (from, to) in renames {
+        rename(from.path(), to.path())?;
+        fault::point(Point::RetireRenamedOne);
+    }
+    Ok(())
 }
 
 fn rename(from: &Path, to: &Path) -> Result<(), RetireError> {
@@ -284,6 +407,37 @@ fn rename(from: &Path, to: &Path) -> Result<(), RetireError> {
         std::fs::create_dir_all(parent).map_err(io("make", parent))?;
     }
     fault::check(Point::Rename).and_then(|()| std::fs::rename(from, to)).map_err(io("rename", from))
+}
+
+/// Renames what is kept to where it was. Somebody may have made a directory there
+/// since: then it keeps what it has.
+fn bring_back(live: &Path, kept: &Path) -> Result<(), RetireError> {
+    if kept.symlink_metadata().is_err() {
+        return Ok(());
+    }
+    if !live.is_dir() {
+        return std::fs::rename(kept, live).map_err(io("rename", kept));
+    }
+    for entry in std::fs::read_dir(kept).map_err(io("read", kept))? {
+        let name = entry.map_err(io("read", kept))?.file_name();
+        bring_back(&live.join(&name), &kept.join(&name))?;
+    }
+    std::fs::remove_dir(kept).map_err(io("remove", kept))
+}
+
+/// Puts the entries of all directories that have changed onto stable storage.
+fn sync_parents<'a>(renames: impl Iterator<Item = &'a Renaming>) -> Result<(), RetireError> {
+    let parents: BTreeSet<&Path> = renames
+        .flat_map(|(from, to)| [from.path().parent(), to.path().parent()])
+        .flatten()
+        .collect();
+    for parent in parents.into_iter().filter(|p| p.is_dir()) {
+        let synced = fault::check(Point::DirectorySync)
+            .and_then(|()| File::open(parent))
+            .and_then(|directory| directory.sync_all());
+        synced.map_err(io("sync", parent))?;
+    }
+    Ok(())
 }
 
 fn io<'a>(verb: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> RetireError + 'a {

@@ -62,7 +62,7 @@ impl Base {
     /// source's index says, as all that an earlier session has left there.
     pub fn seed(&self, live: &Path, staged: &StagedDirectory) -> io::Result<()> {
         let Some(kept) = self.retirement.kept(live) else { return Ok(()) };
-        let entries = match std::fs::read_dir(kept) {
+        let entries = match std::fs::read_dir(&kept) {
             // It was purged.
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             entries => entries?,
@@ -81,10 +81,16 @@ impl Base {
         Ok(())
     }
 
-    /// The annotations of these mailboxes that are here and will not be any more.
+    /// The files in the places of directories, which keep Cyrus from making them.
+    pub fn blocked(&self) -> impl Iterator<Item = &Path> {
+        self.retirement.blocked()
+    }
+
+    /// The annotations of these mailboxes, by id or by name as this server has them,
+    /// that are here and will not be any more.
     pub fn stale_annotations(
         host: &Host,
-        ids: &BTreeSet<&str>,
+        ids: &BTreeSet<&[u8]>,
         userid: Option<&[u8]>,
         new: &[KeyValue],
     ) -> Result<Vec<KeyValue>, String> {
@@ -93,7 +99,7 @@ impl Base {
         for (key, value) in database.prefix(b"").map_err(|e| e.to_string())? {
             let Ok(parsed) = AnnotationKey::parse(&key) else { continue };
             let ours = match &parsed.scope {
-                Scope::Mailbox(id) => std::str::from_utf8(id).is_ok_and(|id| ids.contains(id)),
+                Scope::Mailbox(id) => ids.contains(id.as_slice()),
                 Scope::Server => userid.is_some_and(|user| parsed.userid == user),
                 Scope::Message(_) => false,
             };

@@ -9,8 +9,6 @@
 
 mod decide;
 mod folders;
-mod imap;
-mod instance;
 mod ledger;
 mod live;
 mod messages;
@@ -24,11 +22,11 @@ use crate::cyrus::mboxlist::MailboxEntry;
 use crate::cyrus::mboxlist::mbtype::{Flag, Kind};
 use crate::cyrus::name::{MailboxName, UniqueId};
 use crate::host::Host;
+use crate::host::imap::{self, ImapError};
+use crate::host::imapd::{Instance, InstanceError};
 use crate::wire::manifest;
 use crate::wire::v1::{self, FileKind, problem::Severity};
 use bytes::Bytes;
-use imap::ImapError;
-use instance::{Instance, InstanceError};
 use ledger::{Deed, How, Ledger};
 use live::{LiveError, Tree};
 use std::collections::{BTreeMap, BTreeSet};

@@ -2,7 +2,9 @@
 //! and publishes it.
 
 mod base;
+mod by_name;
 mod carry;
+mod convert;
 mod offer;
 mod plan;
 mod publish;
@@ -17,17 +19,20 @@ pub use stage::OUR_DIRECTORY;
 
 use crate::agent::{self, Handler, Link};
 use crate::cyrus::index::IndexView;
+use crate::cyrus::lock::opens_take_user_lock;
 use crate::cyrus::mboxlist::MailboxList;
 use crate::cyrus::name::{MailboxName, PartitionName, UniqueId};
 use crate::cyrus::path::{DirStyle, Layout};
+use crate::cyrus::release::Release;
 use crate::fault::{self, Point, Sabotage, sabotaged};
-use crate::host::Host;
 use crate::host::userlock::UserLock;
+use crate::host::{Host, indexlock};
 use crate::moves::journal::{Entry, Hold, JournalError, now_ms, state};
 use crate::moves::verdict::has_user;
 use crate::moves::{Journal, MoveId, sealed};
 use crate::wire::v1::{self, failure::Kind, reply::Result as Answer, request::Op};
 use base::Base;
+use by_name::View;
 use carry::{CarryError, Carrying};
 use offer::{Checked, Inventory, Listing, MailboxWants, OfferError};
 use publish::{Publication, Standing};
@@ -175,7 +180,7 @@ impl Target {
         } else {
             let totals = plan.totals.unwrap_or_default();
             plan::room(&self.host, &partitions, &totals, &mut answer);
-            answer.problems.extend(plan::indexes(&self.host, &plan.mailboxes));
+            answer.problems.extend(plan::release(&self.host, &plan.mailboxes));
             base = journal
                 .as_ref()
                 .map_or(Ok(None), |journal| Base::find(&self.host, journal, top.as_bytes()))
@@ -538,6 +543,11 @@ impl Session {
             (Err(error), _) | (Ok(_), Some(error)) => return Err(broken(error.to_string())),
         };
         self.inventory.arrived(&received.arrived);
+        if let Ok(release) = this_release(host) {
+            // What fails may have been read while it changed; it comes again, or the
+            // settlement says so.
+            convert::all(&self.stage, &mut self.inventory, release);
+        }
         if let Some(syncing) = &mut self.syncing {
             syncing.all_is_there();
         }
@@ -568,6 +578,7 @@ impl Session {
         rehearse: &v1::Rehearse,
     ) -> Result<v1::Rehearsed, v1::Failure> {
         let shadow = self.current_shadow(host)?;
+        let view = self.view(host)?;
         self.convert_indexes(host)?;
         if rehearse.skipped.is_empty() {
             let changing = self.inventory.mailboxes.values().filter(|m| !m.is_consistent());
@@ -577,14 +588,36 @@ impl Session {
                 .map_err(|e| internal(e.to_string(), "the source serves the user"))?;
         }
         self.shadow = Some(shadow);
+        drop(view);
         // Nothing of this is left to do under the freeze.
         self.sync()?;
         Ok(v1::Rehearsed::default())
     }
 
+    /// The stage as Cyrus's programs of this server look for mailboxes.
+    fn view(&self, host: &Host) -> Result<View, v1::Failure> {
+        let view = View::make(host, &self.stage, &self.inventory);
+        view.map_err(|e| internal(format!("the shadow: {e}"), "the source serves the user"))
+    }
+
+    /// Makes sure that everything is in the form of this server's Cyrus.
+    fn converted(&mut self, host: &Host) -> Result<(), v1::Failure> {
+        let release = this_release(host)?;
+        match convert::all(&self.stage, &mut self.inventory, release).first() {
+            None => Ok(()),
+            Some(failed) => Err(internal(
+                format!(
+                    "{} is not as this server's Cyrus keeps it: {}",
+                    failed.what, failed.reason
+                ),
+                "the source serves the user",
+            )),
+        }
+    }
+
     /// The shadow of the mailboxes as they are now.
     fn current_shadow(&mut self, host: &Host) -> Result<Shadow, v1::Failure> {
-        match self.shadow.take().filter(|shadow| shadow.is_of(&self.inventory)) {
+        match self.shadow.take().filter(|shadow| shadow.is_of(host, &self.inventory)) {
             Some(shadow) => Ok(shadow),
             None => self.build_shadow(host),
         }
@@ -594,7 +627,7 @@ impl Session {
     /// such a repack keeps what clients see, and makes the cache of old ones anew.
     fn convert_indexes(&self, host: &Host) -> Result<(), v1::Failure> {
         let failed = |text: String| internal(text, "nothing was changed but the stage");
-        let newest = host.release().map_or(0, plan::newest_index);
+        let newest = this_release(host)?.index;
         let older = || -> Result<Option<String>, String> {
             for mailbox in self.inventory.mailboxes.values().filter(|m| !m.name_only) {
                 let directory = mailbox.meta_directory(&self.stage, v1::FileKind::Index);
@@ -626,6 +659,7 @@ impl Session {
 
     fn settle(&mut self, host: &Host, settle: &v1::Settle) -> Result<v1::Prepared, v1::Failure> {
         self.writable()?;
+        self.converted(host)?;
         let mut prepared = match sabotaged(Sabotage::PublishBeforeCompare) {
             true => v1::Prepared::default(),
             false => settle::compare(&self.stage, &mut self.inventory, &settle.skipped),
@@ -634,6 +668,7 @@ impl Session {
             return Ok(prepared);
         }
         if !settle.skipped.is_empty() {
+            let _view = self.view(host)?;
             prepared.problems.extend(settle::drop_skipped(
                 host,
                 &self.stage,
@@ -643,9 +678,12 @@ impl Session {
         }
         let shadow = self.current_shadow(host)?;
         let ends = (&self.top, self.entry.peer.as_str());
-        let publication = settle::publication(host, &self.stage, &self.inventory, &shadow, ends)
+        let publication = settle::user_databases(host, &self.stage, &self.inventory)
+            .and_then(|()| settle::publication(host, &self.stage, &self.inventory, &shadow, ends))
             .and_then(|publication| match &self.base {
-                Some(base) => publication.over(host, base, &self.inventory, &self.top),
+                Some(base) => {
+                    publication.over(host, base, (&self.stage, &self.inventory), &self.top)
+                }
                 None => Ok(publication),
             })
             .map_err(|e| internal(e, "the source serves the user"))?;
@@ -698,6 +736,21 @@ impl Session {
         })
     }
 
+    /// Keeps everybody waiting who wants to open what was published.
+    fn lock_published(&self, host: &Host) -> Result<UserLock, v1::Failure> {
+        let opens = host.release().is_none_or(opens_take_user_lock);
+        let Some(publication) = self.publication.as_ref().filter(|_| !opens) else {
+            return lock(host, &self.top);
+        };
+        let paths = || {
+            let paths = publication.indexes.iter().map(|(path, _)| path.path().to_owned());
+            Ok(paths.filter(|path| path.exists()).collect())
+        };
+        host.user_lock_path(&self.top)
+            .and_then(|user| indexlock::take(&[user], &paths, LOCK_WAIT))
+            .map_err(|e| internal(e.to_string(), "the source serves the user"))
+    }
+
     fn take_back(&mut self, host: &Host) -> Result<(), String> {
         let publication = self.publication.clone().ok_or("there is no plan of it")?;
         publication.undo(host, false).map_err(|e| e.to_string())?;
@@ -710,7 +763,7 @@ impl Session {
         }
         let lock = match self.withdrawing.take() {
             Some(lock) => lock,
-            None => lock(host, &self.top)?,
+            None => self.lock_published(host)?,
         };
         let unknown = |text: String| {
             v1::Failure::new(
@@ -854,17 +907,26 @@ impl Session {
 
 /// Links what is kept of a mailbox into the stage, the first time.
 fn seed(host: &Host, stage: &Stage, base: &Base, mailbox: &Checked) -> std::io::Result<()> {
-    let place = |config| {
+    let place = |config, style| {
         let layout = Layout::new(config);
-        layout.mailbox_dir(&mailbox.name, DirStyle::Id(&mailbox.id), &mailbox.partition)
+        layout.mailbox_dir(&mailbox.name, style, &mailbox.partition)
     };
-    let (Ok(staged), Ok(live)) = (place(&stage.config), place(&host.config)) else {
+    let staged = place(&stage.config, DirStyle::Id(&mailbox.id));
+    let (Ok(staged), Ok(live)) = (staged, place(&host.config, host.style(&mailbox.id))) else {
         return Ok(());
     };
     let root = stage.partitions.get(&mailbox.partition);
     let (Some(root), false) = (root, staged.exists()) else { return Ok(()) };
     let relative = staged.strip_prefix(root).unwrap_or(&staged);
     base.seed(&live, &stage::StagedDirectory::make(root, relative)?)
+}
+
+/// What this server's Cyrus does.
+fn this_release(host: &Host) -> Result<&'static Release, v1::Failure> {
+    host.release().map(Release::of).ok_or_else(|| {
+        let text = "the version of this server's Cyrus cannot be told";
+        internal(text, "nothing was changed")
+    })
 }
 
 /// The key of a mailbox's record, in the form of 3.6 and later.
@@ -954,12 +1016,8 @@ fn mailbox_places(
     stage: &Stage,
     mailbox: &offer::StagedMailbox,
 ) -> Result<(PathBuf, PathBuf), crate::cyrus::path::PathError> {
-    let place = |config| {
-        Layout::new(config).mailbox_dir(
-            &mailbox.name,
-            DirStyle::Id(&mailbox.id),
-            &mailbox.partition,
-        )
-    };
-    Ok((place(&stage.config)?, place(&host.config)?))
+    let place =
+        |config, style| Layout::new(config).mailbox_dir(&mailbox.name, style, &mailbox.partition);
+    let staged = place(&stage.config, DirStyle::Id(&mailbox.id))?;
+    Ok((staged, place(&host.config, host.style(&mailbox.id))?))
 }

@@ -4,11 +4,15 @@
 //! what it wants. A file counts as held once its bytes were verified in this
 //! session; what an earlier session left is verified by its GUID first.
 
+use super::convert::Looked;
 use super::receive::{Arrived, Expected, Item, ItemKey};
 use super::stage::{Stage, StageError, StagedDirectory};
 use crate::cyrus::config::MetaFile;
+use crate::cyrus::dlist::Dlist;
+use crate::cyrus::mboxlist::mbtype::{Kind, Mbtype};
 use crate::cyrus::name::{MailboxName, PartitionName, UniqueId};
 use crate::cyrus::path::{DirStyle, Layout};
+use crate::host::Host;
 use crate::wire::manifest::{self, Entry};
 use crate::wire::v1::{self, FileKind};
 use crate::wire::{USER, bulk};
@@ -46,7 +50,7 @@ pub struct StagedMailbox {
     have: Vec<u32>,
     /// Files that an earlier session left: UID to size.
     unverified: BTreeMap<u32, u64>,
-    /// BLAKE3 of the staged metadata files.
+    /// BLAKE3 of the staged metadata files, as they came.
     files: BTreeMap<FileKind, [u8; 32]>,
     /// How many messages the last whole scan listed.
     listed: usize,
@@ -54,6 +58,10 @@ pub struct StagedMailbox {
     pub offered: Offered,
     /// Whether the staged files changed since they were last compared.
     pub dirty: bool,
+    /// Whether a staged metadata file is as the source wrote it, since it arrived.
+    pub as_sent: bool,
+    /// What is known of its messages.
+    pub looked: Looked,
 }
 
 /// What the source said of a mailbox at its last scan.
@@ -78,6 +86,8 @@ pub struct Offered {
 pub struct OfferedUserFile {
     /// Its number in this scan.
     pub number: u32,
+    /// What it is.
+    pub kind: FileKind,
     /// Its BLAKE3.
     pub blake3: [u8; 32],
     /// Its directory below the stage's root of its kind, and its name.
@@ -114,8 +124,10 @@ pub struct Inventory {
     pub mailboxes: BTreeMap<u32, StagedMailbox>,
     /// The user's files of the last offer.
     pub user_files: Vec<OfferedUserFile>,
-    /// BLAKE3 of the user's files that are staged.
+    /// BLAKE3 of the user's files that are staged, as they came.
     staged_user_files: BTreeMap<UserPlace, [u8; 32]>,
+    /// The user's files that are as the source wrote them, since they arrived.
+    pub user_files_as_sent: BTreeSet<UserPlace>,
     /// Quota roots, annotations and the active script of the last offer.
     pub rest: v1::ScanDone,
 }
@@ -162,9 +174,14 @@ impl Inventory {
         Ok(())
     }
 
+    /// The user's INBOX; none of a shared tree.
+    pub fn inbox(&self) -> Option<&StagedMailbox> {
+        self.mailboxes.values().find(|m| m.name.inbox().as_ref() == Some(&m.name))
+    }
+
     /// Takes the end of an offer: files of the user, and what has no files.
     pub fn scan_done(&mut self, stage: &Stage, done: v1::ScanDone) -> Result<(), OfferError> {
-        let inbox = self.mailboxes.values().find(|m| m.name.inbox().as_ref() == Some(&m.name));
+        let inbox = self.inbox();
         let mut offered = Vec::new();
         for file in &done.user_files {
             let Some(inbox) = inbox else {
@@ -172,6 +189,7 @@ impl Inventory {
             };
             offered.push(OfferedUserFile {
                 number: file.number,
+                kind: file.kind(),
                 blake3: hash(&file.blake3)?,
                 place: user_place(stage, inbox, file)?,
             });
@@ -248,6 +266,7 @@ impl Inventory {
             if ordinal == USER {
                 if let Some(file) = self.user_files.iter().find(|f| f.number == uid) {
                     self.staged_user_files.insert(file.place.clone(), arrived.blake3);
+                    self.user_files_as_sent.insert(file.place.clone());
                 }
                 continue;
             }
@@ -257,6 +276,8 @@ impl Inventory {
                 Ok(FileKind::Message) => messages.entry(ordinal).or_default().push(uid),
                 Ok(kind) => {
                     mailbox.files.insert(kind, arrived.blake3);
+                    let converted = [FileKind::Index, FileKind::Header, FileKind::Annotations];
+                    mailbox.as_sent |= converted.contains(&kind);
                 }
                 Err(_) => {}
             }
@@ -308,6 +329,8 @@ impl StagedMailbox {
         let io = |source| StageError::Io { verb: "make", path: path.clone(), source };
         let directory =
             StagedDirectory::make(root, path.strip_prefix(root).unwrap_or(&path)).map_err(io)?;
+        // What a shadow by names has left that was killed.
+        directory.remove_links().map_err(io)?;
         let mut unverified = BTreeMap::new();
         for (name, size) in directory.files().map_err(io)? {
             match message_uid(&name) {
@@ -332,7 +355,22 @@ impl StagedMailbox {
             listed: 0,
             offered: Offered::default(),
             dirty: true,
+            as_sent: false,
+            looked: Looked::default(),
         })
+    }
+
+    /// What it holds.
+    pub fn kind(&self) -> Kind {
+        let record = Dlist::parse(&self.name_record).ok();
+        let letters = record.as_ref().and_then(|r| r.get(b"T")).and_then(Dlist::as_bytes);
+        Mbtype::from_letters(letters.unwrap_or_default()).kind
+    }
+
+    /// Whether it becomes a mailbox of this server: where sieve scripts are files, the
+    /// mailbox of the scripts does not.
+    pub fn is_published(&self, host: &Host) -> bool {
+        host.keeps_by_id() || self.kind() != Kind::Sieve
     }
 
     /// Whether the message's file is staged and verified.

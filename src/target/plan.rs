@@ -1,10 +1,14 @@
 //! Preflight on the target: everything that would stop the move later.
 
 use super::base::Base;
+use super::by_name;
 use super::stage::OUR_DIRECTORY;
+use crate::cyrus::dlist::Dlist;
+use crate::cyrus::mboxlist::mbtype::{Kind, Mbtype};
 use crate::cyrus::mboxlist::{MailboxList, MboxlistError};
 use crate::cyrus::name::{MailboxName, PartitionName, UniqueId};
-use crate::cyrus::path::{DirStyle, Layout};
+use crate::cyrus::path::Layout;
+use crate::cyrus::release::Release;
 use crate::host::{DatabaseError, Host};
 use crate::wire::v1::{self, problem::Severity};
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,20 +16,6 @@ use std::path::Path;
 
 /// Free space that must be left on a partition, in bytes.
 const SPACE_RESERVE: u64 = 64 << 20;
-
-/// The newest cyrus.index that a release of Cyrus can open
-/// (imap/mailbox.h:MAILBOX_MINOR_VERSION of each).
-pub fn newest_index(release: (u32, u32)) -> u32 {
-    match release {
-        (2, 0..=3) => 10,
-        (2, 4) => 12,
-        (2, _) | (3, 0) => 13,
-        (3, 1..=3) => 16,
-        (3, 4..=8) => 17,
-        (3, 9..=12) => 19,
-        _ => 20,
-    }
-}
 
 /// A problem of preflight.
 pub fn problem(severity: Severity, code: &str, text: String, advice: &str) -> v1::Problem {
@@ -53,11 +43,13 @@ pub fn partitions(
     let wanted: BTreeSet<&str> = plan.mailboxes.iter().map(|m| m.partition.as_str()).collect();
     let mut map = BTreeMap::new();
     for source in wanted {
-        let asked = if plan.partition.is_empty() { source } else { &plan.partition };
+        let named = plan.partition_map.get(source).map(String::as_str);
+        let named = named.or((!plan.partition.is_empty()).then_some(plan.partition.as_str()));
+        let asked = named.unwrap_or(source);
         let found = PartitionName::new(asked).ok().filter(|name| known.contains_key(name));
         let fallback = || {
             // A partition that the admin did not name may have another name here.
-            plan.partition.is_empty().then(|| host.config.defaultpartition()).flatten()
+            named.is_none().then(|| host.config.defaultpartition()).flatten()
         };
         match found.or_else(fallback).filter(|name| known.contains_key(name)) {
             Some(name) => {
@@ -66,7 +58,8 @@ pub fn partitions(
             None => problems.push(refuse(
                 "unknown-partition",
                 format!("this server has no partition {asked:?}; it has: {}", names()),
-                "name one of them, as in: mbcopy push MAILBOX DEST:PARTITION",
+                "name one of them, as in: mbcopy push MAILBOX DEST:PARTITION, or by \
+                 --partition-map OLD=NEW",
             )),
         }
     }
@@ -113,7 +106,7 @@ pub fn conflicts(
             ));
         } else if there.live == 0 && there.tombstones_with_files == 0 {
             let partition = partitions.get(&mailbox.partition);
-            problems.extend(leftovers(host, top, &name, &id, partition));
+            problems.extend(leftovers(host, top, &name, &id, (partition, base)));
         }
     }
     Ok(problems)
@@ -211,14 +204,24 @@ fn leftovers(
     top: &MailboxName,
     name: &MailboxName,
     id: &UniqueId,
-    partition: Option<&PartitionName>,
+    (partition, base): (Option<&PartitionName>, Option<&Base>),
 ) -> Vec<v1::Problem> {
     let layout = Layout::new(&host.config);
-    let style = DirStyle::Id(id);
+    let style = host.style(id);
     let mut places = vec![partition.and_then(|p| layout.mailbox_dir(name, style, p).ok())];
     if name == top && name.is_user() {
-        places.push(layout.user_dir(id).ok());
+        match host.keeps_by_id() {
+            true => places.push(layout.user_dir(id).ok()),
+            // What late clients have made since he left is put aside.
+            false if base.is_some() => {}
+            false => places.extend(
+                by_name::USER_SUFFIXES.map(|suffix| layout.user_file(name, style, suffix).ok()),
+            ),
+        }
         places.push(name.userid().and_then(|user| layout.sieve_dir(&user, style).ok().flatten()));
+        places.retain(|place| {
+            !base.is_some_and(|b| b.blocked().any(|blocked| Some(blocked) == place.as_deref()))
+        });
     }
     let shown = host.external(name);
     let occupied = places.into_iter().flatten().filter(|place| !is_vacant(place));
@@ -235,38 +238,55 @@ fn leftovers(
 }
 
 /// Whether there is nothing, or an empty directory.
-fn is_vacant(path: &Path) -> bool {
+pub fn is_vacant(path: &Path) -> bool {
     match std::fs::read_dir(path) {
         Ok(mut entries) => entries.next().is_none(),
         Err(e) => e.kind() == std::io::ErrorKind::NotFound,
     }
 }
 
-/// Indexes that this server's Cyrus cannot open.
-pub fn indexes(host: &Host, mailboxes: &[v1::Mailbox]) -> Vec<v1::Problem> {
-    let Some(release) = host.release() else {
+/// What this server's release of Cyrus cannot keep.
+pub fn release(host: &Host, mailboxes: &[v1::Mailbox]) -> Vec<v1::Problem> {
+    let Some(version) = host.release() else {
         return vec![refuse(
             "no-cyrus",
             "Cyrus's programs were not found on this server, or do not answer".into(),
             "name their directory by --cyrus-bin",
         )];
     };
-    let newest = newest_index(release);
-    let newer: Vec<_> = mailboxes.iter().filter(|m| m.index_minor > newest).collect();
-    newer.first().map_or_else(Vec::new, |first| {
-        vec![refuse(
-            "index-too-new",
+    let release = Release::of(version);
+    let version = format!("{}.{}", version.0, version.1);
+    // Before it nobody locked a user.
+    if release.since < (3, 2) {
+        return vec![refuse(
+            "target-too-old",
+            format!("this server's Cyrus {version} has no lock on a user"),
+            "move to a server with Cyrus 3.2 or later",
+        )];
+    }
+    let unknown = |mailbox: &&v1::Mailbox| {
+        let record = Dlist::parse(&mailbox.name_record).ok();
+        let letters = record.as_ref().and_then(|r| r.get(b"T")).and_then(Dlist::as_bytes);
+        letters.map(Mbtype::from_letters).is_some_and(|mbtype| match release.by_id {
+            true => !release.knows(&mbtype),
+            // Scripts become files; nothing else of later releases has a place here.
+            false => ![Kind::Email, Kind::News, Kind::Sieve].contains(&mbtype.kind),
+        })
+    };
+    let unknown = mailboxes.iter().filter(unknown);
+    let problem = |mailbox: &v1::Mailbox| v1::Problem {
+        mailbox: String::from_utf8_lossy(&mailbox.name).into_owned(),
+        ..refuse(
+            "unknown-mailbox-type",
             format!(
-                "{} mailboxes have a cyrus.index of version {}, this server's Cyrus {}.{} reads \
-                 up to {newest}",
-                newer.len(),
-                first.index_minor,
-                release.0,
-                release.1
+                "this server's Cyrus {version} does not know what the mailbox holds, and its \
+                 programs end where they meet such a record"
             ),
-            "move to a server with the same or a newer version of Cyrus",
-        )]
-    })
+            "delete that mailbox on the source if nobody needs it (JMAP makes \
+             #jmapnotification anew), or move to a newer Cyrus",
+        )
+    };
+    unknown.map(problem).collect()
 }
 
 /// Room on the partitions: whether the stage can be made, and free space.

@@ -15,6 +15,8 @@
 
 use super::base::Base;
 use super::offer::Inventory;
+use super::plan::is_vacant;
+use super::stage::Stage;
 use crate::cyrus::config::DbKind;
 use crate::cyrus::dlist::Dlist;
 use crate::cyrus::mboxlist::{MailboxEntry, MailboxList};
@@ -45,6 +47,13 @@ pub struct Publication {
     pub annotations: Vec<KeyValue>,
     /// Records of the annotations database that must go.
     pub stale_annotations: Vec<KeyValue>,
+    /// What is in the way, and is kept: live place, where it is put aside.
+    #[serde(default)]
+    pub aside: Vec<(PathBytes, PathBytes)>,
+    /// Whether taking it back begins with the directories: where whoever waits for a
+    /// mailbox has looked it up already.
+    #[serde(default)]
+    pub directories_first: bool,
     /// Records of mailboxes.db.
     pub records: Vec<KeyValue>,
     /// Records of mailboxes.db that must go: they send the user's clients away. Sorted.
@@ -112,14 +121,31 @@ impl Publication {
         mut self,
         host: &Host,
         base: &Base,
-        inventory: &Inventory,
+        (stage, inventory): (&Stage, &Inventory),
         top: &MailboxName,
     ) -> Result<Self, String> {
-        let ids: BTreeSet<&str> = inventory.mailboxes.values().map(|m| m.id.as_str()).collect();
+        let by_id = host.keeps_by_id();
+        let ids = inventory.mailboxes.values().map(|m| match by_id {
+            true => m.id.as_str().as_bytes(),
+            false => m.name.as_bytes(),
+        });
+        let ids: BTreeSet<&[u8]> = ids.collect();
         let user = top.userid();
         let user = user.as_ref().map(|user| user.as_bytes());
         self.stale_annotations = Base::stale_annotations(host, &ids, user, &self.annotations)?;
         self.stale_records = base.stale_records();
+        for (number, blocked) in base.blocked().enumerate() {
+            let aside = stage.sieve.join(format!("blocked-{number}"));
+            self.aside.push((PathBytes::from(blocked), PathBytes::from(aside.as_path())));
+        }
+        // Files of the user that a late client has made anew.
+        let files =
+            self.renames.iter().map(|(_, to)| to.path()).filter(|to| !by_id && to.is_file());
+        let files: Vec<PathBuf> = files.map(Path::to_owned).collect();
+        for (number, live) in files.into_iter().enumerate() {
+            let aside = stage.directory.join(format!("aside-{number}"));
+            self.aside.push((PathBytes::from(live.as_path()), PathBytes::from(aside.as_path())));
+        }
         // Those come back themselves, and defer as well.
         let stale: BTreeSet<&[u8]> = self.stale_records.iter().map(|(k, _)| k.as_slice()).collect();
         self.deferring.retain(|(key, _)| !stale.contains(key.as_slice()));
@@ -138,6 +164,12 @@ impl Publication {
 
     /// Publishes. The caller holds the user's lock.
     pub fn execute(&self, host: &Host) -> Result<(), PublishError> {
+        for (live, aside) in &self.aside {
+            // What is in the way after a crash is what was published.
+            if aside.path().symlink_metadata().is_err() && live.path().symlink_metadata().is_ok() {
+                rename(live.path(), aside.path())?;
+            }
+        }
         for (from, to) in &self.renames {
             rename(from.path(), to.path())?;
             fault::point(Point::PublishRenamedOne);
@@ -231,6 +263,9 @@ impl Publication {
     /// Takes everything back; `defer`: for those who are still on their way here.
     /// The caller holds the user's lock and has seen that nothing has changed since.
     pub fn undo(&self, host: &Host, defer: bool) -> Result<(), PublishError> {
+        if self.directories_first {
+            self.rename_back()?;
+        }
         if self.standing(host)? == Standing::Committed {
             let removed = self.records.iter().map(delete);
             let deferring = self.deferring.iter().filter(|_| defer).map(set);
@@ -250,12 +285,21 @@ impl Publication {
                 remove_file(path.path())?;
             }
         }
-        for (from, to) in self.renames.iter().rev() {
-            if to.path().symlink_metadata().is_ok() {
-                rename(to.path(), from.path())?;
+        self.rename_back()?;
+        for (live, aside) in self.aside.iter().rev() {
+            let [aside, live] = [aside.path(), live.path()];
+            if aside.symlink_metadata().is_ok() && live.symlink_metadata().is_err() {
+                rename(aside, live)?;
             }
         }
-        sync_parents(self.renames.iter().flat_map(|(from, to)| [from, to]))
+        sync_parents(self.renames.iter().chain(&self.aside).flat_map(|(from, to)| [from, to]))
+    }
+
+    fn rename_back(&self) -> Result<(), PublishError> {
+        for (from, to) in self.renames.iter().rev() {
+            bring_back(to.path(), from.path())?;
+        }
+        Ok(())
     }
 }
 
@@ -277,6 +321,9 @@ impl Publication {
         }
         let any = !ops.is_empty();
         change(host, DbKind::Mailboxes, ops)?;
+        for (from, to) in &self.renames {
+            put_aside(to.path(), from.path())?;
+        }
         Ok(any)
     }
 }
@@ -340,6 +387,29 @@ fn rename(from: &Path, to: &Path) -> Result<(), PublishError> {
     }
 }
 
+/// Renames a live directory back into its place on the stage. Where it is there again
+/// already, as after a crash, what is live is of late clients.
+fn bring_back(live: &Path, staged: &Path) -> Result<(), PublishError> {
+    put_aside(live, staged)?;
+    match live.symlink_metadata() {
+        Ok(_) if is_vacant(staged) => rename(live, staged),
+        _ => Ok(()),
+    }
+}
+
+/// Puts aside what late clients have made where a directory was that is back on the
+/// stage: a session of ManageSieve makes databases of a user whose records only send
+/// away (3.6.1). It is kept as long as the stage is.
+fn put_aside(live: &Path, staged: &Path) -> Result<(), PublishError> {
+    if is_vacant(staged) || is_vacant(live) {
+        return Ok(());
+    }
+    let name = staged.file_name().unwrap_or_default().to_string_lossy();
+    let aside = |n: u32| staged.with_file_name(format!("{name}.late-{n}"));
+    let free = (1..).map(aside).find(|path| path.symlink_metadata().is_err());
+    free.map_or(Ok(()), |free| rename(live, &free))
+}
+
 fn write_file(path: &Path, content: &[u8]) -> Result<(), PublishError> {
     let io = |verb| move |source| PublishError::Io { verb, path: path.into(), source };
     if let Some(parent) = path.parent() {
@@ -379,6 +449,27 @@ fn sync_directory(path: &Path) -> Result<(), PublishError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_late_clients_make_is_not_taken_for_what_was_published() {
+        let dir = tempfile::tempdir().unwrap();
+        let (staged, live) = (dir.path().join("stage/a"), dir.path().join("live/a"));
+        std::fs::create_dir_all(&live).unwrap();
+        std::fs::create_dir_all(staged.parent().unwrap()).unwrap();
+        std::fs::write(live.join("published"), "").unwrap();
+        bring_back(&live, &staged).unwrap();
+        assert!(staged.join("published").exists() && !live.exists());
+        for n in 1..=2 {
+            std::fs::create_dir_all(&live).unwrap();
+            std::fs::write(live.join("late"), "").unwrap();
+            bring_back(&live, &staged).unwrap();
+            assert!(staged.join("published").exists() && !live.exists());
+            assert!(dir.path().join(format!("stage/a.late-{n}/late")).exists());
+        }
+        // One that never was live.
+        bring_back(&live, &staged).unwrap();
+        assert!(staged.join("published").exists());
+    }
 
     #[test]
     fn renaming_again_is_no_error_and_nothing_is_overwritten() {

@@ -1,6 +1,7 @@
 //! The last look before publishing: is what is staged exactly what the source
 //! has, record by record; and what publishing will do, as a plan.
 
+use super::by_name;
 use super::offer::{Inventory, StagedMailbox, script_name};
 use super::publish::{KeyValue, Publication};
 use super::shadow::{Shadow, Top};
@@ -8,7 +9,7 @@ use super::stage::Stage;
 use super::{mailbox_places, plan};
 use crate::cyrus::annotation::{self, AnnotationKey, Scope};
 use crate::cyrus::config::{DbKind, MetaFile};
-use crate::cyrus::db::Engine;
+use crate::cyrus::db::{Database, Engine, flat, twoskip};
 use crate::cyrus::index::IndexView;
 use crate::cyrus::name::MailboxName;
 use crate::cyrus::path::{DirStyle, Layout};
@@ -153,6 +154,31 @@ pub fn to_own_version(host: &Host, stage: &Stage, top: &Top) -> Result<String, S
     Ok(crate::wire::printable(String::from_utf8_lossy(&said).trim()))
 }
 
+/// Writes the staged databases of the user's own anew that this server could not read.
+/// Cyrus recognises an engine by the file's first bytes, but lines of text by its
+/// configuration alone, and takes any file for them (lib/cyrusdb.c: _myopen).
+pub fn user_databases(host: &Host, stage: &Stage, inventory: &Inventory) -> Result<(), String> {
+    for file in inventory.user_files.iter().filter(|file| !file.place.sieve) {
+        let kind = match file.place.relative.file_name().and_then(|name| name.to_str()) {
+            Some("sub.db") => DbKind::Subscription,
+            Some("seen.db") => DbKind::Seen,
+            _ => continue,
+        };
+        let path = file.place.path(stage);
+        let failed = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
+        let bytes = std::fs::read(&path).map_err(|e| failed(&e))?;
+        let database = Database::open(bytes.into(), &Engine::Flat).map_err(|e| failed(&e))?;
+        let flat = host.config.db_engine(kind) == Engine::Flat;
+        if database.engine().is_none_or(|engine| flat == (engine == Engine::Flat)) {
+            continue;
+        }
+        let entries = database.entries().map_err(|e| failed(&e))?;
+        let new = if flat { flat::write(&entries) } else { twoskip::write(&entries) };
+        std::fs::write(&path, new).map_err(|e| failed(&e))?;
+    }
+    Ok(())
+}
+
 /// What publishing will do.
 pub fn publication(
     host: &Host,
@@ -164,23 +190,28 @@ pub fn publication(
     let mut renames: Vec<(PathBytes, PathBytes)> = Vec::new();
     let mut add = |from: &Path, to: &Path| {
         let pair = (PathBytes::from(from), PathBytes::from(to));
-        if from != to && from.is_dir() && !renames.contains(&pair) {
+        if from != to && from.exists() && !renames.contains(&pair) {
             renames.push(pair);
         }
     };
+    let by_id = host.keeps_by_id();
+    if !by_id {
+        by_name::scripts(stage, inventory)?;
+    }
     let live = Layout::new(&host.config);
     let staged = Layout::new(&stage.config);
     let mut indexes = Vec::new();
-    for mailbox in inventory.mailboxes.values().filter(|m| !m.name_only) {
+    let mailboxes = by_name::in_order(inventory).filter(|m| m.is_published(host));
+    for mailbox in mailboxes.filter(|m| !m.name_only) {
         let (from, to) = mailbox_places(host, stage, mailbox).map_err(|e| e.to_string())?;
         add(&from, &to);
-        let style = DirStyle::Id(&mailbox.id);
+        let (id, here) = (DirStyle::Id(&mailbox.id), host.style(&mailbox.id));
         for file in MetaFile::ALL {
-            let path = |layout: &Layout<'_>| {
+            let path = |layout: &Layout<'_>, style| {
                 layout.meta_file(file, &mailbox.name, style, &mailbox.partition)
             };
-            let from = path(&staged).map_err(|e| e.to_string())?;
-            let to = path(&live).map_err(|e| e.to_string())?;
+            let from = path(&staged, id).map_err(|e| e.to_string())?;
+            let to = path(&live, here).map_err(|e| e.to_string())?;
             if let (Some(from), Some(to)) = (from.parent(), to.parent()) {
                 add(from, to);
             }
@@ -190,33 +221,45 @@ pub fn publication(
             }
         }
         if mailbox.name.inbox().as_ref() == Some(&mailbox.name) {
-            let user = |layout: &Layout<'_>| layout.user_dir(&mailbox.id);
-            add(
-                &user(&staged).map_err(|e| e.to_string())?,
-                &user(&live).map_err(|e| e.to_string())?,
-            );
-            let sieve = |layout: &Layout<'_>| {
+            let user = |layout: &Layout<'_>, style, suffix| {
+                let path = layout.user_file(&mailbox.name, style, suffix);
+                path.map_err(|e| e.to_string())
+            };
+            if by_id {
+                let directory = |layout: &Layout<'_>| layout.user_dir(&mailbox.id);
+                add(
+                    &directory(&staged).map_err(|e| e.to_string())?,
+                    &directory(&live).map_err(|e| e.to_string())?,
+                );
+            } else {
+                for suffix in by_name::USER_SUFFIXES {
+                    add(&user(&staged, id, suffix)?, &user(&live, here, suffix)?);
+                }
+            }
+            let sieve = |layout: &Layout<'_>, style| {
                 let user = mailbox.name.userid()?;
                 layout.sieve_dir(&user, style).ok().flatten()
             };
-            if let (Some(from), Some(to)) = (sieve(&staged), sieve(&live)) {
+            if let (Some(from), Some(to)) = (sieve(&staged, id), sieve(&live, here)) {
                 activate_script(&from, &inventory.rest.active_sieve)?;
                 add(&from, &to);
             }
         }
     }
-    let Quotas { files: quota_files, records: quota_records } = quotas(host, inventory, top)?;
+    let Quotas { files: quota_files, records: quota_records } =
+        quotas(host, (stage, inventory), top)?;
     let records = publishable(host, &shadow.records)?;
     let deferred = sends_to(source);
-    let deferring =
-        records.iter().filter(|(key, _)| [Some(&b'N'), Some(&b'I')].contains(&key.first()));
+    let deferring = records.iter().filter(|(key, _)| is_of_mailbox(host, key));
     let deferring = deferring.filter_map(|(k, v)| Some((k.clone(), deferred.apply(v).ok()?)));
     Ok(Publication {
         deferring: deferring.collect(),
         renames,
         quota_files,
         quota_records,
-        annotations: annotations(inventory)?,
+        annotations: annotations(host, inventory)?,
+        aside: Vec::new(),
+        directories_first: !by_id,
         records,
         stale_annotations: Vec::new(),
         stale_records: Vec::new(),
@@ -227,14 +270,20 @@ pub fn publication(
 /// The records to publish. Reverse ACLs (keys with A) go only where the live
 /// database keeps them, and never the version key, which is everybody's.
 fn publishable(host: &Host, records: &[KeyValue]) -> Result<Vec<KeyValue>, String> {
-    const VERSION: &[u8] = b"AS\x1e";
+    // Up to 3.4: `imap/mboxlist.c:mboxlist_set_racls`.
+    let version: &[u8] = if host.keeps_by_id() { b"AS\x1e" } else { b"$RACL" };
     let live = host.mailboxes().map_err(|e| e.to_string())?;
-    let reverse = live.get(VERSION).map_err(|e| e.to_string())?.is_some();
-    let wanted = |key: &[u8]| match key.first() {
-        Some(b'N' | b'I') => true,
-        _ => reverse && key != VERSION,
-    };
+    let reverse = live.get(version).map_err(|e| e.to_string())?.is_some();
+    let wanted = |key: &[u8]| is_of_mailbox(host, key) || (reverse && key != version);
     Ok(records.iter().filter(|(key, _)| wanted(key)).cloned().collect())
+}
+
+/// Whether a key of mailboxes.db is of a mailbox, and not of one of Cyrus's own lists.
+fn is_of_mailbox(host: &Host, key: &[u8]) -> bool {
+    match host.keeps_by_id() {
+        true => matches!(key.first(), Some(b'N' | b'I')),
+        false => key.first() != Some(&b'$'),
+    }
 }
 
 /// Points `defaultbc` at the active script (imap/sieve_db.c, timsieved/actions.c).
@@ -261,7 +310,11 @@ struct Quotas {
     records: Vec<KeyValue>,
 }
 
-fn quotas(host: &Host, inventory: &Inventory, top: &MailboxName) -> Result<Quotas, String> {
+fn quotas(
+    host: &Host,
+    (stage, inventory): (&Stage, &Inventory),
+    top: &MailboxName,
+) -> Result<Quotas, String> {
     let layout = Layout::new(&host.config);
     let legacy = host.config.db_engine(DbKind::Quota) == Engine::QuotaLegacy;
     let mut quotas = Quotas::default();
@@ -271,6 +324,9 @@ fn quotas(host: &Host, inventory: &Inventory, top: &MailboxName) -> Result<Quota
             return Err(format!("the quota root {} is not part of the move", name.display()));
         }
         let mut record = root.record.trim_ascii_end().to_vec();
+        if !host.keeps_by_id() {
+            record = by_name::quota(stage, inventory, &name, &record)?;
+        }
         if legacy {
             // A line of text in a file of its own (lib/cyrusdb_quotalegacy.c).
             record.push(b'\n');
@@ -284,7 +340,8 @@ fn quotas(host: &Host, inventory: &Inventory, top: &MailboxName) -> Result<Quota
 }
 
 /// The records of the annotations database, as this server keys them.
-pub fn annotations(inventory: &Inventory) -> Result<Vec<KeyValue>, String> {
+pub fn annotations(host: &Host, inventory: &Inventory) -> Result<Vec<KeyValue>, String> {
+    let by_id = host.keeps_by_id();
     let userid = inventory
         .mailboxes
         .values()
@@ -302,9 +359,20 @@ pub fn annotations(inventory: &Inventory) -> Result<Vec<KeyValue>, String> {
                 .mailboxes
                 .get(&record.mailbox)
                 .ok_or("an annotation of a mailbox that is not part of the move")?;
-            Scope::Mailbox(mailbox.id.as_str().as_bytes().to_vec())
+            if !mailbox.is_published(host) {
+                continue;
+            }
+            Scope::Mailbox(match by_id {
+                true => mailbox.id.as_str().as_bytes().to_vec(),
+                false => mailbox.name.as_bytes().to_vec(),
+            })
         };
-        let userid = if record.owner { annotation::OWNER } else { &record.userid };
+        let userid = match (record.owner, by_id, &userid) {
+            (false, ..) => &record.userid[..],
+            (true, true, _) => annotation::OWNER,
+            (true, false, Some(owner)) => owner,
+            (true, false, None) => return Err("an owner's annotation of a shared tree".into()),
+        };
         let key = AnnotationKey { scope, entry: record.entry.to_vec(), userid: userid.to_vec() };
         let bytes = key.to_bytes();
         // Names that hold a NUL would be another annotation's key.

@@ -2,6 +2,7 @@
 //! server's own programs. What its Cyrus accepts and how it writes the
 //! records is what will be published.
 
+use super::by_name;
 use super::offer::{Inventory, StagedMailbox};
 use super::settle;
 use super::stage::Stage;
@@ -10,6 +11,7 @@ use crate::cyrus::db::{Database, Engine};
 use crate::cyrus::dlist::Dlist;
 use crate::cyrus::mboxlist::MailboxEntry;
 use crate::cyrus::mboxlist::edit::RecordEdit;
+use crate::cyrus::mboxlist::mbtype::Flag;
 use crate::cyrus::path::Layout;
 use crate::host::tools::DbOp;
 use crate::host::{Host, read_locked};
@@ -57,7 +59,7 @@ pub enum ShadowError {
 impl Shadow {
     /// Builds the shadow's databases of what is staged.
     pub fn build(host: &Host, stage: &Stage, inventory: &Inventory) -> Result<Self, ShadowError> {
-        let made_of = source_records(inventory)?;
+        let made_of = source_records(host, inventory)?;
         let error = |reason: String| ShadowError::Build { directory: stage.conf.clone(), reason };
         let path = Layout::new(&stage.config)
             .server_db(DbKind::Mailboxes)
@@ -80,7 +82,7 @@ impl Shadow {
             .map_err(|e| error(e.to_string()))?;
         let records = read_records(&path, &engine).map_err(error)?;
         // Last: while there are no records yet, ctl_cyrusdb drops annotations.
-        let annotations = settle::annotations(inventory).map_err(error)?;
+        let annotations = settle::annotations(host, inventory).map_err(error)?;
         if !annotations.is_empty() {
             let path = Layout::new(&stage.config)
                 .server_db(DbKind::Annotations)
@@ -100,8 +102,8 @@ impl Shadow {
     }
 
     /// Whether the shadow is of these mailboxes as they are now.
-    pub fn is_of(&self, inventory: &Inventory) -> bool {
-        source_records(inventory).is_ok_and(|records| records == self.made_of)
+    pub fn is_of(&self, host: &Host, inventory: &Inventory) -> bool {
+        source_records(host, inventory).is_ok_and(|records| records == self.made_of)
     }
 
     /// Has this server's Cyrus read every mailbox; it must find nothing to mend.
@@ -164,11 +166,17 @@ fn is_complaint(line: &str) -> bool {
     !line.is_empty() && !line.contains("mismatch: sentdate") && !line.contains("mismatch: gmtime")
 }
 
-/// The N and I records of the staged mailboxes, as on the source but for the
-/// partition.
-fn source_records(inventory: &Inventory) -> Result<Vec<KeyValue>, ShadowError> {
+/// The records of the staged mailboxes, as on the source but for the partition: an N and
+/// an I record of each, or one by name.
+fn source_records(host: &Host, inventory: &Inventory) -> Result<Vec<KeyValue>, ShadowError> {
     let mut records = Vec::new();
-    for mailbox in inventory.mailboxes.values() {
+    for mailbox in inventory.mailboxes.values().filter(|m| m.is_published(host)) {
+        if !host.keeps_by_id() {
+            let record = by_name::records(mailbox, &moved(mailbox, &mailbox.name_record)?);
+            let mailbox = mailbox.name.display();
+            records.push(record.map_err(|reason| ShadowError::Record { mailbox, reason })?);
+            continue;
+        }
         let name_key = [b"N", mailbox.name.to_db_key().as_slice()].concat();
         records.push((name_key, moved(mailbox, &mailbox.name_record)?));
         let id_key = [b"I", mailbox.id.as_str().as_bytes()].concat();
@@ -197,7 +205,13 @@ fn moved(mailbox: &StagedMailbox, record: &[u8]) -> Result<Vec<u8>, ShadowError>
     if parsed.server.is_some() {
         return Err(error("it names a server: the mailbox is on another one".into()));
     }
-    let edit = RecordEdit { partition: Some(mailbox.partition.clone()), ..RecordEdit::default() };
+    let edit = RecordEdit {
+        // What is only a name in the hierarchy is on no partition.
+        partition: (!mailbox.name_only).then(|| mailbox.partition.clone()),
+        // Staged directories are named by id, however the source names its own.
+        remove: vec![Flag::LegacyDirs],
+        ..RecordEdit::default()
+    };
     edit.apply(record).map_err(|e| error(e.to_string()))
 }
 

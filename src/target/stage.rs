@@ -6,6 +6,7 @@
 //! | live | stage |
 //! |---|---|
 //! | `<partition>` | `<partition>/.mbcopy/<move>/spool` |
+//! | `<metapartition>`, `<metadir>` | the same below each of them |
 //! | `<configdirectory>` | `<configdirectory>/mbcopy/moves/<move>/conf` |
 //! | `<sievedir>` | `<sievedir>/.mbcopy/<move>` |
 //!
@@ -35,6 +36,8 @@ pub struct Stage {
     pub sieve: PathBuf,
     /// The shadow's partitions.
     pub partitions: BTreeMap<PartitionName, PathBuf>,
+    /// The shadow's partitions of metadata alone.
+    metadata: Vec<PathBuf>,
     /// The shadow's imapd.conf.
     pub imapd_conf: PathBuf,
     /// The shadow's configuration.
@@ -84,10 +87,13 @@ impl Stage {
         set("temp_path".into(), &conf.join("temp"));
         for (name, path) in &partitions {
             set(format!("partition-{}", name.as_str()), path);
-            if live.metapartition(name).is_some() {
-                let meta = path.with_file_name("meta");
-                set(format!("metapartition-{}", name.as_str()), &meta);
-            }
+        }
+        // Each on the filesystem of its own: they are renamed into place.
+        let mut metadata = Vec::new();
+        for (option, path) in live.metadata_roots() {
+            let spool = path.join(OUR_DIRECTORY).join(id.as_str()).join("spool");
+            set(option, &spool);
+            metadata.push(spool);
         }
         overrides.insert("syslog_prefix".into(), "mbcopy".into());
         let text = live.shadow(&overrides)?;
@@ -95,7 +101,7 @@ impl Stage {
             Err("a shadow includes nothing".into())
         })?;
         let imapd_conf = directory.join("imapd.conf");
-        Ok(Self { directory, conf, sieve, partitions, imapd_conf, config })
+        Ok(Self { directory, conf, sieve, partitions, metadata, imapd_conf, config })
     }
 
     /// Makes the directories that Cyrus's tools expect, and the private imapd.conf.
@@ -129,7 +135,8 @@ impl Stage {
 
     /// Every directory that belongs to this stage alone.
     pub fn roots(&self) -> Vec<PathBuf> {
-        let spools = self.partitions.values().filter_map(|p| p.parent().map(Path::to_path_buf));
+        let spools = self.partitions.values().chain(&self.metadata);
+        let spools = spools.filter_map(|p| p.parent().map(Path::to_path_buf));
         spools.chain([self.sieve.clone(), self.directory.clone()]).collect()
     }
 }
@@ -189,14 +196,31 @@ impl StagedDirectory {
         Ok(rustix::fs::renameat(&self.fd, from, &self.fd, to)?)
     }
 
+    /// Opens a file to read it.
+    pub fn open(&self, name: &str) -> io::Result<std::fs::File> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.fd, name, flags, Mode::empty())?.into())
+    }
+
     /// Reads a whole file.
     pub fn read(&self, name: &str) -> io::Result<Vec<u8>> {
         use std::io::Read;
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&self.fd, name, flags, Mode::empty())?;
         let mut bytes = Vec::new();
-        std::fs::File::from(fd).read_to_end(&mut bytes)?;
+        self.open(name)?.read_to_end(&mut bytes)?;
         Ok(bytes)
+    }
+
+    /// Removes symbolic links from it.
+    pub fn remove_links(&self) -> io::Result<()> {
+        for entry in rustix::fs::Dir::read_from(&self.fd)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let stat = rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW);
+            if stat.is_ok_and(|s| rustix::fs::FileType::from_raw_mode(s.st_mode).is_symlink()) {
+                rustix::fs::unlinkat(&self.fd, name, AtFlags::empty())?;
+            }
+        }
+        Ok(())
     }
 
     /// Names and sizes, in bytes, of the plain files in it.

@@ -34,7 +34,8 @@
 #   lab.sh snap|unsnap <host> <name>       save / put back all Cyrus data
 #   lab.sh empty <host>                    Cyrus data as freshly installed (users still log in)
 #
-# Hosts that need neither suite nor ip:  bw1 bw2 (bookworm)  bull (bullseye)  trix (trixie)  sid
+# Hosts that need neither suite nor ip:  bw1 bw2 (bookworm)  bull bull2 (bullseye)  trix trix2 (trixie)
+# sid sid2 (sid)
 #
 # State lives in $MBCOPY_LAB (default /var/tmp/mbcopy-lab), never in the repository.  Cyrus data is
 # in hosts/<host>/data/{lib,spool,sieve} there: on the plain file system, not on the overlay.
@@ -63,6 +64,9 @@ known_host() { # "suite ip" of the hosts that everybody knows
     bull) echo bullseye $NET.21;;
     trix) echo trixie $NET.22;;
     sid)  echo sid $NET.23;;
+    bull2) echo bullseye $NET.31;;
+    trix2) echo trixie $NET.32;;
+    sid2) echo sid $NET.33;;
   esac
 }
 

@@ -151,7 +151,7 @@ impl Killed {
 
 /// Those that a push reaches.
 fn points_of_a_push() -> impl Iterator<Item = (usize, Point)> {
-    Point::STEPS.into_iter().filter(|point| *point != Point::TargetGaveUp).enumerate()
+    Point::STEPS.iter().copied().filter(|point| *point != Point::TargetGaveUp).enumerate()
 }
 
 #[test]
@@ -232,6 +232,10 @@ fn mail_on_its_way_to_the_target_while_the_route_is_restored_is_deferred() {
             match lab::lmtp::deliver(&servers.target, user, message) {
                 Outcome::Refused(_, reply) => answers.push(reply.code),
                 other => panic!("{other:?}"),
+            }
+            // ManageSieve makes directories of a user who is deferred.
+            if answers.len() == 1 {
+                let _ = servers.target.sieve(user).and_then(|mut sieve| sieve.list());
             }
             std::thread::sleep(std::time::Duration::from_millis(20));
         }

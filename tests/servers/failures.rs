@@ -6,7 +6,8 @@ use crate::support::{OptionsPutBack, Pushed, Servers, assert_same, fingerprint};
 use lab::chaos::Side;
 use lab::disk::{Disk, Kind};
 use lab::fingerprint::Fingerprint;
-use lab::seed::Seed;
+use lab::imap::NewMessage;
+use lab::seed::{self, Seed};
 use lab::workload::{self, Route};
 use mbcopy::fault::Point;
 use rustix::process::{Pid, Signal, kill_process};
@@ -20,9 +21,11 @@ const OUTCOMES: [&str; 5] = ["EIO", "ENOSPC", "kill", "EDQUOT", "EACCES"];
 fn places() -> impl Iterator<Item = (Point, Side)> {
     let sides = |point| match point {
         Point::StageWrite | Point::StageSync | Point::QuotaWrite => &[Side::Target][..],
+        Point::SourceRead => &[Side::Source],
         _ => &[Side::Source, Side::Target],
     };
-    Point::WRITES.into_iter().flat_map(move |p| sides(p).iter().map(move |side| (p, *side)))
+    let places = Point::WRITES.iter().chain(Point::READS).copied();
+    places.flat_map(move |p| sides(p).iter().map(move |side| (p, *side)))
 }
 
 /// Breaks a push at each time that a place is passed, resumes or aborts it, and says how often
@@ -49,7 +52,7 @@ fn each_time(point: Point, side: Side, outcomes: &[&str], abort: bool) -> usize 
 #[test]
 #[ignore = "takes long: make matrix"]
 fn every_message_of_a_push_may_be_lost() {
-    for point in Point::MESSAGES {
+    for point in Point::MESSAGES.iter().copied() {
         for abort in [false, true] {
             assert!(each_time(point, Side::Source, &["EIO"], abort) > 8, "{point:?}");
         }
@@ -58,7 +61,7 @@ fn every_message_of_a_push_may_be_lost() {
 
 #[test]
 #[ignore = "takes long: make matrix"]
-fn every_write_may_fail() {
+fn every_write_and_every_read_may_fail() {
     for (point, side) in places() {
         for abort in [false, true] {
             assert!(each_time(point, side, &OUTCOMES, abort) > 0, "{point:?} {side:?}");
@@ -78,8 +81,19 @@ struct Pushing<'a> {
 impl<'a> Pushing<'a> {
     /// Returns when it waits.
     fn until(servers: &'a Servers, side: Side, fault: &str, mailbox: &str) -> Pushing<'a> {
+        Self::routed_by("true", servers, side, fault, mailbox)
+    }
+
+    /// The same, with a route command.
+    fn routed_by(
+        route: &str,
+        servers: &'a Servers,
+        side: Side,
+        fault: &str,
+        mailbox: &str,
+    ) -> Pushing<'a> {
         servers.arm_on(servers.on(side), fault);
-        let words = ["mbcopy", "push", mailbox, servers.target.name(), "--route-command", "true"];
+        let words = ["mbcopy", "push", mailbox, servers.target.name(), "--route-command", route];
         let child = servers.source.spawn(&words).unwrap();
         let began = Instant::now();
         while !servers.struck() {
@@ -140,6 +154,32 @@ fn what_clients_do_while_it_is_copied_is_moved() {
         assert_eq!(pushed.code, 0, "{commands:?}: {}{}", pushed.stdout, pushed.stderr);
         assert_moved(&servers, &user, &before);
     }
+}
+
+#[test]
+fn a_shared_mailbox_that_is_made_while_its_tree_is_copied_is_frozen_with_it() {
+    let servers = Servers::fresh();
+    servers.accounts(&["gerd"]);
+    seed::shared_tree(&servers.source, "team.late", &["gerd"]).unwrap();
+    let route = "touch /run/routing; while test -e /run/routing; do sleep 0.01; done";
+    let pushing = Pushing::routed_by(route, &servers, Side::Source, "Copied wait", "team.late");
+    let mut admin = servers.source.admin().unwrap();
+    admin.command("CREATE team.late.new").unwrap();
+    admin.command("SETACL team.late.new gerd lrswipkxte").unwrap();
+    let mut gerd = servers.source.imap("gerd").unwrap();
+    gerd.set_patience(Duration::from_secs(1)).unwrap();
+    servers.disarm();
+    let frozen = servers.source.root().unwrap().join("run/routing");
+    while !frozen.exists() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let bytes = b"Message-ID: <late@x>\r\nSubject: late\r\n\r\nlate\r\n".to_vec();
+    let late = gerd.append("team.late.new", &[NewMessage { bytes, ..NewMessage::default() }]);
+    std::fs::remove_file(frozen).unwrap();
+    pushing.go_on().expect(0);
+    assert!(late.is_err(), "a message was taken that nobody will see: {late:?}");
+    let mut gerd = servers.target.imap("gerd").unwrap();
+    assert!(gerd.attempt("SELECT team.late.new").unwrap().tagged.is_ok());
 }
 
 #[test]

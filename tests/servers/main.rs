@@ -1,18 +1,21 @@
 //! Moves between real Cyrus servers of the lab, as an admin would run them.
 //!
-//! Needs root, and `tests/lab/lab.sh build bookworm` once. The tests use the
-//! same two hosts and run one after the other (`--test-threads=1`).
+//! Needs root, and the roots that `make lab` builds once. The tests use the
+//! same hosts and run one after the other (`--test-threads=1`).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod bulk;
 mod chaos;
+mod clock;
 mod commands;
 mod crash;
 mod engines;
 mod failures;
 mod forgotten;
+mod layouts;
 mod live;
 mod offline;
+mod old_live;
 mod power;
 mod preflight;
 mod repeat;
@@ -21,3 +24,4 @@ mod rich;
 mod stragglers;
 mod support;
 mod verify;
+mod versions;

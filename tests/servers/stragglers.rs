@@ -255,7 +255,7 @@ fn carrying_over_that_is_killed_is_finished_and_nothing_comes_twice() {
     use_source(&servers, "again");
     use_target(&servers, "again");
     let more = [Point::Carried, Point::Carrying, Point::Carried];
-    for point in Point::OF_STRAGGLERS.into_iter().chain(more) {
+    for point in Point::OF_STRAGGLERS.iter().copied().chain(more) {
         stop_at(&servers, "again", point);
     }
     finish(&servers, "again");

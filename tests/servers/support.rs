@@ -4,14 +4,14 @@ use anyhow::{Context, Result, ensure};
 use lab::chaos::Side;
 use lab::fingerprint::{self, Fingerprint, Take, volatile};
 use lab::host::Host;
-use std::path::Path;
-use std::process::Output;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 /// Where mbcopy is installed on the hosts.
 const PROGRAM: &str = "/usr/local/bin/mbcopy";
 
-/// Source and target, both Cyrus 3.6.1.
+/// Source and target.
 pub struct Servers {
     /// Where users are seeded.
     pub source: Host,
@@ -45,14 +45,21 @@ pub struct Pushed {
 }
 
 impl Servers {
-    /// Brings both servers up, empty of what earlier tests left, with the
-    /// mbcopy that was just built.
+    /// Both Cyrus 3.6.1, as [`between`](Self::between) brings them up.
     pub fn fresh() -> Servers {
-        let servers = Servers { source: Host::new("bw1"), target: Host::new("bw2") };
+        Self::between("bw1", "bw2")
+    }
+
+    /// Brings two hosts of the lab up, empty of what earlier tests left, with the
+    /// mbcopy that was just built.
+    pub fn between(source: &str, target: &str) -> Servers {
+        let servers = Servers { source: Host::new(source), target: Host::new(target) };
         for host in servers.both() {
             host.up().expect("a host of the lab comes up; `make lab` builds it");
             host.empty().expect("a host of the lab can be emptied");
-            host.install(program(), PROGRAM).expect("mbcopy is installed");
+            let old = host.name().starts_with("bull");
+            let program = if old { portable_program() } else { program() };
+            host.install(program, PROGRAM).expect("mbcopy is installed");
         }
         servers
     }
@@ -179,4 +186,24 @@ pub fn assert_same(before: &Fingerprint, after: &Fingerprint, known: &[&str]) {
 pub fn program() -> &'static Path {
     static PATH: OnceLock<&'static Path> = OnceLock::new();
     PATH.get_or_init(|| Path::new(env!("CARGO_BIN_EXE_mbcopy")))
+}
+
+/// The program under test for hosts whose C library is older than this machine's:
+/// `$MBCOPY_PORTABLE`, or built now against musl.
+pub fn portable_program() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| {
+        if let Some(path) = std::env::var_os("MBCOPY_PORTABLE") {
+            return path.into();
+        }
+        let triple = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
+        let built = Command::new(env!("CARGO"))
+            .args(["build", "--features", "faults", "--bin", "mbcopy", "--target", &triple])
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .status();
+        let built = built.is_ok_and(|status| status.success());
+        assert!(built, "no program for old hosts: `make tools` installs what it needs");
+        let target = program().ancestors().nth(2).expect("a target directory");
+        target.join(triple).join("debug/mbcopy")
+    })
 }

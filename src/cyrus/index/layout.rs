@@ -74,7 +74,7 @@ pub(super) struct HeaderLayout {
 }
 
 /// Fields of a record.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct RecordLayout {
     pub(super) uid: At,
     pub(super) internaldate: At,

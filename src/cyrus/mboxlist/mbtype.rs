@@ -20,6 +20,8 @@ pub enum Kind {
     PushSubscription,
     /// Sieve scripts (3.6 and later).
     Sieve,
+    /// JMAP notifications (3.8 and later).
+    Notification,
 }
 
 impl Kind {
@@ -34,6 +36,7 @@ impl Kind {
             Self::Submission => b's',
             Self::PushSubscription => b'p',
             Self::Sieve => b'f',
+            Self::Notification => b'j',
         }
     }
 }
@@ -115,6 +118,7 @@ impl Mbtype {
                 b's' => mbtype.kind = Kind::Submission,
                 b'p' => mbtype.kind = Kind::PushSubscription,
                 b'f' => mbtype.kind = Kind::Sieve,
+                b'j' => mbtype.kind = Kind::Notification,
                 other => match Flag::ALL.into_iter().find(|f| f.letter() == other) {
                     Some(flag) if !mbtype.has(flag) => mbtype.flags.push(flag),
                     Some(_) => {}

@@ -68,7 +68,7 @@ impl Mailbox {
         let (Some(id), Some(partition)) = (&entry.uniqueid, &entry.partition) else {
             return Err(failed("it has no directory".into()));
         };
-        let style = style(entry, id);
+        let style = style(host, entry, id);
         let layout = Layout::new(&host.config);
         let path = |file| layout.meta_file(file, &entry.name, style, partition);
         let at =
@@ -99,7 +99,7 @@ impl Mailbox {
 pub fn message(host: &Host, entry: &MailboxEntry, uid: u32) -> Option<Vec<u8>> {
     let (id, partition) = (entry.uniqueid.as_ref()?, entry.partition.as_ref()?);
     let layout = Layout::new(&host.config);
-    let directory = layout.mailbox_dir(&entry.name, style(entry, id), partition).ok()?;
+    let directory = layout.mailbox_dir(&entry.name, style(host, entry, id), partition).ok()?;
     std::fs::read(directory.join(format!("{uid}."))).ok()
 }
 
@@ -109,9 +109,9 @@ pub fn id_of(entry: &MailboxEntry) -> String {
 }
 
 /// How a mailbox's directories are named.
-fn style<'a>(entry: &MailboxEntry, id: &'a UniqueId) -> DirStyle<'a> {
+fn style<'a>(host: &Host, entry: &MailboxEntry, id: &'a UniqueId) -> DirStyle<'a> {
     match entry.mbtype.has(Flag::LegacyDirs) {
         true => DirStyle::Name,
-        false => DirStyle::Id(id),
+        false => host.style(id),
     }
 }

@@ -10,6 +10,7 @@ use super::ledger::{Deed, How, Line};
 use super::live::{self, Mailbox};
 use super::messages::Different;
 use super::{Offered, Result, Run, STAGE, file_name};
+use crate::cyrus::sieve::script;
 use crate::wire::v1::{self, problem::Severity};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -99,38 +100,4 @@ pub fn carry(
         .map(|s| offered.settled(&Different { uid: s.uid, modseq: s.modseq }, 0, How::Same))
         .collect();
     run.write(lines)
-}
-
-/// Name and text of a script's message; `None` if it is not told plainly.
-fn script(message: &[u8]) -> Option<(String, &[u8])> {
-    let end = message.windows(4).position(|window| window == b"\r\n\r\n")?;
-    let (head, text) = (message.get(..end)?, message.get(end + 4..)?);
-    let head = std::str::from_utf8(head).ok()?;
-    let subject = head.lines().find_map(|line| line.strip_prefix("Subject: "))?;
-    let next = head.split("Subject: ").nth(1)?.lines().nth(1).unwrap_or_default();
-    let folded = next.starts_with([' ', '\t']);
-    let plain = !subject.is_empty() && !subject.contains("=?") && !subject.contains('/');
-    (plain && !folded).then(|| (subject.to_owned(), text))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_script_is_read_from_its_message() {
-        let message = b"From: a\r\nSubject: my rules\r\nX: y\r\n\r\nkeep;\r\n\r\nstop;";
-        let (name, text) = script(message).unwrap();
-        assert_eq!((name.as_str(), text), ("my rules", &b"keep;\r\n\r\nstop;"[..]));
-        for odd in [
-            &b"Subject: a"[..],
-            b"Subject: =?utf-8?q?x?=\r\n\r\nkeep;",
-            b"Subject: a\r\n b\r\n\r\nkeep;",
-            b"Subject: ../a\r\n\r\nkeep;",
-            b"X: y\r\n\r\nSubject: a\r\n",
-            b"\xff\r\n\r\n",
-        ] {
-            assert!(script(odd).is_none(), "{odd:?}");
-        }
-    }
 }

@@ -14,6 +14,9 @@ const HOSTS: &[(&str, &str)] = &[
     ("bull", "10.77.0.21"),
     ("trix", "10.77.0.22"),
     ("sid", "10.77.0.23"),
+    ("bull2", "10.77.0.31"),
+    ("trix2", "10.77.0.32"),
+    ("sid2", "10.77.0.33"),
 ];
 
 /// One lab host, by name.
@@ -115,6 +118,13 @@ impl Host {
     /// Sets an option in the host's `imapd.conf` and restarts Cyrus; no value leaves it out.
     pub fn set_option(&self, option: &str, value: &str) -> Result<()> {
         self.lab("set", &[&format!("{option}: {value}")])
+    }
+
+    /// Sets options in the host's `imapd.conf`, all others back to the lab's, and restarts Cyrus.
+    pub fn configure(&self, options: &[(&str, &str)]) -> Result<()> {
+        let lines: Vec<String> = options.iter().map(|(k, v)| format!("{k}: {v}")).collect();
+        let lines = lines.iter().map(String::as_str);
+        self.lab("set", &std::iter::once("--reset").chain(lines).collect::<Vec<_>>())
     }
 
     /// Sets all options in the host's `imapd.conf` back to the lab's and restarts Cyrus.

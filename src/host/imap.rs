@@ -1,5 +1,5 @@
-//! As much of an IMAP client as carrying stragglers over needs: it sends a
-//! command and hears what came of it.
+//! As much of an IMAP client as this program needs: it sends a command and hears
+//! what came of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -25,6 +25,15 @@ pub enum ImapError {
 
 /// What a refusal says that is about the server and not about what was asked.
 const TROUBLE: [&str; 6] = ["I/O", "nternal", "atabase", "locked", "[UNAVAILABLE]", "[INUSE]"];
+
+fn line_of(verb: &str, arguments: &[&[u8]]) -> Vec<u8> {
+    let mut line = verb.as_bytes().to_vec();
+    for argument in arguments {
+        line.push(b' ');
+        line.extend_from_slice(&quoted(argument));
+    }
+    line
+}
 
 /// What came of a command.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -60,12 +69,15 @@ impl Imap {
 
     /// Sends a command whose arguments are strings.
     pub fn command(&mut self, verb: &str, arguments: &[&[u8]]) -> Result<Answer, ImapError> {
-        let mut line = verb.as_bytes().to_vec();
-        for argument in arguments {
-            line.push(b' ');
-            line.extend_from_slice(&quoted(argument));
-        }
-        self.raw(&line, b"")
+        self.raw(&line_of(verb, arguments), b"")
+    }
+
+    /// Sends a command whose arguments are strings, and waits for nothing.
+    pub fn begin(&mut self, verb: &str, arguments: &[&[u8]]) -> Result<(), ImapError> {
+        let mut line = b"x ".to_vec();
+        line.extend_from_slice(&line_of(verb, arguments));
+        line.extend_from_slice(b"\r\n");
+        Ok(self.stream.get_mut().write_all(&line)?)
     }
 
     /// Sends a command as it is, in two pieces.

@@ -6,8 +6,8 @@
 //! live configuration, so that all it does is what a client of this server
 //! would do, locks, quota counts and replication logs included.
 
+use super::Host;
 use super::imap::Imap;
-use crate::host::Host;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -87,6 +87,19 @@ impl Instance {
         let answer = instance.imap.command("LOGIN", &[identity.as_bytes(), b"-"]);
         let answer = answer.map_err(|e| refused(e.to_string()))?;
         if answer.ok { Ok(instance) } else { Err(refused(answer.text)) }
+    }
+}
+
+impl Instance {
+    /// Its process.
+    pub fn process(&mut self) -> &mut Child {
+        &mut self.child
+    }
+
+    /// Ends it at once, whatever it does.
+    pub fn kill(mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

@@ -1,0 +1,296 @@
+//! Users move away from a server of Cyrus 3.2 that goes on working.
+
+use crate::support::{Servers, assert_same, fingerprint};
+use lab::fingerprint::Fingerprint;
+use lab::host::Host;
+use lab::lmtp::Outcome;
+use lab::seed::{Seed, Size};
+use lab::workload::{
+    Crew, History, Observation, Route, appender, check, deliverer, expunger, none_then_whole,
+    reader, watcher,
+};
+use std::time::Duration;
+
+/// Where a move is killed: there 3.2 goes another way than later releases.
+const POINTS: [&str; 8] = [
+    "Frozen",
+    "PublishCommitted",
+    "RouteChanged",
+    "RetireBegun",
+    // The directories are renamed before the records change.
+    "RetireRenamedOne",
+    "RetireCommitted",
+    "RetireRenamed",
+    "TargetFinished",
+];
+
+/// A server of 3.2.6 and one of 3.6.1.
+fn servers() -> Servers {
+    let servers = Servers::between("bull", "bw2");
+    let version = servers.source.run(&["/usr/lib/cyrus/bin/cyr_info", "version"]).unwrap();
+    assert!(version.contains("3.2.6"), "{version}");
+    servers
+}
+
+/// Fails unless both are the same but for what is named.
+///
+/// `sieve-mailbox`: from 3.6 on scripts are messages, which count. Cyrus makes them of
+/// the files that come from 3.2 when somebody asks for a script, and so after all else
+/// was compared.
+/// `mailbox-ids`: SELECT of 3.2 does not tell the id of a mailbox. `usercounters` begin with
+/// the number of their version.
+#[track_caller]
+fn assert_moved(servers: &Servers, user: &str, before: &Fingerprint, others: &[&str]) {
+    let mut after = fingerprint(&servers.target, user, others);
+    if after.sieve.is_empty() {
+        drop(servers.target.sieve(user).unwrap());
+        after.sieve = fingerprint(&servers.target, user, &[]).sieve;
+    }
+    assert_same(before, &after, &["mailbox_id", USERCOUNTERS]);
+}
+
+/// A fingerprint on a server of 3.2, where the first look at a user's counters makes them.
+fn second_look(host: &Host, user: &str, others: &[&str]) -> Fingerprint {
+    fingerprint(host, user, &[]);
+    fingerprint(host, user, others)
+}
+
+/// What becomes of those who come late.
+fn assert_gone(host: &Host, user: &str) {
+    let late = lab::lmtp::deliver(host, user, b"Subject: late\r\n\r\nx\r\n");
+    assert!(matches!(&late, Outcome::Refused(_, reply) if reply.code / 100 == 4), "{late:?}");
+    let mut imap = host.imap(user).unwrap();
+    for command in ["EXAMINE INBOX", "CREATE INBOX.late", "CREATE INBOX.Sent.late"] {
+        let reply = imap.attempt(command).unwrap();
+        assert!(!reply.tagged.is_ok(), "{host} says OK to {command}");
+    }
+    assert!(host.sieve(user).is_err(), "scripts can be edited where nobody sees them");
+}
+
+#[test]
+fn a_rich_user_leaves_a_server_of_3_2_that_goes_on_working() {
+    let servers = servers();
+    servers.accounts(&["anna", "bert"]);
+    let seeded = Seed::new(&servers.source, "anna").rich("bert", 300).unwrap();
+    assert!(seeded.warnings.is_empty(), "{:?}", seeded.warnings);
+    let before = fingerprint(&servers.source, "anna", &["bert"]);
+    let report = servers.push("user.anna", &["--json"]).expect(0).report().unwrap();
+    assert_eq!(report["outcome"], "done");
+    assert_gone(&servers.source, "anna");
+    servers.push("user.bert", &[]).expect(0);
+    assert_moved(&servers, "anna", &before, &["bert"]);
+}
+
+#[test]
+fn mail_flows_while_a_user_leaves_a_server_of_3_2() {
+    let servers = servers();
+    servers.accounts(&["flow"]);
+    Seed::new(&servers.source, "flow").bulk(1000, Size::Median(8192), 10).unwrap();
+    let (route, command) = Route::commanded("flow", &servers.source).unwrap();
+    let crew = Crew::start(&route, Duration::from_millis(5)).unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    let pushed = servers.push("user.flow", &["--route-command", &command, "--json"]);
+    std::thread::sleep(Duration::from_secs(2));
+    let history = crew.stop().unwrap();
+    let report = pushed.expect(0).report().unwrap();
+    assert_eq!(report["outcome"], "done");
+    let end = fingerprint(&servers.target, "flow", &[]);
+    assert_eq!(check(&history, &end), [], "setbacks: {:?}", history.setbacks);
+    let accepted = history.messages.values().filter(|fate| fate.accepted > 0).count();
+    assert!(accepted > 100, "only {accepted} messages were accepted");
+    assert!(history.bounces.is_empty(), "{:?}", history.bounces);
+    assert!(
+        history.longest() < Duration::from_secs(2),
+        "somebody was blocked for {:?}",
+        history.longest()
+    );
+    // Nothing new lies in the copy that was put away.
+    assert_gone(&servers.source, "flow");
+}
+
+#[test]
+#[ignore = "part of the full matrix"]
+fn a_watcher_sees_the_whole_user_of_3_2_and_then_nothing_of_him() {
+    let servers = servers();
+    servers.accounts(&["seen"]);
+    Seed::new(&servers.source, "seen").bulk(1000, Size::Median(4096), 40).unwrap();
+    let at_target = watcher(&servers.target, "seen", Duration::from_millis(2));
+    std::thread::sleep(Duration::from_millis(300));
+    servers.push("user.seen", &[]).expect(0);
+    std::thread::sleep(Duration::from_millis(300));
+    let target = at_target.stop().unwrap();
+    let whole = Observation::of(&fingerprint(&servers.target, "seen", &[]));
+    assert_eq!(none_then_whole(&target, &whole), []);
+}
+
+#[test]
+#[ignore = "part of the full matrix"]
+fn a_move_from_3_2_that_is_killed_is_finished_by_resume() {
+    for (n, point) in POINTS.into_iter().enumerate() {
+        let servers = servers();
+        let user = format!("crash{n}");
+        let mailbox = format!("user.{user}");
+        servers.accounts(&[&user]);
+        Seed::new(&servers.source, &user).small().unwrap();
+        let (route, command) = Route::commanded(&user, &servers.source).unwrap();
+        // Flags that are changed on both servers at once are those of both.
+        let pause = Duration::from_millis(5);
+        let workers = [
+            deliverer(&route, pause),
+            appender(&route, "INBOX", pause),
+            expunger(&route, "INBOX", 100, pause).unwrap(),
+            reader(&route, "INBOX", pause),
+        ];
+        std::thread::sleep(Duration::from_millis(500));
+        servers.arm(point);
+        let killed = servers.push(&mailbox, &["--route-command", &command]);
+        assert!(servers.disarm(), "{point} was not reached: {}", killed.stderr);
+        std::thread::sleep(Duration::from_millis(500));
+        if n % 2 == 0 {
+            servers.source.restart_cyrus().unwrap();
+        }
+        let resumed = servers.mbcopy(&["resume", &mailbox, "--route-command", &command, "-v"]);
+        println!("{point}: {}", resumed.stderr);
+        assert_eq!(resumed.code, 0, "{point}: {}", resumed.stderr);
+        std::thread::sleep(Duration::from_millis(500));
+        let mut history = History::default();
+        workers.into_iter().for_each(|worker| history.merge(worker.stop().unwrap()));
+        let end = fingerprint(&servers.target, &user, &[]);
+        assert_eq!(check(&history, &end), [], "{point}: setbacks: {:?}", history.setbacks);
+        assert!(history.bounces.is_empty(), "{point}: {:?}", history.bounces);
+        assert_gone(&servers.source, &user);
+    }
+}
+
+#[test]
+#[ignore = "part of the full matrix"]
+fn a_move_from_3_2_that_is_killed_is_put_back_by_abort() {
+    for (n, point) in POINTS.into_iter().enumerate() {
+        let servers = servers();
+        let user = format!("abort{n}");
+        let mailbox = format!("user.{user}");
+        servers.accounts(&[&user]);
+        Seed::new(&servers.source, &user).small().unwrap();
+        let before = second_look(&servers.source, &user, &[]);
+        servers.arm(point);
+        let killed = servers.push(&mailbox, &["--route-command", "true"]);
+        assert!(servers.disarm(), "{point} was not reached: {}", killed.stderr);
+        let aborted = servers.mbcopy(&["abort", &mailbox, "-v"]);
+        match point {
+            "TargetFinished" => {
+                aborted.expect(4).says(&["mbcopy reverse", "bw2 serves the user now"]);
+            }
+            "RetireCommitted" | "RetireRenamed" => {
+                aborted.expect(4).says(&["mbcopy reverse", "bw2 serves the user now"]);
+                servers.mbcopy(&["resume", &mailbox]).expect(0);
+                assert_moved(&servers, &user, &before, &[]);
+            }
+            _ => {
+                aborted.expect(0).says(&["bull serves the user now"]);
+                assert_same(&before, &fingerprint(&servers.source, &user, &[]), &[]);
+                let gone = servers.target.imap(&user).unwrap().attempt("EXAMINE INBOX").unwrap();
+                assert!(!gone.tagged.is_ok(), "{point}: both servers show him");
+            }
+        }
+    }
+}
+
+/// What differs after a move from a later server to one of 3.2: `mailbox-ids`;
+/// `usercounters`; and `sieve-mailbox`, which does not count here.
+const NAMED: [&str; 3] = ["mailbox_id", USERCOUNTERS, "quota"];
+
+/// The user's counters, as an annotation.
+const USERCOUNTERS: &str = "/private/vendor/cmu/cyrus-imapd/usercounters";
+
+/// Fails if Cyrus counts something else than a user's quota roots say, or would mend his
+/// mailboxes.
+#[track_caller]
+fn assert_in_order(host: &Host, user: &str) {
+    let quota = || host.run_as_cyrus(&["/usr/lib/cyrus/bin/quota", "-u", user]).unwrap();
+    let before = quota();
+    host.run_as_cyrus(&["/usr/lib/cyrus/bin/quota", "-f", "-u", user]).unwrap();
+    assert_eq!(before, quota());
+    for options in [&["-n", "-q", "-u", user][..], &["-n", "-q", "-G", "-u", user]] {
+        let command: Vec<&str> =
+            ["/usr/lib/cyrus/bin/reconstruct"].iter().chain(options).copied().collect();
+        let said = host.run_as_cyrus(&command).unwrap();
+        let harmless = ["mismatch: sentdate", "mismatch: gmtime"];
+        let odd = said.lines().find(|line| !harmless.iter().any(|text| line.contains(text)));
+        assert_eq!(odd, None);
+    }
+}
+
+#[test]
+fn a_user_comes_back_to_a_server_of_3_2_with_what_has_come_since() {
+    let servers = servers();
+    servers.accounts(&["anna", "bert"]);
+    let seeded = Seed::new(&servers.source, "anna").rich("bert", 200).unwrap();
+    assert!(seeded.warnings.is_empty(), "{:?}", seeded.warnings);
+    let before = second_look(&servers.source, "anna", &[]);
+    servers.push("user.anna", &[]).expect(0);
+    servers.mbcopy(&["reverse", "user.anna"]).expect(0).says(&["bull serves the user now"]);
+    assert_same(&before, &second_look(&servers.source, "anna", &[]), &[]);
+    let gone = servers.target.imap("anna").unwrap().attempt("EXAMINE INBOX").unwrap();
+    assert!(!gone.tagged.is_ok(), "the server he came from still shows him");
+
+    // Again, and he uses his new home.
+    servers.push("user.anna", &[]).expect(0);
+    let text = b"Subject: new home\r\n\r\nhello\r\n";
+    lab::lmtp::deliver(&servers.target, "anna", text).accepted().unwrap();
+    let mut imap = servers.target.imap("anna").unwrap();
+    for command in [
+        "SELECT INBOX",
+        "STORE 1:3 +FLAGS (\\Flagged brandnew)",
+        "STORE 5 +FLAGS (\\Deleted)",
+        "EXPUNGE",
+        "CREATE INBOX.later",
+        "SUBSCRIBE INBOX.later",
+        "RENAME INBOX.Junk INBOX.junked",
+        "DELETE INBOX.1234",
+    ] {
+        imap.command(command).unwrap();
+    }
+    imap.logout();
+    let mut sieve = servers.target.sieve("anna").unwrap();
+    sieve.put("made there", "keep;\r\n").unwrap();
+    sieve.activate("made there").unwrap();
+    drop(sieve);
+    let mut there = fingerprint(&servers.target, "anna", &[]);
+    servers.mbcopy(&["reverse", "user.anna"]).expect(0);
+    there.own.mailboxes.remove("INBOX.#sieve");
+    there.admin.retain(|name, _| !name.ends_with("#sieve"));
+    assert_same(&there, &second_look(&servers.source, "anna", &[]), &NAMED);
+    assert_in_order(&servers.source, "anna");
+    let late = lab::lmtp::deliver(&servers.source, "anna", b"Subject: late\r\n\r\nx\r\n");
+    late.accepted().unwrap();
+}
+
+#[test]
+#[ignore = "part of the full matrix"]
+fn users_move_to_a_server_of_3_2() {
+    for source in ["bull2", "bw1"] {
+        let servers = Servers::between(source, "bull");
+        servers.accounts(&["anna", "bert"]);
+        let seeded = Seed::new(&servers.source, "anna").rich("bert", 200).unwrap();
+        assert!(seeded.warnings.is_empty(), "{:?}", seeded.warnings);
+        let mut before = second_look(&servers.source, "anna", &["bert"]);
+        servers.push("user.anna", &[]).expect(0);
+        servers.push("user.bert", &[]).expect(0);
+        before.own.mailboxes.remove("INBOX.#sieve");
+        before.admin.retain(|name, _| !name.ends_with("#sieve"));
+        assert_same(&before, &second_look(&servers.target, "anna", &["bert"]), &NAMED);
+        assert_in_order(&servers.target, "anna");
+        let (route, command) = Route::commanded("flow", &servers.source).unwrap();
+        servers.accounts(&["flow"]);
+        Seed::new(&servers.source, "flow").bulk(500, Size::Median(4096), 5).unwrap();
+        let crew = Crew::start(&route, Duration::from_millis(5)).unwrap();
+        std::thread::sleep(Duration::from_secs(1));
+        let pushed = servers.push("user.flow", &["--route-command", &command]);
+        std::thread::sleep(Duration::from_secs(1));
+        let history = crew.stop().unwrap();
+        pushed.expect(0);
+        let end = fingerprint(&servers.target, "flow", &[]);
+        assert_eq!(check(&history, &end), [], "setbacks: {:?}", history.setbacks);
+        assert!(history.bounces.is_empty(), "{:?}", history.bounces);
+    }
+}

@@ -1,0 +1,355 @@
+//! Users move between different releases of Cyrus, to newer ones and back to older
+//! ones, and are the same but for what is named.
+
+use crate::support::{Pushed, Servers, fingerprint};
+use lab::fingerprint::{self, Fingerprint, volatile};
+use lab::host::Host;
+use lab::imap::NewMessage;
+use lab::lmtp::Outcome;
+use lab::seed::{Seed, Size};
+use lab::workload::{Crew, Route, check};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+/// A release of Cyrus in the lab.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Release {
+    version: &'static str,
+    /// Two hosts that run it.
+    hosts: [&'static str; 2],
+}
+
+const V3_6: Release = Release { version: "3.6.1", hosts: ["bw1", "bw2"] };
+const V3_10: Release = Release { version: "3.10.2", hosts: ["trix", "trix2"] };
+const V3_12: Release = Release { version: "3.12.4", hosts: ["sid", "sid2"] };
+const RELEASES: [Release; 3] = [V3_6, V3_10, V3_12];
+
+/// What differs after a move from one release to another: all that may, by name.
+fn named(from: Release, to: Release) -> Vec<&'static str> {
+    let mut named = vec!["lastupdate", "freespace"];
+    let quota = ["userrawquota", "quota-names"];
+    let of_3_12 = ["namesake-subscriptions", "message-global"];
+    let jmap = ["jmap-calendar-ids"];
+    named.extend(match (from.version, to.version) {
+        ("3.6.1", "3.10.2") => [&quota[..], &[], &[]].concat(),
+        ("3.6.1", "3.12.4") => [&quota[..], &of_3_12, &[]].concat(),
+        ("3.10.2", "3.6.1") => [&quota[..], &[], &jmap].concat(),
+        ("3.12.4", "3.6.1") => [&quota[..], &of_3_12, &jmap].concat(),
+        ("3.10.2", "3.12.4") | ("3.12.4", "3.10.2") => of_3_12.to_vec(),
+        _ => Vec::new(),
+    });
+    named
+}
+
+/// Where the fingerprint shows what a name stands for.
+fn keys(name: &str) -> Vec<&'static str> {
+    match name {
+        "lastupdate" => vec![volatile::LASTUPDATE],
+        "freespace" => volatile::ALWAYS.to_vec(),
+        "userrawquota" => vec!["/shared/vendor/cmu/cyrus-imapd/userrawquota"],
+        // Up to 3.10 they are not shown.
+        "namesake-subscriptions" => {
+            vec!["own / lsub / * (appeared)", "own / subscribed / * (appeared)"]
+        }
+        // Quota resources are compared by their new names; no calendars are looked at.
+        "quota-names" | "jmap-calendar-ids" | "message-global" => vec![],
+        other => panic!("{other} is not known here"),
+    }
+}
+
+/// Fails unless both are the same but for these names.
+#[track_caller]
+fn assert_same(before: &Fingerprint, after: &Fingerprint, names: &[&str]) {
+    let ignored: Vec<&str> =
+        names.iter().flat_map(|name| keys(name)).chain([volatile::SERVER]).collect();
+    let [before, after] = [before, after].map(|print| match names.contains(&"quota-names") {
+        false => print.clone(),
+        true => {
+            let text = serde_json::to_string(print).unwrap();
+            let text = text.replace("X-NUM-FOLDERS", "MAILBOX");
+            let text = text.replace("X-ANNOTATION-STORAGE", "ANNOTATION-STORAGE");
+            serde_json::from_str(&text).unwrap()
+        }
+    });
+    let differences = fingerprint::diff(&before, &after, &ignored).unwrap();
+    assert!(differences.is_empty(), "{}", fingerprint::report(&differences));
+}
+
+/// A host of each release, different ones.
+fn servers(from: Release, to: Release) -> Servers {
+    let target = usize::from(from == to);
+    let servers = Servers::between(from.hosts[0], to.hosts[target]);
+    for (host, release) in servers.both().into_iter().zip([from, to]) {
+        let version = host.run(&["/usr/lib/cyrus/bin/cyr_info", "version"]).unwrap();
+        assert!(version.contains(release.version), "{host} has {version}");
+    }
+    servers
+}
+
+/// What this host's own Cyrus would mend of a user's mailboxes.
+fn complaints(host: &Host, user: &str) -> String {
+    let reconstruct = "/usr/lib/cyrus/bin/reconstruct";
+    let said = [&["-n", "-q", "-u", user][..], &["-n", "-q", "-G", "-u", user]].map(|options| {
+        let command: Vec<&str> = [reconstruct].iter().chain(options).copied().collect();
+        let output = host.exec_as_cyrus(&command).unwrap();
+        [output.stdout, output.stderr]
+            .map(|out| String::from_utf8_lossy(&out).into_owned())
+            .concat()
+    });
+    let said = said.concat();
+    let odd = said.lines().filter(|line| {
+        let harmless = ["mismatch: sentdate", "mismatch: gmtime"];
+        !line.trim().is_empty() && !harmless.iter().any(|text| line.contains(text))
+    });
+    odd.collect::<Vec<_>>().join("\n")
+}
+
+/// Limits on everything that has a quota, by the names that the server uses.
+fn all_quotas(servers: &Servers, from: Release, user: &str) {
+    let [annotations, folders] = match from.version {
+        "3.6.1" => ["X-ANNOTATION-STORAGE", "X-NUM-FOLDERS"],
+        _ => ["ANNOTATION-STORAGE", "MAILBOX"],
+    };
+    let limits = format!("STORAGE 2000000 MESSAGE 500000 {annotations} 9000 {folders} 900");
+    let mut admin = servers.source.admin().unwrap();
+    admin.command(format!("SETQUOTA user.{user} ({limits})")).unwrap();
+}
+
+/// Subscribes to a folder of a user whose name begins as this one's, which releases
+/// before 3.12 write in another way, and do not show.
+fn subscribe_to_namesake(servers: &Servers, user: &str) -> String {
+    let namesake = format!("{user}bel");
+    servers.accounts(&[&namesake]);
+    for host in servers.both() {
+        let mut admin = host.admin().unwrap();
+        admin.command(format!("CREATE user.{namesake}")).unwrap();
+        admin.command(format!("SETACL user.{namesake} {user} lrs")).unwrap();
+    }
+    let mut imap = servers.source.imap(user).unwrap();
+    imap.command(format!("SUBSCRIBE user.{namesake}")).unwrap();
+    imap.logout();
+    format!("user.{namesake}")
+}
+
+/// A message within a message, as one and the other release parse it into their caches.
+fn append_nested(host: &Host, user: &str) {
+    let nested = "From: n@x\r\nSubject: n\u{e4}sted\r\nMIME-Version: 1.0\r\n\
+        Content-Type: multipart/mixed; boundary=B\r\n\r\n\
+        --B\r\n\r\none\r\n--B\r\n\r\ntwo\r\n--B--\r\n";
+    let messages = ["rfc822", "global"].map(|subtype| {
+        let text = format!(
+            "From: a@b\r\nMessage-ID: <{subtype}@nested>\r\nMIME-Version: 1.0\r\n\
+             Content-Type: multipart/mixed; boundary=A\r\n\r\n--A\r\n\r\nouter\r\n--A\r\n\
+             Content-Type: message/{subtype}\r\n\r\n{nested}\r\n--A\r\n\r\nlast\r\n--A--\r\n"
+        );
+        NewMessage { bytes: text.into_bytes(), ..NewMessage::default() }
+    });
+    host.imap(user).unwrap().append("INBOX", &messages).unwrap();
+}
+
+/// Clients ask for parts of messages, which the server knows from its cache.
+fn ask_for_parts(host: &Host, user: &str) {
+    let mut imap = host.imap(user).unwrap();
+    imap.command("EXAMINE INBOX").unwrap();
+    let parts = "BODY.PEEK[1] BODY.PEEK[2] BODY.PEEK[2.HEADER] BODY.PEEK[2.1] BODY.PEEK[3]";
+    for what in ["ENVELOPE BODYSTRUCTURE", parts] {
+        imap.command(format!("UID FETCH 1:* ({what})")).unwrap();
+    }
+    imap.command("UID SEARCH HEADER Message-ID nested BODY two").unwrap();
+    imap.logout();
+}
+
+/// What becomes of those who come late to a server that the user has left.
+fn assert_gone(host: &Host, user: &str) {
+    let late = lab::lmtp::deliver(host, user, b"Subject: late\r\n\r\nx\r\n");
+    assert!(matches!(&late, Outcome::Refused(_, reply) if reply.code / 100 == 4), "{late:?}");
+    let mut imap = host.imap(user).unwrap();
+    for command in ["EXAMINE INBOX", "CREATE INBOX.late", "CREATE INBOX.Archive.late"] {
+        let reply = imap.attempt(command).unwrap();
+        assert!(!reply.tagged.is_ok(), "{host} says OK to {command}");
+    }
+}
+
+/// He uses his new home.
+fn use_home(host: &Host, user: &str) {
+    let text = b"Subject: new home\r\n\r\nhello\r\n";
+    lab::lmtp::deliver(host, user, text).accepted().unwrap();
+    let mut imap = host.imap(user).unwrap();
+    for command in [
+        "SELECT INBOX",
+        "STORE 1:3 +FLAGS (\\Flagged brandnew)",
+        "STORE 5 +FLAGS (\\Deleted)",
+        "EXPUNGE",
+        "STORE 6 +FLAGS (\\Deleted)",
+        "UNSELECT",
+        "CREATE INBOX.later",
+        "SUBSCRIBE INBOX.later",
+        "RENAME INBOX.Junk INBOX.junked",
+        "DELETE INBOX.1234",
+    ] {
+        imap.command(command).unwrap();
+    }
+    imap.logout();
+    let mut sieve = host.sieve(user).unwrap();
+    sieve.put("newer", "keep;\r\n").unwrap();
+    sieve.activate("newer").unwrap();
+}
+
+/// Moves a user with everything there, and back; how long he was frozen, in milliseconds.
+fn there_and_back(from: Release, to: Release) -> f64 {
+    let servers = servers(from, to);
+    servers.accounts(&["anna", "bert"]);
+    let seeded = Seed::new(&servers.source, "anna").rich("bert", 300).unwrap();
+    assert!(seeded.warnings.is_empty(), "{:?}", seeded.warnings);
+    all_quotas(&servers, from, "anna");
+    append_nested(&servers.source, "anna");
+    let namesake = subscribe_to_namesake(&servers, "anna");
+    let before = fingerprint(&servers.source, "anna", &[]);
+    assert!(before.own.mailboxes.len() >= 36, "{} folders", before.own.mailboxes.len());
+    let shown = before.own.lsub.contains_key(&namesake);
+    assert_eq!(shown, from == V3_12, "{:?}", before.own.lsub);
+    assert!(!before.delayed_expunged.is_empty(), "nothing is kept by delayed expunge");
+    assert!(!before.sieve.is_empty(), "no sieve scripts");
+
+    let pushed = servers.push("user.anna", &["--json", "--route-command", "true"]).expect(0);
+    let report = pushed.report().unwrap();
+    assert_eq!(report["differences"], serde_json::json!(named(from, to)));
+    let moved = fingerprint(&servers.target, "anna", &[]);
+    assert_same(&before, &moved, &named(from, to));
+    assert_eq!(moved.own.lsub.contains_key(&namesake), shown || to == V3_12);
+    assert_eq!(complaints(&servers.target, "anna"), "");
+    ask_for_parts(&servers.target, "anna");
+    assert_gone(&servers.source, "anna");
+
+    use_home(&servers.target, "anna");
+    append_nested(&servers.target, "anna");
+    let there = fingerprint(&servers.target, "anna", &[]);
+    let back = servers.mbcopy(&["reverse", "user.anna", "--json"]).expect(0).report().unwrap();
+    assert_eq!(back["differences"], serde_json::json!(named(to, from)));
+    let home = fingerprint(&servers.source, "anna", &[]);
+    assert_same(&there, &home, &named(to, from));
+    assert_eq!(complaints(&servers.source, "anna"), "");
+    ask_for_parts(&servers.source, "anna");
+    assert_gone(&servers.target, "anna");
+    report["freeze_ms"].as_f64().unwrap()
+}
+
+/// Moves a user while his clients work and mail arrives.
+fn at_work(from: Release, to: Release) {
+    let servers = servers(from, to);
+    servers.accounts(&["flow"]);
+    Seed::new(&servers.source, "flow").bulk(800, Size::Median(8192), 6).unwrap();
+    let (route, command) = Route::commanded("flow", &servers.source).unwrap();
+    let crew = Crew::start(&route, Duration::from_millis(5)).unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    let pushed = servers.push("user.flow", &["--route-command", &command, "--json"]);
+    std::thread::sleep(Duration::from_secs(1));
+    let history = crew.stop().unwrap();
+    let report = pushed.expect(0).report().unwrap();
+    assert_eq!(report["outcome"], "done");
+    let end = fingerprint(&servers.target, "flow", &[]);
+    assert_eq!(check(&history, &end), [], "setbacks: {:?}", history.setbacks);
+    let accepted = history.messages.values().filter(|fate| fate.accepted > 0).count();
+    assert!(accepted > 50, "only {accepted} messages were accepted");
+    assert!(history.bounces.is_empty(), "{:?}", history.bounces);
+    assert_eq!(complaints(&servers.target, "flow"), "");
+}
+
+#[test]
+fn from_3_6_to_3_12_and_back() {
+    there_and_back(V3_6, V3_12);
+}
+
+#[test]
+fn from_3_12_to_3_6_and_back() {
+    there_and_back(V3_12, V3_6);
+}
+
+#[test]
+fn from_3_10_to_3_12_and_back() {
+    there_and_back(V3_10, V3_12);
+}
+
+#[test]
+fn from_3_6_to_3_12_at_work() {
+    at_work(V3_6, V3_12);
+}
+
+#[test]
+fn from_3_12_to_3_6_at_work() {
+    at_work(V3_12, V3_6);
+}
+
+/// What reaches the source after its user was published is carried over by the target's
+/// own imapd, whose release is another.
+#[test]
+fn stragglers_are_carried_over_to_3_12() {
+    let servers = servers(V3_6, V3_12);
+    servers.accounts(&["late"]);
+    Seed::new(&servers.source, "late").small().unwrap();
+    servers.arm("Routed");
+    let stopped: Pushed = servers.push("user.late", &["--route-command", "true"]);
+    assert!(servers.disarm(), "{}", stopped.stderr);
+    lab::lmtp::deliver(&servers.source, "late", b"Message-ID: <late@old>\r\n\r\nx\r\n")
+        .accepted()
+        .unwrap();
+    let mut imap = servers.source.imap("late").unwrap();
+    for command in ["SELECT INBOX", "STORE 2 +FLAGS (\\Answered later)", "CREATE INBOX.late"] {
+        imap.command(command).unwrap();
+    }
+    imap.logout();
+    let source = fingerprint(&servers.source, "late", &[]);
+    servers.mbcopy(&["resume", "user.late"]).expect(0);
+    let target = fingerprint(&servers.target, "late", &[]);
+    let messages = |print: &Fingerprint| {
+        let all = print.messages();
+        let mut all: Vec<_> = all
+            .map(|(folder, uid, m)| (folder.to_owned(), uid, m.flags.clone(), m.sha1.clone()))
+            .collect();
+        all.sort();
+        all
+    };
+    assert_eq!(messages(&source), messages(&target));
+    assert!(target.own.mailboxes.contains_key("INBOX.late"));
+    assert_eq!(complaints(&servers.target, "late"), "");
+}
+
+/// Between what the generated table stands in `docs/cyrus.md`.
+const MARKS: [&str; 2] = ["<!-- make versions: begin -->\n", "<!-- make versions: end -->"];
+
+/// `make versions`: every release to every release; the table of what came of it.
+#[test]
+#[ignore = "a quarter of an hour: make versions"]
+fn every_release_to_every_release() {
+    let mut rows = String::from("| from | to | result | frozen | what differs, by name |\n");
+    rows.push_str("|---|---|---|---|---|\n");
+    let mut failed = Vec::new();
+    for from in RELEASES {
+        for to in RELEASES {
+            let pair = format!("{} to {}", from.version, to.version);
+            let done = catch_unwind(AssertUnwindSafe(|| {
+                at_work(from, to);
+                there_and_back(from, to)
+            }));
+            let (result, frozen) = match &done {
+                Ok(frozen) => ("the same, there and back, and with clients at work", *frozen),
+                Err(_) => ("FAILED", 0.0),
+            };
+            println!("{pair}: {result}");
+            let names = named(from, to).join(", ");
+            rows.push_str(&format!(
+                "| {} | {} | {result} | {frozen:.0} ms | {names} |\n",
+                from.version, to.version
+            ));
+            if done.is_err() {
+                failed.push(pair);
+            }
+        }
+    }
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/cyrus.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let [begin, end] = MARKS.map(|mark| text.find(mark).expect("docs/cyrus.md has its marks"));
+    let table = [&text[..begin + MARKS[0].len()], &rows, &text[end..]].concat();
+    std::fs::write(path, table).unwrap();
+    assert!(failed.is_empty(), "failed: {failed:?}");
+}
