@@ -250,6 +250,13 @@ fn whoever_cannot_be_moved_is_told_why_and_the_others_are_moved() {
     shell(source, &format!("chmod 000 {}/2.", inbox("some01")));
     target.admin().unwrap().command("CREATE user.some03").unwrap();
     shell(source, &format!("truncate -s 50 {}/cyrus.index", inbox("some05")));
+    // An XFER that failed, and has left a part of him on the target.
+    let file = format!("{}/1.", directory(source, "user.some11.bulk002"));
+    shell(source, &format!("chmod 000 {file}"));
+    let _ = source.admin().unwrap().attempt("XFER user.some11 bw2");
+    shell(source, &format!("chmod 600 {file}"));
+    // Over his quota, which is no reason.
+    source.admin().unwrap().command("SETQUOTA user.some02 (STORAGE 1)").unwrap();
     let mut lines: Vec<String> =
         run.users.iter().map(|user| format!("user.{user},bw2,,")).collect();
     lines[7] = "user.some07,bw2,nowhere,".into();
@@ -277,7 +284,7 @@ fn whoever_cannot_be_moved_is_told_why_and_the_others_are_moved() {
         ("some03", "exists on this server"),
         ("some05", "cyrus.index"),
         ("some07", "no partition \"nowhere\""),
-        ("some09", "earlier XFER"),
+        ("some11", "earlier XFER"),
         ("nobody", "does not exist on this server"),
     ] {
         let said = &why[&format!("user.{user}")];
@@ -294,7 +301,7 @@ fn whoever_cannot_be_moved_is_told_why_and_the_others_are_moved() {
 
     // Mended, they are tried again, and nobody else.
     shell(source, &format!("chmod 600 {}/2.", inbox("some01")));
-    let others = ["user.nobody", "user.some03", "user.some05", "user.some07", "user.some09"];
+    let others = ["user.nobody", "user.some03", "user.some05", "user.some07", "user.some11"];
     run.bulk(&[&["skip"], &others[..]].concat()).expect(0);
     run.bulk(&["retry-failed"]).expect(0).says(&["8 moved", "5 skipped"]);
     run.assert_moved("some01");
