@@ -113,6 +113,8 @@ mod tests {
         Cli::command().debug_assert();
         let options = [
             "--bad-messages=skip",
+            "--partition-map=a=b",
+            "--partition-map=c=d",
             "--purge-after=2d",
             "--max-freeze=1500ms",
             "--max-rounds=7",

@@ -104,6 +104,9 @@ impl MoveOptions {
         if self.bad_messages == BadMessages::Skip {
             put("bad-messages", "skip".into());
         }
+        for (old, new) in &self.partition_map {
+            put("partition-map", format!("{old}={new}").into());
+        }
         if let Some(file) = &self.postpone_file {
             put("postpone-file", file.into());
         }
