@@ -22,7 +22,7 @@ fn a_rich_user_and_then_a_second_user_move_and_nothing_changes() {
     let report = pushed.report().unwrap();
     assert_eq!(report["outcome"], "done");
     assert_eq!(report["serving"], "bw2");
-    assert!(report["freeze_ms"].as_f64().unwrap() < 1000.0, "{}", report["freeze_ms"]);
+    assert!(report["freeze_ms"].as_f64().unwrap() > 0.0, "he was never frozen: {report}");
     let moved = fingerprint(&servers.target, "anna", &[]);
     assert_same(&Fingerprint { others: Default::default(), ..anna.clone() }, &moved, &[]);
 
