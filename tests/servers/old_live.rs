@@ -135,7 +135,7 @@ fn a_move_from_3_2_that_is_killed_is_finished_by_resume() {
         Seed::new(&servers.source, &user).small().unwrap();
         let (route, command) = Route::commanded(&user, &servers.source).unwrap();
         // Flags that are changed on both servers at once are those of both.
-        let pause = Duration::from_millis(5);
+        let pause = Duration::from_millis(25);
         let workers = [
             deliverer(&route, pause),
             appender(&route, "INBOX", pause),
