@@ -8,20 +8,24 @@
 #   make static   target/static/mbcopy, which starts on every Linux
 #   make power    a hundred power cuts of each server in the middle of moves
 #   make chaos    five hundred moves with harm at random (RUNS=, SEED=)
+#   make fuzz     any bytes at every parser, ten minutes each (FUZZ_TIME=, FUZZ_TARGETS=)
+#   make bulk     many users by eight moves at once, and XFER of as many beside it (USERS=)
 #   make bench    push beside rsync, XFER and sync_client; make microbench: formats and wire
 #   make lint     formatting, clippy, licences; make audit: advisories
 
 CARGO ?= cargo
 LAB := tests/lab/lab.sh
 
-.PHONY: demo test matrix versions static chaos power bench microbench lint audit tools lab lab-down
+USERS ?= 200
+
+.PHONY: demo test matrix versions static chaos power fuzz bulk bench microbench lint audit tools lab lab-down
 
 demo: lab
 	$(CARGO) build --release --bin mbcopy
 	$(CARGO) run -p mbcopy-lab --bin lab -- demo --mbcopy target/release/mbcopy
 
 test: lab
-	$(CARGO) test --workspace --features mbcopy/faults --lib --bins --test spools --test ssh
+	$(CARGO) test --workspace --features mbcopy/faults --lib --bins --test parsers --test spools --test ssh --test paper
 	$(CARGO) test --workspace --features mbcopy/faults --test servers -- --test-threads=1
 
 matrix: lab
@@ -38,12 +42,16 @@ power: lab
 	$(CARGO) build --features faults --bin mbcopy
 	$(CARGO) run -p mbcopy-lab --bin lab -- power --mbcopy target/debug/mbcopy --runs 100 --side both
 
+bulk: lab
+	USERS=$(USERS) $(CARGO) test --workspace --features mbcopy/faults --test servers many_users \
+		-- --test-threads=1 --ignored --nocapture
+
 bench: lab
 	$(CARGO) build --release --bin mbcopy
 	$(CARGO) run --release -p mbcopy-lab --bin lab -- bench --mbcopy target/release/mbcopy
 
 microbench:
-	$(CARGO) bench --bench formats --bench wire
+	$(CARGO) bench --bench formats --bench wire --bench bulk
 
 RUNS ?= 500
 SEED ?= 1
@@ -52,6 +60,16 @@ chaos: lab
 	$(CARGO) build --bin mbcopy --features mbcopy/faults
 	$(CARGO) run -p mbcopy-lab --bin lab -- chaos --runs $(RUNS) --seed $(SEED) \
 		--mbcopy target/debug/mbcopy $(if $(OUT),--out $(OUT))
+
+FUZZ_TIME ?= 600
+FUZZ_TARGETS ?= $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
+
+fuzz:
+	command -v cargo-fuzz >/dev/null || $(CARGO) install --locked cargo-fuzz
+	$(CARGO) run --release --manifest-path fuzz/Cargo.toml --example corpus
+	for target in $(FUZZ_TARGETS); do \
+		$(CARGO) fuzz run --sanitizer none $$target -- -max_total_time=$(FUZZ_TIME) \
+			-max_len=20000 -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 || exit 1; done
 
 lint:
 	$(CARGO) fmt --all --check
@@ -64,14 +82,16 @@ audit:
 	$(CARGO) deny check advisories
 
 # What the tests need of Debian: a C compiler for the bundled libraries, sshd
-# for the transport's own test, and what the lab builds its hosts with.
+# for the transport's own test, a browser that looks at reports, and what the lab
+# builds its hosts with.
 tools:
-	@missing=; for tool in cc debootstrap ip nsenter /usr/sbin/sshd ssh-keygen rsync; do \
+	@missing=; for tool in cc debootstrap ip nsenter /usr/sbin/sshd ssh-keygen rsync chromium; do \
 		command -v $$tool >/dev/null || missing=1; done; \
 	ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || missing=1; \
 	if [ -n "$$missing" ]; then \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
-			gcc libc6-dev debootstrap iproute2 util-linux openssh-server openssh-client rsync libfaketime ca-certificates; fi
+			gcc libc6-dev debootstrap iproute2 util-linux openssh-server openssh-client rsync libfaketime chromium \
+			ca-certificates; fi
 
 lab: tools
 	for suite in bookworm trixie sid; do $(LAB) build $$suite || exit; done

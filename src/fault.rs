@@ -199,11 +199,13 @@ pub enum Sabotage {
     SkipSync,
     /// The journal is not put onto stable storage.
     JournalUnsynced,
+    /// Moves change a server's shared databases without waiting for each other.
+    CommitTogether,
 }
 
 impl Sabotage {
     /// All of them, by name.
-    pub const ALL: [(Sabotage, &str); 7] = [
+    pub const ALL: [(Sabotage, &str); 8] = [
         (Sabotage::SkipFreeze, "skip-freeze"),
         (Sabotage::PublishBeforeCompare, "publish-before-compare"),
         (Sabotage::ForgetStragglers, "forget-stragglers"),
@@ -211,6 +213,7 @@ impl Sabotage {
         (Sabotage::LoseAFlag, "lose-a-flag"),
         (Sabotage::SkipSync, "skip-sync"),
         (Sabotage::JournalUnsynced, "journal-unsynced"),
+        (Sabotage::CommitTogether, "commit-together"),
     ];
 }
 

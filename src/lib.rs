@@ -3,9 +3,11 @@
 //! A move has three processes: the coordinator ([`push`]) and an agent on each
 //! server ([`source`], [`target`]), which speak the protocol of [`wire`]. What
 //! they know of Cyrus is in [`cyrus`], pure; what touches the machine is in
-//! [`host`]. [`moves`] says what a move is, and remembers it.
+//! [`host`]. [`moves`] says what a move is, and remembers it; [`bulk`] moves many.
+//! [`show`] makes documents of what is read, for people.
 
 pub mod agent;
+pub mod bulk;
 pub mod cli;
 pub mod cyrus;
 pub mod fault;
@@ -14,6 +16,7 @@ pub mod inspect;
 pub mod inventory;
 pub mod moves;
 pub mod push;
+pub mod show;
 pub mod source;
 pub mod target;
 pub mod transport;

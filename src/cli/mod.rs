@@ -1,7 +1,9 @@
 //! The command line: parses, calls one function of the library, prints.
 
 mod agent;
+mod bulk;
 mod console;
+mod inspect;
 mod log;
 mod purge;
 mod push;
@@ -65,10 +67,15 @@ enum Command {
     Reverse(resume::OneArgs),
     /// Remove for good what this server keeps of users that were moved away
     Purge(purge::PurgeArgs),
+    /// Move many users, as far as they can be moved, and go on wherever it stopped
+    Bulk(Box<bulk::BulkArgs>),
     /// Show the moves that this server knows, and what their states mean
     Status(status::StatusArgs),
     /// Compare what this server and another one have of a user; changes nothing
     Verify(verify::VerifyArgs),
+    /// Show what mbcopy reads in a file or a mailbox of Cyrus's, or in a whole user, of
+    /// any version; changes nothing
+    Inspect(inspect::InspectArgs),
     /// Serve one side of a move on standard input and output
     #[command(hide = true)]
     Agent(agent::AgentArgs),
@@ -84,8 +91,10 @@ pub fn main() -> ExitCode {
         Command::Abort(args) => resume::abort(&cli.common, args),
         Command::Reverse(args) => resume::reverse(&cli.common, args),
         Command::Purge(args) => purge::run(&cli.common, args),
+        Command::Bulk(args) => bulk::run(&cli.common, *args),
         Command::Status(args) => status::run(&cli.common, args),
         Command::Verify(args) => verify::run(&cli.common, args),
+        Command::Inspect(args) => inspect::run(&cli.common, args),
         Command::Agent(args) => agent::run(&cli.common, args),
     }
 }

@@ -3,6 +3,7 @@
 use super::Common;
 use super::console::{Console, Style};
 use super::request::Request;
+use crate::cyrus::name::PartitionName;
 use crate::push::monitor::{Event, Monitor};
 use crate::push::peer::Peer;
 use crate::push::report::{Failure, Outcome, Report};
@@ -44,6 +45,11 @@ pub(super) struct MoveOptions {
     /// What to do about messages that cannot be read
     #[arg(long, value_name = "WHAT", default_value = "refuse")]
     bad_messages: BadMessages,
+    /// What is on the source's partition OLD goes to the target's NEW, whatever DEST
+    /// says; may be given several times
+    #[arg(long, value_name = "OLD=NEW", value_parser = partition_pair)]
+    #[serde(default)]
+    pub(super) partition_map: Vec<(String, String)>,
     /// Stop before the freeze; push again, or cutover, does the rest
     #[arg(long)]
     pub(super) copy_only: bool,
@@ -68,13 +74,48 @@ pub(super) struct MoveOptions {
     route_timeout: Duration,
     /// Limit of the copy, in bytes per second; 0: none
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
-    bwlimit: u64,
+    pub(super) bwlimit: u64,
     /// mbcopy on the target
     #[arg(long, value_name = "PROGRAM", default_value = "mbcopy")]
     remote_program: String,
     /// Cyrus's configuration on the target
     #[arg(long, value_name = "FILE", default_value = "/etc/imapd.conf")]
     remote_config: String,
+}
+
+impl MoveOptions {
+    /// The same, as a command line has them.
+    pub(super) fn to_arguments(&self) -> Vec<OsString> {
+        let time = |time: Duration| format!("{}ms", time.as_millis());
+        let mut arguments: Vec<OsString> = Vec::new();
+        let mut put = |option: &str, value: OsString| {
+            let mut argument = OsString::from(format!("--{option}="));
+            argument.push(value);
+            arguments.push(argument);
+        };
+        if self.bad_messages == BadMessages::Skip {
+            put("bad-messages", "skip".into());
+        }
+        if let Some(file) = &self.postpone_file {
+            put("postpone-file", file.into());
+        }
+        if let Some(after) = self.purge_after {
+            put("purge-after", time(after).into());
+        }
+        put("max-freeze", time(self.max_freeze).into());
+        put("max-rounds", self.max_rounds.to_string().into());
+        if let Some(command) = &self.route_command {
+            put("route-command", command.into());
+        }
+        put("route-timeout", time(self.route_timeout).into());
+        put("bwlimit", self.bwlimit.to_string().into());
+        put("remote-program", self.remote_program.clone().into());
+        put("remote-config", self.remote_config.clone().into());
+        if self.copy_only {
+            arguments.push("--copy-only".into());
+        }
+        arguments
+    }
 }
 
 /// How a move is told.
@@ -98,6 +139,15 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let days = jiff::SpanRelativeTo::days_are_24_hours();
     let exact = span.to_duration(days).map_err(|e| e.to_string())?;
     Duration::try_from(exact).map_err(|e| e.to_string())
+}
+
+fn partition_pair(text: &str) -> Result<(String, String), String> {
+    let (old, new) = text.split_once('=').ok_or("wanted: OLD=NEW")?;
+    let name = |name: &str| PartitionName::new(name).map(|name| name.to_string());
+    match (name(old), name(new)) {
+        (Ok(old), Ok(new)) => Ok((old, new)),
+        (Err(e), _) | (_, Err(e)) => Err(format!("no name of a partition: {e}")),
+    }
 }
 
 pub(super) fn run(common: &Common, args: PushArgs) -> ExitCode {
@@ -146,6 +196,7 @@ pub(super) fn perform(common: &Common, task: Task, request: &Request, output: Ou
             false => destination.host().to_owned(),
         },
         partition,
+        partition_map: how.partition_map.clone(),
         dry_run: task == Task::Push { dry_run: true },
         copy_only: how.copy_only,
         postpone_file: how.postpone_file.clone(),

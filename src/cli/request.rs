@@ -56,11 +56,16 @@ fn path(move_id: &str) -> io::Result<PathBuf> {
 }
 
 fn directory() -> io::Result<PathBuf> {
+    Ok(state_directory()?.join("requests"))
+}
+
+/// Where the user that runs mbcopy keeps what it remembers for him.
+pub(super) fn state_directory() -> io::Result<PathBuf> {
     if rustix::process::geteuid().is_root() {
-        return Ok("/var/lib/mbcopy/requests".into());
+        return Ok("/var/lib/mbcopy".into());
     }
     let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
     let state = state.or_else(home).ok_or_else(|| io::Error::other("there is no HOME"))?;
-    Ok(state.join("mbcopy/requests"))
+    Ok(state.join("mbcopy"))
 }

@@ -111,6 +111,7 @@ pub(super) fn reverse(common: &Common, args: OneArgs) -> ExitCode {
                     options.copy_only = false;
                     // A partition was one of the other server.
                     let destination = without_partition(&destination);
+                    options.partition_map.iter_mut().for_each(|(a, b)| std::mem::swap(a, b));
                     Request { mailbox, destination, options, reverse: true }
                 }
                 Err(error) => {

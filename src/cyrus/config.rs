@@ -371,6 +371,16 @@ impl Config {
         self.path(&format!("metadir-{}-{name}", file.metadir_kind()?))
     }
 
+    /// Where metadata are kept apart from messages: `metapartition-NAME` and
+    /// `metadir-KIND-NAME`, by option.
+    pub fn metadata_roots(&self) -> Vec<(String, PathBuf)> {
+        let ours = |option: &&String| {
+            ["metapartition-", "metadir-"].iter().any(|prefix| option.starts_with(prefix))
+        };
+        let options = self.options.keys().filter(ours);
+        options.filter_map(|option| Some((option.clone(), self.path(option)?))).collect()
+    }
+
     /// Whether `metapartition_files` lists `file`.
     pub fn metapartition_files(&self, file: MetaFile) -> bool {
         self.get("metapartition_files")

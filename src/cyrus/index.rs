@@ -136,7 +136,13 @@ impl<'a> IndexView<'a> {
         Self::open(bytes, Kind::Expunge)
     }
 
-    fn open(bytes: &'a [u8], kind: Kind) -> Result<Self> {
+    /// Reads the header alone, of the beginning of a cyrus.index: it says how many
+    /// messages there are, and of what size. Fails as [`parse`](Self::parse).
+    pub fn peek(beginning: &'a [u8]) -> Result<Header> {
+        Self::open_header(beginning).map(|(header, ..)| header)
+    }
+
+    fn open_header(bytes: &'a [u8]) -> Result<(Header, &'static Layout, &'a [u8])> {
         let have = bytes.len() as u64;
         let short = |need| fail(have, Damage::Short { need, have });
         let offset = MINOR as u64;
@@ -162,6 +168,13 @@ impl<'a> IndexView<'a> {
         if layout.crc && !crc_fits(head) {
             return fail(size as u64 - 4, Damage::HeaderChecksum);
         }
+        Ok((header, layout, body))
+    }
+
+    fn open(bytes: &'a [u8], kind: Kind) -> Result<Self> {
+        let (header, layout, body) = Self::open_header(bytes)?;
+        let have = bytes.len() as u64;
+        let size = usize::from(layout.header_size);
         let stride = u64::from(header.record_size);
         let count = match kind {
             Kind::Index => header.num_records,
@@ -171,7 +184,7 @@ impl<'a> IndexView<'a> {
         let records = usize::try_from(need).ok().and_then(|need| body.get(..need));
         match records {
             Some(records) => Ok(Self { header, layout, records, count, kind }),
-            None => short(size as u64 + need),
+            None => fail(have, Damage::Short { need: size as u64 + need, have }),
         }
     }
 

@@ -259,6 +259,13 @@ impl KeyStyle {
         }
     }
 
+    /// Reads a record; none if it is of Cyrus's own lists.
+    pub fn read(self, key: Bytes, value: Bytes) -> Option<Result<MailboxEntry, RecordError>> {
+        let what = "name";
+        let name = self.name(&key)?.map_err(|reason| RecordError::Name { what, reason });
+        Some(name.and_then(|name| MailboxEntry::parse(name, key, value)))
+    }
+
     fn separator(self) -> u8 {
         match self {
             Self::Name => b'.',
@@ -334,6 +341,16 @@ impl<'a> MailboxList<'a> {
         self.parse_all(self.db.entries()?)
     }
 
+    /// Tells each mailbox, tombstones too, in the order of the keys, and keeps none.
+    pub fn each(&self, mut tell: impl FnMut(MailboxEntry)) -> Result<(), MboxlistError> {
+        for (key, value) in self.db.entries()? {
+            if let Some(entry) = self.entry(key, value)? {
+                tell(entry);
+            }
+        }
+        Ok(())
+    }
+
     /// A mailbox and all below it, tombstones too.
     pub fn tree(&self, root: &MailboxName) -> Result<Vec<MailboxEntry>, MboxlistError> {
         let mut key = self.style.key(root);
@@ -368,13 +385,8 @@ impl<'a> MailboxList<'a> {
     }
 
     fn entry(&self, key: Bytes, value: Bytes) -> Result<Option<MailboxEntry>, MboxlistError> {
-        let Some(name) = self.style.name(&key) else {
-            return Ok(None);
-        };
-        let what = "name";
-        let name = name.map_err(|reason| bad_record(&key, RecordError::Name { what, reason }))?;
-        let entry = MailboxEntry::parse(name, key.clone(), value);
-        entry.map(Some).map_err(|reason| bad_record(&key, reason))
+        let entry = self.style.read(key.clone(), value).transpose();
+        entry.map_err(|reason| bad_record(&key, reason))
     }
 }
 

@@ -219,7 +219,42 @@ mod tests {
         }
     }
 
+    fn any_resource() -> impl Strategy<Value = Option<Resource>> {
+        let limit = proptest::option::of(0..=i64::MAX as u64);
+        let one = (any::<i64>(), limit).prop_map(|(used, limit)| Resource { used, limit });
+        proptest::option::of(one)
+    }
+
     proptest! {
+        #[test]
+        fn what_is_written_is_read(
+            all in proptest::array::uniform4(any_resource()),
+            modseq in proptest::option::of(any::<u64>()),
+        ) {
+            let [storage, message, annotation_storage, num_folders] = all;
+            let quota = Quota {
+                storage, message, annotation_storage, num_folders, modseq, scanning: false,
+            };
+            // As 3.x writes it (imap/quota_db.c: quota_write).
+            let names = ["S", "M", "AS", "NF"].into_iter().zip(all);
+            let mut text = String::from("%(");
+            for (name, resource) in names {
+                let Some(Resource { used, limit }) = resource else { continue };
+                let limit = limit.map(|limit| format!(" {limit}")).unwrap_or_default();
+                text.push_str(&format!("{name} ({used}{limit}) "));
+            }
+            if let Some(modseq) = modseq {
+                text.push_str(&format!("MODSEQ {modseq}"));
+            }
+            prop_assert_eq!(parse(&format!("{})", text.trim_end())), quota);
+            // And as 2.x did.
+            if let Some(Resource { used, limit }) = storage {
+                let limit = limit.map_or(-1, |limit| limit as i64);
+                let read = parse(&format!("{used}\n{limit}\n"));
+                prop_assert_eq!(read.storage, storage);
+            }
+        }
+
         #[test]
         fn never_panics(raw in "[%]?[( )SMANF0-9\n-]{0,40}", bytes in any::<[u8; 12]>()) {
             let _ = (Quota::parse(raw.as_bytes()), Quota::parse(&bytes));

@@ -85,6 +85,10 @@ pub fn index(
         let record = record.map_err(|error| UpgradeError::Parse { file: "cyrus.index", error })?;
         records.insert(record.uid, record);
     }
+    // Also of what is dropped below: no UID is given twice.
+    if let Some((&last, _)) = records.last_key_value() {
+        header.last_uid = header.last_uid.max(last);
+    }
     let mut known = true;
     let mut kept = Vec::with_capacity(records.len());
     for mut record in records.into_values().filter(|r| !r.is_unlinked()) {
@@ -109,7 +113,6 @@ pub fn index(
             // The cache of that time is of no use; Cyrus makes it anew.
             (record.cache_offset, record.cache_version, record.cache_crc) = (0, 0, 0);
         }
-        header.last_uid = header.last_uid.max(record.uid);
         kept.push(record);
     }
     count(&mut header, &kept);
@@ -139,7 +142,8 @@ fn count(header: &mut super::index::Header, records: &[Record]) {
     header.answered = number(&|r| r.system_flags & system::ANSWERED != 0);
     header.flagged = number(&|r| r.system_flags & system::FLAGGED != 0);
     header.unseen = number(&|r| !r.is_seen());
-    header.quota_mailbox_used = records.iter().filter(|r| !r.is_expunged()).map(|r| r.size).sum();
+    let sizes = records.iter().filter(|r| !r.is_expunged()).map(|r| r.size);
+    header.quota_mailbox_used = sizes.fold(0, u64::saturating_add);
     let expunged = records.iter().filter(|r| r.is_expunged()).map(|r| r.last_updated);
     header.first_expunged = expunged.min().unwrap_or(Time::ZERO);
 }
@@ -238,3 +242,6 @@ pub fn quota(old: &Quota, used: &QuotaUse) -> Vec<u8> {
     ];
     Dlist::Kv(pairs).to_bytes()
 }
+
+#[cfg(test)]
+mod tests;

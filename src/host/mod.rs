@@ -1,6 +1,7 @@
 //! This server: its Cyrus configuration, its databases, its programs and its
 //! locks. What both agents need of the machine they run on.
 
+pub mod commit;
 pub mod imap;
 pub mod imapd;
 pub mod indexlock;
@@ -13,9 +14,10 @@ use crate::cyrus::config::{Config, ConfigError, DbKind, Defaults};
 use crate::cyrus::db::Database;
 use crate::cyrus::name::{MailboxName, Namespace};
 use crate::cyrus::path::Layout;
-use crate::fault::{self, Point};
+use crate::fault::{self, Point, Sabotage};
 use crate::wire::v1;
 use bytes::Bytes;
+use commit::CommitLock;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -26,6 +28,10 @@ use tools::{DbOp, Tools};
 
 /// How long a lock on a shared database is waited for.
 const DATABASE_WAIT: Duration = Duration::from_secs(10);
+
+/// How long other moves may keep this one from changing a database: each needs
+/// the time of one short transaction.
+const COMMIT_WAIT: Duration = Duration::from_secs(60);
 
 /// This server.
 #[derive(Debug, Clone)]
@@ -127,7 +133,9 @@ impl Host {
     /// into and out of them nothing can be renamed.
     pub fn crossings(&self) -> Vec<PathBuf> {
         let partitions = self.config.partitions().unwrap_or_default().into_values();
-        let mut pairs: Vec<(PathBuf, &str)> = partitions.map(|root| (root, "uuid")).collect();
+        let metadata = self.config.metadata_roots().into_iter().map(|(_, root)| root);
+        let mut pairs: Vec<(PathBuf, &str)> =
+            partitions.chain(metadata).map(|root| (root, "uuid")).collect();
         if let Ok(root) = self.config.configdirectory() {
             pairs.extend(["user", "user/uuid", "quota", "mbcopy"].map(|d| (root.clone(), d)));
         }
@@ -200,13 +208,19 @@ impl Host {
         Database::open(bytes, &self.config.db_engine(kind)).map_err(|e| error(e.to_string()))
     }
 
-    /// Changes one of the server's databases in one transaction of Cyrus's own.
-    /// What it did must be read back: it may say nothing and have done nothing.
+    /// Changes one of the server's databases in one transaction of Cyrus's own,
+    /// while no other move changes any of them. What it did must be read back: it
+    /// may say nothing and have done nothing.
     pub fn change(&self, kind: DbKind, ops: &[DbOp<'_>]) -> Result<(), DatabaseError> {
         let path = self.database_path(kind)?;
         fault::check(Point::DatabaseWrite)
             .map_err(|e| DatabaseError { path: path.clone(), reason: e.to_string() })?;
         let engine = self.config.db_engine(kind);
+        let failed = |reason: String| DatabaseError { path: path.clone(), reason };
+        let directory = self.state_directory().map_err(|e| failed(e.to_string()))?;
+        let lock = || CommitLock::take(&directory, COMMIT_WAIT).map_err(|e| failed(e.to_string()));
+        let together = fault::sabotaged(Sabotage::CommitTogether);
+        let _lock = if together { None } else { Some(lock()?) };
         let create = !path.exists();
         self.tools
             .change_database(&self.conf, &path, engine.name(), create, ops)

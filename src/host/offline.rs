@@ -4,8 +4,10 @@
 
 use super::{Host, HostError, load_config};
 use crate::agent::privileges;
-use crate::cyrus::config::Defaults;
+use crate::cyrus::config::{Config, Defaults};
+use crate::cyrus::db::{Database, Engine};
 use crate::cyrus::mboxlist::{KeyStyle, MailboxList};
+use bytes::Bytes;
 use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -50,12 +52,18 @@ impl Disk {
         Some(Self { conf, root: root.map(Path::to_owned) })
     }
 
+    /// Its imapd.conf, with all paths where the disk is.
+    pub fn config(&self) -> Result<Config, HostError> {
+        let config = load_config(&self.conf)?;
+        Ok(match &self.root {
+            Some(root) => config.below(root),
+            None => config,
+        })
+    }
+
     /// Its server, after becoming the user that its files belong to.
     pub fn open(&self, allow: Vec<String>) -> Result<Host, DiskError> {
-        let mut config = load_config(&self.conf)?;
-        if let Some(root) = &self.root {
-            config = config.below(root);
-        }
+        let config = self.config()?;
         let mut host = Host::new(self.conf.clone(), config, None, allow);
         let directory = host
             .config
@@ -101,11 +109,20 @@ impl Disk {
     }
 }
 
-/// Which defaults a server had, by its mailboxes.db: from 3.0 on its records have
-/// modification sequences.
+/// Which defaults a server had.
 fn recognise(host: &Host) -> Defaults {
-    let Ok(database) = host.mailboxes() else { return Defaults::V2 };
-    let Ok(list) = MailboxList::from_database(&database) else { return Defaults::V2 };
+    host.mailboxes().map_or(Defaults::V2, |database| defaults_by(&database))
+}
+
+/// Whose defaults a server has, by the bytes of its mailboxes.db.
+pub fn defaults_of(mailboxes: &Bytes) -> Defaults {
+    let database = Database::open(mailboxes.clone(), &Engine::Flat);
+    database.map_or(Defaults::V2, |database| defaults_by(&database))
+}
+
+/// From 3.0 on records have modification sequences.
+fn defaults_by(database: &Database) -> Defaults {
+    let Ok(list) = MailboxList::from_database(database) else { return Defaults::V2 };
     let new = list.style() == KeyStyle::Typed
         || list.all().is_ok_and(|all| all.iter().any(|e| e.foldermodseq + e.createdmodseq > 0));
     if new { Defaults::V3 } else { Defaults::V2 }

@@ -4,6 +4,7 @@
 mod copy;
 mod data;
 mod messages;
+mod tops;
 
 use crate::agent::{self, Handler, Link, LinkError};
 use crate::cyrus::release::Release;
@@ -42,6 +43,9 @@ impl Handler for Inspector {
             Op::Inspect(inspect) => self.inspect(&inspect).map(Answer::UserCopies),
             Op::OpenCopy(open) => self.open(&open, link).map(Answer::CopyOpened),
             Op::InspectScan(scan) => self.scan(&scan, link).map(Answer::Inspected),
+            Op::ListTops(list) => {
+                tops::tell(&self.host, list.sizes, &link.sender()).map(Answer::TopsListed)
+            }
             _ => Err(agent::unknown_request()),
         }
     }

@@ -42,6 +42,8 @@ pub struct Options {
     pub destination: String,
     /// The partition on the target; `None`: as the source's is named.
     pub partition: Option<String>,
+    /// Partitions of the source, and what becomes of them on the target.
+    pub partition_map: Vec<(String, String)>,
     /// Only plan.
     pub dry_run: bool,
     /// Stop before the freeze, with all that there is copied.

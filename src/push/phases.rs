@@ -144,6 +144,7 @@ impl Push<'_> {
             mailboxes: plan.mailboxes.clone(),
             totals: plan.totals,
             partition: self.options.partition.clone().unwrap_or_default(),
+            partition_map: self.options.partition_map.iter().cloned().collect(),
             source: self.report.source.clone(),
             dry_run: self.options.dry_run,
             fresh: plan.state == state::PLANNED,

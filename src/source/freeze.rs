@@ -206,7 +206,8 @@ pub fn prove(
     let began = Instant::now();
     let lock = paths.first().cloned().unwrap_or_default();
     let undecided = |reason: String| ProofError::Undecided { lock: lock.clone(), reason };
-    let name = String::from_utf8_lossy(top.as_bytes()).into_owned();
+    // A name that it does not know is no error of its: it would wait for nothing.
+    let name = host.external(top);
     let child = host.tools.start(&host.conf, "mbexamine", &["-u", "1", name.as_str()]);
     let mut child = child.map_err(|e| undecided(e.to_string()))?;
     let waits = wait_for_waiter("mbexamine", &mut child, &paths, began);

@@ -8,7 +8,7 @@ use crate::cyrus::db::Engine;
 use crate::cyrus::mboxlist::mbtype::Flag;
 use crate::cyrus::mboxlist::{KeyStyle, MailboxEntry, MailboxList};
 use crate::cyrus::name::{MailboxName, UniqueId};
-use crate::cyrus::path::{DirStyle, Layout};
+use crate::cyrus::path::{DirStyle, Layout, PathError};
 use crate::host::Host;
 use crate::wire::v1::{self, FileKind, failure::Kind, problem::Severity};
 use bytes::Bytes;
@@ -240,13 +240,23 @@ impl Listing {
             return old::user_files(host, inbox, converted);
         }
         let layout = Layout::new(&host.config);
-        let directory = layout.user_dir(&inbox.id).map_err(|e| e.to_string())?;
-        for (name, path) in names_in(&directory)? {
-            match user_file_kind(&name) {
-                Some(kind) => files.add(kind, b"", path),
-                // SQLite's own, gone when nobody writes.
-                None if name.ends_with("-journal") || name.ends_with(".NEW") => {}
-                None => files.notes.push(format!("{} is not known, and stays", path.display())),
+        if let DirStyle::Name = inbox.style() {
+            for (suffix, kind) in USER_FILES {
+                let path = layout.user_file(&inbox.entry.name, DirStyle::Name, suffix);
+                let path = path.map_err(|e| e.to_string())?;
+                if path.exists() {
+                    files.add(kind, b"", path);
+                }
+            }
+        } else {
+            let directory = layout.user_dir(&inbox.id).map_err(|e| e.to_string())?;
+            for (name, path) in names_in(&directory)? {
+                match user_file_kind(&name) {
+                    Some(kind) => files.add(kind, b"", path),
+                    // SQLite's own, gone when nobody writes.
+                    None if name.ends_with("-journal") || name.ends_with(".NEW") => {}
+                    None => files.notes.push(format!("{} is not known, and stays", path.display())),
+                }
             }
         }
         let user = self.top.userid();
@@ -309,17 +319,33 @@ impl UserFiles {
     }
 }
 
+/// The user's own files: `user/uuid/<a>/<b>/<id>/<suffix>.db`, or, where mailboxes have
+/// directories by name, `user/<h>/<user>.<suffix>`.
+const USER_FILES: [(&str, FileKind); 7] = [
+    ("sub", FileKind::UserSubscriptions),
+    ("seen", FileKind::UserSeen),
+    ("conversations", FileKind::UserConversations),
+    ("counters", FileKind::UserCounters),
+    ("dav", FileKind::UserDav),
+    ("mboxkey", FileKind::UserMboxkey),
+    ("xapianactive", FileKind::UserXapianActive),
+];
+
 fn user_file_kind(name: &str) -> Option<FileKind> {
-    Some(match name {
-        "sub.db" => FileKind::UserSubscriptions,
-        "seen.db" => FileKind::UserSeen,
-        "conversations.db" => FileKind::UserConversations,
-        "counters.db" => FileKind::UserCounters,
-        "dav.db" => FileKind::UserDav,
-        "mboxkey.db" => FileKind::UserMboxkey,
-        "xapianactive.db" => FileKind::UserXapianActive,
-        _ => return None,
-    })
+    let suffix = name.strip_suffix(".db")?;
+    USER_FILES.iter().find(|(s, _)| *s == suffix).map(|(_, kind)| *kind)
+}
+
+/// Where a user's own files are: their directory, or, by name, each of them.
+pub fn user_places(host: &Host, inbox: &SourceMailbox) -> Result<Vec<PathBuf>, PathError> {
+    let layout = Layout::new(&host.config);
+    match inbox.style() {
+        DirStyle::Id(id) => Ok(vec![layout.user_dir(id)?]),
+        style => {
+            let files = USER_FILES.iter();
+            files.map(|(suffix, _)| layout.user_file(&inbox.entry.name, style, suffix)).collect()
+        }
+    }
 }
 
 /// The names in a directory, sorted; none when there is no directory.

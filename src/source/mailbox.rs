@@ -313,7 +313,16 @@ fn check_files(
     if records.iter().any(|r| r.is_archived() && !r.is_unlinked()) {
         return Err("it has messages on an archive partition, which are not moved yet".into());
     }
-    let dir = File::open(directory).map_err(|e| at(directory, &e))?;
+    let dir = match File::open(directory) {
+        Ok(dir) => dir,
+        // Where metadata are elsewhere, the first message makes the directory.
+        Err(e)
+            if e.kind() == io::ErrorKind::NotFound && records.iter().all(Record::is_unlinked) =>
+        {
+            return Ok(problems);
+        }
+        Err(e) => return Err(at(directory, &e)),
+    };
     let unseen: Vec<&Record> =
         records.iter().filter(|r| !r.is_unlinked() && r.uid > known.checked).collect();
     let me = rustix::process::geteuid().as_raw();

@@ -21,7 +21,7 @@
 //! the sieve scripts are files that Cyrus serves without a look at the record; a file
 //! in the place of their directory keeps it from making another.
 
-use super::inventory::{Listing, SourceMailbox};
+use super::inventory::{Listing, SourceMailbox, user_places};
 use crate::cyrus::config::DbKind;
 use crate::cyrus::config::MetaFile;
 use crate::cyrus::db::Engine;
@@ -29,7 +29,7 @@ use crate::cyrus::mboxlist::MailboxList;
 use crate::cyrus::mboxlist::edit::{RecordEdit, ServerEdit};
 use crate::cyrus::mboxlist::mbtype::Flag;
 use crate::cyrus::name::{MailboxName, PartitionName};
-use crate::cyrus::path::{DirStyle, Layout};
+use crate::cyrus::path::Layout;
 use crate::fault::{self, Point};
 use crate::host::Host;
 use crate::host::tools::DbOp;
@@ -46,10 +46,6 @@ use std::path::{Path, PathBuf};
 /// mboxlist_create_partition): so nothing can be created below a retired mailbox,
 /// where nobody would see it.
 const NOWHERE: &str = "mbcopy-retired";
-
-/// The files of a user that are named by his name (up to 3.4).
-const USER_SUFFIXES: [&str; 7] =
-    ["sub", "seen", "counters", "conversations", "mboxkey", "dav", "xapianactive"];
 
 /// A key of mailboxes.db, the record that was, and what it becomes (none: removed).
 type Change = (Vec<u8>, Vec<u8>, Option<Vec<u8>>);
@@ -377,7 +373,7 @@ fn renames(
         }
     }
     if let Some(inbox) = listing.inbox() {
-        for path in user_paths(&layout, inbox)? {
+        for path in user_places(host, inbox).map_err(|e| e.to_string())? {
             hold(&mut others, path, &configdirectory, directory);
         }
         if let Some(sieve) = sieve_dir(host, inbox) {
@@ -386,15 +382,6 @@ fn renames(
         }
     }
     Ok(Renames { mailboxes, others })
-}
-
-/// The user's own files, or the directory of them.
-fn user_paths(layout: &Layout<'_>, inbox: &SourceMailbox) -> Result<Vec<PathBuf>, String> {
-    if inbox.converted.is_none() {
-        return Ok(vec![layout.user_dir(&inbox.id).map_err(|e| e.to_string())?]);
-    }
-    let path = |suffix: &&str| layout.user_file(&inbox.entry.name, DirStyle::Name, suffix);
-    USER_SUFFIXES.iter().map(path).collect::<Result<_, _>>().map_err(|e| e.to_string())
 }
 
 fn sieve_dir(host: &Host, inbox: &SourceMailbox) -> Option<PathBuf> {

@@ -678,7 +678,8 @@ impl Session {
         }
         let shadow = self.current_shadow(host)?;
         let ends = (&self.top, self.entry.peer.as_str());
-        let publication = settle::publication(host, &self.stage, &self.inventory, &shadow, ends)
+        let publication = settle::user_databases(host, &self.stage, &self.inventory)
+            .and_then(|()| settle::publication(host, &self.stage, &self.inventory, &shadow, ends))
             .and_then(|publication| match &self.base {
                 Some(base) => {
                     publication.over(host, base, (&self.stage, &self.inventory), &self.top)

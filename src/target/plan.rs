@@ -43,11 +43,13 @@ pub fn partitions(
     let wanted: BTreeSet<&str> = plan.mailboxes.iter().map(|m| m.partition.as_str()).collect();
     let mut map = BTreeMap::new();
     for source in wanted {
-        let asked = if plan.partition.is_empty() { source } else { &plan.partition };
+        let named = plan.partition_map.get(source).map(String::as_str);
+        let named = named.or((!plan.partition.is_empty()).then_some(plan.partition.as_str()));
+        let asked = named.unwrap_or(source);
         let found = PartitionName::new(asked).ok().filter(|name| known.contains_key(name));
         let fallback = || {
             // A partition that the admin did not name may have another name here.
-            plan.partition.is_empty().then(|| host.config.defaultpartition()).flatten()
+            named.is_none().then(|| host.config.defaultpartition()).flatten()
         };
         match found.or_else(fallback).filter(|name| known.contains_key(name)) {
             Some(name) => {
@@ -56,7 +58,8 @@ pub fn partitions(
             None => problems.push(refuse(
                 "unknown-partition",
                 format!("this server has no partition {asked:?}; it has: {}", names()),
-                "name one of them, as in: mbcopy push MAILBOX DEST:PARTITION",
+                "name one of them, as in: mbcopy push MAILBOX DEST:PARTITION, or by \
+                 --partition-map OLD=NEW",
             )),
         }
     }

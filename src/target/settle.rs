@@ -9,7 +9,7 @@ use super::stage::Stage;
 use super::{mailbox_places, plan};
 use crate::cyrus::annotation::{self, AnnotationKey, Scope};
 use crate::cyrus::config::{DbKind, MetaFile};
-use crate::cyrus::db::Engine;
+use crate::cyrus::db::{Database, Engine, flat, twoskip};
 use crate::cyrus::index::IndexView;
 use crate::cyrus::name::MailboxName;
 use crate::cyrus::path::{DirStyle, Layout};
@@ -152,6 +152,31 @@ pub fn to_own_version(host: &Host, stage: &Stage, top: &Top) -> Result<String, S
     let output = ran.map_err(|e| e.to_string())?;
     let said = [output.stdout, output.stderr].concat();
     Ok(crate::wire::printable(String::from_utf8_lossy(&said).trim()))
+}
+
+/// Writes the staged databases of the user's own anew that this server could not read.
+/// Cyrus recognises an engine by the file's first bytes, but lines of text by its
+/// configuration alone, and takes any file for them (lib/cyrusdb.c: _myopen).
+pub fn user_databases(host: &Host, stage: &Stage, inventory: &Inventory) -> Result<(), String> {
+    for file in inventory.user_files.iter().filter(|file| !file.place.sieve) {
+        let kind = match file.place.relative.file_name().and_then(|name| name.to_str()) {
+            Some("sub.db") => DbKind::Subscription,
+            Some("seen.db") => DbKind::Seen,
+            _ => continue,
+        };
+        let path = file.place.path(stage);
+        let failed = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
+        let bytes = std::fs::read(&path).map_err(|e| failed(&e))?;
+        let database = Database::open(bytes.into(), &Engine::Flat).map_err(|e| failed(&e))?;
+        let flat = host.config.db_engine(kind) == Engine::Flat;
+        if database.engine().is_none_or(|engine| flat == (engine == Engine::Flat)) {
+            continue;
+        }
+        let entries = database.entries().map_err(|e| failed(&e))?;
+        let new = if flat { flat::write(&entries) } else { twoskip::write(&entries) };
+        std::fs::write(&path, new).map_err(|e| failed(&e))?;
+    }
+    Ok(())
 }
 
 /// What publishing will do.

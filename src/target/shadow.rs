@@ -11,6 +11,7 @@ use crate::cyrus::db::{Database, Engine};
 use crate::cyrus::dlist::Dlist;
 use crate::cyrus::mboxlist::MailboxEntry;
 use crate::cyrus::mboxlist::edit::RecordEdit;
+use crate::cyrus::mboxlist::mbtype::Flag;
 use crate::cyrus::path::Layout;
 use crate::host::tools::DbOp;
 use crate::host::{Host, read_locked};
@@ -204,9 +205,13 @@ fn moved(mailbox: &StagedMailbox, record: &[u8]) -> Result<Vec<u8>, ShadowError>
     if parsed.server.is_some() {
         return Err(error("it names a server: the mailbox is on another one".into()));
     }
-    // What is only a name in the hierarchy is on no partition.
-    let partition = (!mailbox.name_only).then(|| mailbox.partition.clone());
-    let edit = RecordEdit { partition, ..RecordEdit::default() };
+    let edit = RecordEdit {
+        // What is only a name in the hierarchy is on no partition.
+        partition: (!mailbox.name_only).then(|| mailbox.partition.clone()),
+        // Staged directories are named by id, however the source names its own.
+        remove: vec![Flag::LegacyDirs],
+        ..RecordEdit::default()
+    };
     edit.apply(record).map_err(|e| error(e.to_string()))
 }
 

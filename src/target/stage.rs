@@ -6,6 +6,7 @@
 //! | live | stage |
 //! |---|---|
 //! | `<partition>` | `<partition>/.mbcopy/<move>/spool` |
+//! | `<metapartition>`, `<metadir>` | the same below each of them |
 //! | `<configdirectory>` | `<configdirectory>/mbcopy/moves/<move>/conf` |
 //! | `<sievedir>` | `<sievedir>/.mbcopy/<move>` |
 //!
@@ -35,6 +36,8 @@ pub struct Stage {
     pub sieve: PathBuf,
     /// The shadow's partitions.
     pub partitions: BTreeMap<PartitionName, PathBuf>,
+    /// The shadow's partitions of metadata alone.
+    metadata: Vec<PathBuf>,
     /// The shadow's imapd.conf.
     pub imapd_conf: PathBuf,
     /// The shadow's configuration.
@@ -84,10 +87,13 @@ impl Stage {
         set("temp_path".into(), &conf.join("temp"));
         for (name, path) in &partitions {
             set(format!("partition-{}", name.as_str()), path);
-            if live.metapartition(name).is_some() {
-                let meta = path.with_file_name("meta");
-                set(format!("metapartition-{}", name.as_str()), &meta);
-            }
+        }
+        // Each on the filesystem of its own: they are renamed into place.
+        let mut metadata = Vec::new();
+        for (option, path) in live.metadata_roots() {
+            let spool = path.join(OUR_DIRECTORY).join(id.as_str()).join("spool");
+            set(option, &spool);
+            metadata.push(spool);
         }
         overrides.insert("syslog_prefix".into(), "mbcopy".into());
         let text = live.shadow(&overrides)?;
@@ -95,7 +101,7 @@ impl Stage {
             Err("a shadow includes nothing".into())
         })?;
         let imapd_conf = directory.join("imapd.conf");
-        Ok(Self { directory, conf, sieve, partitions, imapd_conf, config })
+        Ok(Self { directory, conf, sieve, partitions, metadata, imapd_conf, config })
     }
 
     /// Makes the directories that Cyrus's tools expect, and the private imapd.conf.
@@ -129,7 +135,8 @@ impl Stage {
 
     /// Every directory that belongs to this stage alone.
     pub fn roots(&self) -> Vec<PathBuf> {
-        let spools = self.partitions.values().filter_map(|p| p.parent().map(Path::to_path_buf));
+        let spools = self.partitions.values().chain(&self.metadata);
+        let spools = spools.filter_map(|p| p.parent().map(Path::to_path_buf));
         spools.chain([self.sieve.clone(), self.directory.clone()]).collect()
     }
 }

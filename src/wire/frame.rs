@@ -182,12 +182,22 @@ impl<R: Read> FrameReader<R> {
         let mut header = [0; HEADER];
         self.input.read_exact(&mut header)?;
         let FrameHeader { kind, request, length } = FrameHeader::parse(&header)?;
-        let mut buffer = match kind {
-            Kind::Data => self.pool.take(length),
-            _ => vec![0; length],
+        let payload = match kind {
+            Kind::Data => {
+                let mut buffer = self.pool.take(length);
+                self.input.read_exact(buffer.get_mut(..length).unwrap_or_default())?;
+                Bytes::from(buffer).slice(..length)
+            }
+            // Grows as it comes: a header alone costs nothing.
+            _ => {
+                let mut buffer = Vec::with_capacity(length.min(64 << 10));
+                let came = self.input.by_ref().take(length as u64).read_to_end(&mut buffer)?;
+                if came < length {
+                    return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+                }
+                buffer.into()
+            }
         };
-        self.input.read_exact(buffer.get_mut(..length).unwrap_or_default())?;
-        let payload = Bytes::from(buffer).slice(..length);
         Ok(Some(Frame { kind, request, payload }))
     }
 }

@@ -4,6 +4,7 @@
 //! same hosts and run one after the other (`--test-threads=1`).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod bulk;
 mod chaos;
 mod clock;
 mod commands;
@@ -11,6 +12,7 @@ mod crash;
 mod engines;
 mod failures;
 mod forgotten;
+mod layouts;
 mod live;
 mod offline;
 mod old_live;

@@ -4,6 +4,7 @@
 
 mod annotations;
 mod folders;
+mod inspect;
 mod server;
 
 use annotations::{

@@ -48,6 +48,27 @@ impl Flat {
     }
 }
 
+/// A file of these entries, which must be sorted by their keys' bytes, as 2.5 and later
+/// write it (`lib/cyrusdb_flat.c:encode`).
+pub fn write<K: AsRef<[u8]>, V: AsRef<[u8]>>(entries: &[(K, V)]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut put = |text: &[u8], end: u8| {
+        for &byte in text {
+            match byte {
+                0 | b'\t' | b'\r' | b'\n' => out.extend([0xff, byte | 0x80]),
+                0xff => out.extend([0xff, 0xff]),
+                _ => out.push(byte),
+            }
+        }
+        out.push(end);
+    };
+    for (key, value) in entries {
+        put(key.as_ref(), b'\t');
+        put(value.as_ref(), b'\n');
+    }
+    out
+}
+
 fn unescape(text: Bytes) -> Bytes {
     if !text.contains(&0xff) {
         return text;
@@ -90,6 +111,17 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_is_written_is_read(map in proptest::collection::btree_map(
+            proptest::collection::vec(prop_oneof![Just(0xffu8), 0..14u8, any::<u8>()], 0..9),
+            proptest::collection::vec(prop_oneof![Just(0xffu8), 0..14u8, any::<u8>()], 0..9),
+            0..9,
+        )) {
+            let entries: Vec<Entry> =
+                map.into_iter().map(|(key, value)| (key.into(), value.into())).collect();
+            prop_assert_eq!(Flat::open(write(&entries).into()).unwrap().prefix(b""), entries);
+        }
+
         #[test]
         fn never_panics(raw in proptest::collection::vec(
             prop_oneof![Just(b'\t'), Just(b'\n'), Just(0xff), any::<u8>()], 0..80)) {

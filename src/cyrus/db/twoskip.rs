@@ -584,6 +584,21 @@ pub(crate) mod tests {
         }
 
         #[test]
+        fn what_is_written_is_read(
+            map in proptest::collection::btree_map(
+                proptest::collection::vec(any::<u8>(), 0..30),
+                proptest::collection::vec(any::<u8>(), 0..90),
+                0..50,
+            ),
+        ) {
+            let entries: Vec<Entry> =
+                map.into_iter().map(|(key, value)| (key.into(), value.into())).collect();
+            let file = super::write(&entries);
+            prop_assert_eq!(open(file.clone()).entries().unwrap(), entries);
+            prop_assert_eq!(open(file).torn_tail(), None);
+        }
+
+        #[test]
         fn never_panics_with_right_checksums(at in 0usize..500, byte in any::<u8>()) {
             let mut file = write(&[(b"a", b"1"), (b"b", b"2")]);
             let at = at % file.len();

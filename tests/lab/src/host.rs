@@ -120,6 +120,13 @@ impl Host {
         self.lab("set", &[&format!("{option}: {value}")])
     }
 
+    /// Sets options in the host's `imapd.conf`, all others back to the lab's, and restarts Cyrus.
+    pub fn configure(&self, options: &[(&str, &str)]) -> Result<()> {
+        let lines: Vec<String> = options.iter().map(|(k, v)| format!("{k}: {v}")).collect();
+        let lines = lines.iter().map(String::as_str);
+        self.lab("set", &std::iter::once("--reset").chain(lines).collect::<Vec<_>>())
+    }
+
     /// Sets all options in the host's `imapd.conf` back to the lab's and restarts Cyrus.
     pub fn reset_options(&self) -> Result<()> {
         self.lab("set", &["--reset"])

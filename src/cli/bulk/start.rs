@@ -1,0 +1,228 @@
+//! `mbcopy bulk PLAN`: begins a run, or goes on with it.
+
+use super::tell::{Metrics, Teller};
+use super::{Done, Failure, How, NOT_FINISHED, StartArgs, Whom, name_of};
+use crate::bulk::attempt::Launcher;
+use crate::bulk::resolve::Planned;
+use crate::bulk::run::{self, Event, Finish, Options, Stop, Watcher};
+use crate::bulk::schedule::{Control, End, Limits};
+use crate::bulk::state::{Retries, State, Task};
+use crate::bulk::status::Status;
+use crate::bulk::store::{Coordinator, Job, Mode, Order, Store};
+use crate::bulk::window::Windows;
+use crate::cli::Common;
+use crate::moves::journal::now_ms;
+use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+/// The remark under which a run's options are kept.
+const OPTIONS: &str = "options";
+
+/// What a run was started with, to be started again.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Started {
+    how: How,
+    config: PathBuf,
+    source_conf: Option<PathBuf>,
+    source_root: Option<PathBuf>,
+    cyrus_bin: Option<PathBuf>,
+}
+
+pub(super) fn start(common: &Common, args: StartArgs) -> Done {
+    let lines = super::plan::lines(&args.whom)?;
+    let root = args.of.root()?;
+    let name = match &args.of.run {
+        Some(name) => name_of(name)?.to_owned(),
+        None => default_name(&args.whom)?,
+    };
+    let begun = Store::open(&root, &name).is_ok();
+    let sizes = args.how.order != Order::Listed;
+    let survey = in_runtime(super::plan::survey_here(common, sizes))??;
+    // Whoever means nobody leaves no run.
+    let (users, nobody) = super::plan::resolve(&lines, &survey, &args.whom, begun)?;
+    let store = Store::create(&root, &name)?;
+    let right = store.coordinate()?;
+    let mode = args.how.mode();
+    let added = store.add(&users, mode, !nobody.is_empty())?;
+    let new_pass = store.begin(mode)?;
+    store.order(args.how.order)?;
+    store.set_control(Control::Go)?;
+    let started = Started {
+        how: args.how,
+        config: std::path::absolute(&common.config).map_err(Failure::failed)?,
+        source_conf: common.source_conf.clone(),
+        source_root: common.source_root.clone(),
+        cyrus_bin: common.cyrus_bin.clone(),
+    };
+    store.set_remark(OPTIONS, &serde_json::to_string(&started).map_err(Failure::failed)?)?;
+    let teller = Teller::new(common, args.json);
+    nobody.iter().for_each(|text| teller.say(text));
+    if begun {
+        teller.say(&format!(
+            "going on with the run {name}: {} users, {} of them new{}",
+            added.new + added.known,
+            added.new,
+            match added.gone {
+                0 => String::new(),
+                n => format!("; {n} are taken out, whom the plan does not name any more"),
+            }
+        ));
+    } else if new_pass {
+        teller.say(&format!("the run {name}: {} users", added.new));
+    }
+    go(&started, &store, &right, teller)
+}
+
+/// Goes on with a run as it was started last.
+pub(super) fn go_on(common: &Common, store: &Store, json: bool) -> Done {
+    let text = store.remark(OPTIONS)?.unwrap_or_default();
+    let started: Started = serde_json::from_str(&text).map_err(|_| {
+        Failure::usage(format!("the run {} was never started: start it first", store.name()))
+    })?;
+    let right = store.coordinate()?;
+    store.set_control(Control::Go)?;
+    go(&started, store, &right, Teller::new(common, json))
+}
+
+fn go(started: &Started, store: &Store, right: &Coordinator, mut teller: Teller) -> Done {
+    let how = &started.how;
+    let windows = how.window.as_deref().unwrap_or_default();
+    let windows: Windows = match windows {
+        "" => Windows::default(),
+        text => text.parse().map_err(Failure::usage)?,
+    };
+    let common = Common {
+        config: started.config.clone(),
+        source_conf: started.source_conf.clone(),
+        source_root: started.source_root.clone(),
+        cyrus_bin: started.cyrus_bin.clone(),
+        verbose: 0,
+        quiet: false,
+    };
+    let options = Options {
+        limits: Limits {
+            jobs: usize::from(how.jobs),
+            max_failures: how.max_failures,
+            windows,
+            pause: how.retry_after,
+        },
+        retries: Retries { attempts: how.attempts, pause: how.retry_after },
+        launcher: launcher(&common, how.of_each(), store.attempts())?,
+    };
+    teller.metrics = Metrics::start(how)?;
+    teller.store = Some(Store::open(store_root(store)?, store.name())?);
+    let began = Instant::now();
+    let finish = in_runtime(async {
+        let stop = Stop::default();
+        tokio::spawn(watch_signals(Arc::clone(&stop)));
+        run::run(store, right, &options, &mut teller, &stop).await
+    })??;
+    let status = Status::of(store, now_ms())?;
+    teller.event(Event::Tick);
+    teller.metrics_now(&status);
+    let code = exit_code(finish, &status, store.mode()?);
+    teller.summary(finish, &status, began.elapsed(), code);
+    Ok(code)
+}
+
+fn store_root(store: &Store) -> Result<&std::path::Path, Failure> {
+    let directory = store.directory().parent();
+    directory.ok_or_else(|| Failure::failed("the store has no directory"))
+}
+
+fn in_runtime<T>(future: impl Future<Output = T>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    Ok(runtime.map_err(Failure::failed)?.block_on(future))
+}
+
+/// The exit code of a run: nothing but 0 and 3 means that all was done.
+fn exit_code(finish: Finish, status: &Status, mode: Option<Mode>) -> u8 {
+    let left = status.users - status.ended;
+    // Whoever is copied only was not moved.
+    let copied = match mode {
+        Some(Mode::Copy) => 0,
+        _ => status.in_state(State::Copied),
+    };
+    match finish {
+        Finish::Interrupted | Finish::Abandoned => 7,
+        Finish::Ended(End::Drained) if left > 0 => NOT_FINISHED,
+        Finish::Ended(_) if left > 0 || status.troubled > 0 || copied > 0 => 1,
+        Finish::Ended(_) if status.in_state(State::MovedWithLosses) > 0 => 3,
+        Finish::Ended(_) => 0,
+    }
+}
+
+/// How attempts are started; `push`: options of each.
+pub(super) fn launcher(
+    common: &Common,
+    push: Vec<OsString>,
+    outputs: PathBuf,
+) -> Result<Launcher, Failure> {
+    let mut options: Vec<OsString> = vec!["--config".into(), common.config.clone().into()];
+    let others = [
+        ("--source-conf", &common.source_conf),
+        ("--source-root", &common.source_root),
+        ("--cyrus-bin", &common.cyrus_bin),
+    ];
+    for (option, value) in others {
+        if let Some(value) = value {
+            options.extend([option.into(), value.clone().into()]);
+        }
+    }
+    let program = std::env::current_exe().map_err(Failure::failed)?;
+    Ok(Launcher { program, common: options, push, outputs })
+}
+
+/// An attempt that no store knows of.
+pub(super) fn job(user: &Planned, number: i64) -> Job {
+    Job {
+        attempt: number,
+        user: number,
+        mailbox: user.mailbox.clone(),
+        place: user.place(),
+        task: Task::Move,
+        pid: 0,
+        started: now_ms(),
+    }
+}
+
+/// A name made of the plan's and the destination's.
+fn default_name(whom: &Whom) -> Result<String, Failure> {
+    let plan = whom.plan.as_deref().unwrap_or_default();
+    if plan == "-" {
+        return Err(Failure::usage("a run of standard input needs a name: --run NAME"));
+    }
+    let plan =
+        std::path::Path::new(plan).file_name().map(|name| name.to_string_lossy().into_owned());
+    let to = whom.to.as_deref().map_or(String::new(), |to| format!("-to-{to}"));
+    let fits = |c: char| if c.is_ascii_alphanumeric() || "._-@".contains(c) { c } else { '_' };
+    let name: String = format!("{}{to}", plan.unwrap_or_default()).chars().map(fits).collect();
+    Ok(name.trim_start_matches('.').chars().take(128).collect())
+}
+
+/// SIGINT and SIGTERM stop what is under way where it is safe; once more, and
+/// nothing is waited for.
+async fn watch_signals(stop: Stop) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut int), Ok(mut term)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return;
+    };
+    loop {
+        tokio::select! {
+            _ = int.recv() => {}
+            _ = term.recv() => {}
+        }
+        match stop.fetch_add(1, Ordering::Relaxed) {
+            0 => eprintln!(
+                "mbcopy: stopping what is under way where it is safe; once more waits for nothing"
+            ),
+            _ => eprintln!("mbcopy: waiting for nothing; what is under way goes on by itself"),
+        }
+    }
+}

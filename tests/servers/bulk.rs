@@ -1,0 +1,433 @@
+//! Many users at once: a run that is killed wherever it is ends all the same, nobody
+//! is moved twice or forgotten, and whoever cannot be moved is told why.
+
+use crate::support::{Pushed, Servers, assert_same, fingerprint};
+use lab::fingerprint::Fingerprint;
+use lab::host::Host;
+use lab::seed::{Seed, Size};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// Where the tests' runs are kept, on the source.
+const STORE: &str = "/var/tmp/mbcopy-bulk";
+
+/// Users with a few messages, what they are, and a file that lists them.
+struct Run {
+    servers: Servers,
+    users: Vec<String>,
+    before: BTreeMap<String, Fingerprint>,
+}
+
+impl Run {
+    fn of(prefix: &str, count: usize) -> Run {
+        let servers = Servers::fresh();
+        let users: Vec<String> = (0..count).map(|n| format!("{prefix}{n:02}")).collect();
+        servers.accounts(&users.iter().map(String::as_str).collect::<Vec<_>>());
+        for (n, user) in users.iter().enumerate() {
+            let seed = Seed::new(&servers.source, user).seed(n as u64 + 1);
+            seed.bulk(10 + 3 * (n % 7), Size::Median(3000), 1 + n % 3).unwrap();
+        }
+        let print = |user: &String| (user.clone(), fingerprint(&servers.source, user, &[]));
+        let before = users.iter().map(print).collect();
+        shell(&servers.source, &format!("rm -rf {STORE} /tmp/users"));
+        let run = Run { servers, users, before };
+        run.list(&run.users.iter().map(|user| format!("user.{user}")).collect::<Vec<_>>());
+        run
+    }
+
+    fn list(&self, lines: &[String]) {
+        shell(&self.servers.source, &format!("echo '{}' > /tmp/users", lines.join("\n")));
+    }
+
+    fn bulk(&self, arguments: &[&str]) -> Pushed {
+        let all: Vec<&str> = ["bulk"].iter().chain(arguments).copied().collect();
+        self.servers.mbcopy(&[&all[..], &["--store", STORE]].concat())
+    }
+
+    fn start(&self, options: &[&str]) -> Pushed {
+        self.bulk(&[&["/tmp/users", "--to", "bw2"], options].concat())
+    }
+
+    /// The user is whole on the target, and only there.
+    #[track_caller]
+    fn assert_moved(&self, user: &str) {
+        assert_same(&self.before[user], &fingerprint(&self.servers.target, user, &[]), &[]);
+        assert!(!serves(&self.servers.source, user), "the source still serves {user}");
+    }
+
+    /// The user is whole on the source, and only there.
+    #[track_caller]
+    fn assert_stayed(&self, user: &str) {
+        assert_same(&self.before[user], &fingerprint(&self.servers.source, user, &[]), &[]);
+        assert!(!serves(&self.servers.target, user), "the target serves {user}");
+    }
+}
+
+fn shell(host: &Host, script: &str) -> String {
+    host.run(&["sh", "-c", script]).unwrap()
+}
+
+fn serves(host: &Host, user: &str) -> bool {
+    let seen = host.imap(user).unwrap().attempt("EXAMINE INBOX").unwrap();
+    seen.tagged.is_ok()
+}
+
+fn directory(host: &Host, mailbox: &str) -> String {
+    host.run_as_cyrus(&["/usr/lib/cyrus/bin/mbpath", mailbox]).unwrap().trim().to_owned()
+}
+
+fn documents(pushed: &Pushed) -> Vec<serde_json::Value> {
+    pushed.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Has every writer of a server's shared databases leave its marks in a file, and take some
+/// time; the options that have an agent there use it.
+fn watch_writers(host: &Host) {
+    shell(
+        host,
+        "rm -rf /opt/watched /tmp/writers && mkdir /opt/watched && \
+         ln -s /usr/lib/cyrus/bin/* /opt/watched/ && rm /opt/watched/cyr_dbtool && \
+         touch /tmp/writers && chmod 666 /tmp/writers && \
+         printf '%s\\n' '#!/bin/sh' 'case \"$*\" in */mbcopy/*) false;; *batch*) ;; *) false;; esac || \
+            exec /usr/lib/cyrus/bin/cyr_dbtool \"$@\"' \
+         'echo begin >> /tmp/writers; sleep 0.02' \
+         '/usr/lib/cyrus/bin/cyr_dbtool \"$@\"; code=$?' \
+         'echo end >> /tmp/writers; exit $code' > /opt/watched/cyr_dbtool && \
+         printf '%s\\n' '#!/bin/sh' 'exec /usr/local/bin/mbcopy \"$@\" --cyrus-bin /opt/watched' \
+         > /usr/local/bin/mbcopy-watched && chmod 755 /opt/watched/cyr_dbtool /usr/local/bin/mbcopy-watched",
+    );
+}
+
+/// How often databases were written, one writer after the other, or where two wrote
+/// at once.
+fn writers(host: &Host) -> Result<usize, String> {
+    let marks = shell(host, "cat /tmp/writers");
+    for (n, mark) in marks.lines().enumerate() {
+        if mark != if n % 2 == 0 { "begin" } else { "end" } {
+            return Err(format!("two writers at once on {host}, at {n}:\n{marks}"));
+        }
+    }
+    Ok(marks.lines().count() / 2)
+}
+
+/// Cyrus's own programs find nothing to mend.
+#[track_caller]
+fn assert_healthy(host: &Host, users: &[String]) {
+    let said = shell(host, "su -s /bin/sh cyrus -c '/usr/lib/cyrus/bin/quota -f -n' 2>&1");
+    assert!(!said.contains("was"), "quota on {host}: {said}");
+    for user in users {
+        let command = format!(
+            "su -s /bin/sh cyrus -c '/usr/lib/cyrus/bin/reconstruct -n -r user.{user}' 2>&1"
+        );
+        let said = shell(host, &command);
+        let complaints: Vec<&str> = said.lines().filter(|line| line.contains("uid ")).collect();
+        assert!(complaints.is_empty(), "reconstruct on {host}: {said}");
+    }
+    shell(host, "su -s /bin/sh cyrus -c '/usr/lib/cyrus/bin/ctl_cyrusdb -c'");
+}
+
+#[test]
+fn eight_moves_at_once_take_turns_on_each_servers_databases() {
+    let run = Run::of("turn", 16);
+    run.servers.both().into_iter().for_each(watch_writers);
+    let ended = run.start(&[
+        "--jobs=8",
+        "--json",
+        "--remote-program=mbcopy-watched",
+        "--cyrus-bin=/opt/watched",
+    ]);
+    let ended = ended.expect(0);
+    let documents = documents(&ended);
+    let (mut now, mut most) = (0_i32, 0);
+    for document in &documents {
+        now += match document["event"].as_str() {
+            Some("begun") => 1,
+            Some("ended") => -1,
+            _ => 0,
+        };
+        most = most.max(now);
+    }
+    assert_eq!(most, 8, "so many were to be moved at once");
+    let summary = documents.last().unwrap();
+    assert_eq!((&summary["event"], &summary["status"]["ended"]), (&"summary".into(), &16.into()));
+    for host in run.servers.both() {
+        assert!(writers(host).unwrap() >= 16, "the writers of {host} were not watched");
+    }
+    run.users.iter().for_each(|user| run.assert_moved(user));
+    assert_healthy(&run.servers.target, &run.users);
+    // The same command has nothing left to do.
+    run.start(&["--jobs=8"]).expect(0).says(&["16 users: 16 moved; over"]);
+}
+
+#[test]
+fn moves_that_do_not_take_turns_are_noticed() {
+    let run = Run::of("rush", 12);
+    let target = &run.servers.target;
+    watch_writers(target);
+    shell(target, "echo commit-together > /run/mbcopy-sabotage");
+    let ended = run.start(&["--jobs=8", "--remote-program=mbcopy-watched"]);
+    shell(target, "rm /run/mbcopy-sabotage");
+    ended.expect(0);
+    assert!(writers(target).is_err(), "nobody wrote at once, or it is not noticed");
+}
+
+#[test]
+fn whatever_is_killed_everybody_is_moved_once() {
+    let run = Run::of("kill", 32);
+    let patterns = [
+        "mbcopy bulk /tmp/users",
+        "mbcopy .*push --json",
+        "agent --role source",
+        "agent --role target",
+    ];
+    let command = [
+        "mbcopy",
+        "bulk",
+        "/tmp/users",
+        "--to",
+        "bw2",
+        "--jobs=8",
+        "--attempts=60",
+        "--retry-after=1s",
+        "--route-command=sleep 0.5",
+        "--store",
+        STORE,
+    ];
+    let mut random = 88_172_645_463_325_252_u64;
+    let mut next = move |below: u64| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random % below
+    };
+    let (mut killed, mut turn) = ([0; 5], 0);
+    let began = Instant::now();
+    let mut coordinator = run.servers.source.spawn(&command).unwrap();
+    loop {
+        assert!(began.elapsed() < Duration::from_secs(900), "it does not end: {killed:?}");
+        std::thread::sleep(Duration::from_millis(100 + next(500)));
+        if let Some(status) = coordinator.try_wait().unwrap() {
+            if status.success() {
+                break;
+            }
+            coordinator = run.servers.source.spawn(&command).unwrap();
+            continue;
+        }
+        // One kind after the other, Cyrus more seldom.
+        turn += 1;
+        let victim = if turn % 9 == 0 { 4 } else { turn % 4 };
+        match patterns.get(victim) {
+            Some(pattern) => {
+                let host = if victim == 3 { &run.servers.target } else { &run.servers.source };
+                for pid in host.pids(pattern).unwrap().into_iter().take(1 + next(2) as usize) {
+                    let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
+                    let signal = rustix::process::Signal::KILL;
+                    killed[victim] += u32::from(rustix::process::kill_process(pid, signal).is_ok());
+                }
+            }
+            None => {
+                run.servers.target.kill_cyrus().unwrap();
+                run.servers.target.start_cyrus().unwrap();
+                killed[4] += 1;
+            }
+        }
+    }
+    println!("killed {killed:?} in {:?}", began.elapsed());
+    assert!(killed.iter().all(|kind| *kind > 0), "not everything was killed: {killed:?}");
+    run.users.iter().for_each(|user| run.assert_moved(user));
+    assert_healthy(&run.servers.target, &run.users);
+    // Each move is in the journal of the target once.
+    let moves = shell(&run.servers.target, "mbcopy status --json");
+    let done = moves.lines().filter(|line| line.contains("\"state\":\"done\"")).count();
+    assert_eq!(done, run.users.len(), "{moves}");
+}
+
+#[test]
+fn whoever_cannot_be_moved_is_told_why_and_the_others_are_moved() {
+    let run = Run::of("some", 12);
+    let (source, target) = (&run.servers.source, &run.servers.target);
+    let inbox = |user: &str| directory(source, &format!("user.{user}"));
+    shell(source, &format!("chmod 000 {}/2.", inbox("some01")));
+    target.admin().unwrap().command("CREATE user.some03").unwrap();
+    shell(source, &format!("truncate -s 50 {}/cyrus.index", inbox("some05")));
+    let mut lines: Vec<String> =
+        run.users.iter().map(|user| format!("user.{user},bw2,,")).collect();
+    lines[7] = "user.some07,bw2,nowhere,".into();
+    lines.push("user.nobody,bw2,,".into());
+    run.list(&lines);
+
+    // What preflight says, before anything changes.
+    let plan = run.servers.mbcopy(&["bulk", "plan", "/tmp/users", "--json"]).expect(4);
+    let sum = documents(&plan).pop().unwrap();
+    assert_eq!((&sum["users"], &sum["refused"]), (&13.into(), &5.into()), "{sum}");
+    assert_eq!(sum["not_on_the_source"], 1);
+
+    let ended = run.bulk(&["/tmp/users", "--jobs=4", "--retry-after=1s", "--json"]).expect(1);
+    let mut why = BTreeMap::new();
+    for document in documents(&ended).iter().filter(|document| document["event"] == "ended") {
+        if document["reason"] != "" {
+            let text = |key: &str| document[key].as_str().unwrap().to_owned();
+            assert_eq!(text("state"), "refused", "{document}");
+            assert!(!text("advice").is_empty(), "{document}");
+            why.insert(text("mailbox"), text("reason"));
+        }
+    }
+    for (user, reason) in [
+        ("some01", "message 2: "),
+        ("some03", "exists on this server"),
+        ("some05", "cyrus.index"),
+        ("some07", "no partition \"nowhere\""),
+        ("nobody", "does not exist on this server"),
+    ] {
+        let said = &why[&format!("user.{user}")];
+        assert!(said.contains(reason), "{user}: {said}");
+    }
+    assert_eq!(why.len(), 5, "{why:?}");
+    let moved: Vec<&String> =
+        run.users.iter().filter(|u| !why.contains_key(&format!("user.{u}"))).collect();
+    assert_eq!(moved.len(), 8);
+    moved.into_iter().for_each(|user| run.assert_moved(user));
+
+    // Mended, they are tried again, and nobody else.
+    shell(source, &format!("chmod 600 {}/2.", inbox("some01")));
+    run.bulk(&["skip", "user.nobody", "user.some03", "user.some05", "user.some07"]).expect(0);
+    run.bulk(&["retry-failed"]).expect(0).says(&["9 moved", "4 skipped"]);
+    run.assert_moved("some01");
+    run.bulk(&["status"]).expect(0).says(&["moved", "13 of 13 users ended"]);
+    let csv = run.bulk(&["report", "--format=csv", "-o", "-"]).expect(0);
+    assert_eq!(csv.stdout.lines().count(), 14, "{}", csv.stdout);
+}
+
+#[test]
+fn a_run_is_copied_cut_over_paused_and_taken_back() {
+    let run = Run::of("step", 6);
+    run.start(&["--copy-only"]).expect(0).says(&["6 copied; over"]);
+    run.users.iter().for_each(|user| run.assert_stayed(user));
+    // The next night only what is new is sent.
+    let text = b"Subject: later\r\n\r\nhello\r\n";
+    lab::lmtp::deliver(&run.servers.source, "step00", text).accepted().unwrap();
+    let again = run.start(&["--copy-only", "--json"]).expect(0);
+    let all = documents(&again);
+    let ended: Vec<_> = all.iter().filter(|document| document["event"] == "ended").collect();
+    assert_eq!(ended.len(), 6);
+    let sent: u64 = ended.iter().map(|document| document["messages_sent"].as_u64().unwrap()).sum();
+    assert_eq!(sent, 1, "messages were sent again");
+
+    // A window that is closed now: nobody is moved, and a drain ends the waiting.
+    let hour: u32 = shell(&run.servers.source, "date +%H").trim().parse().unwrap();
+    let window = format!("--window={:02}:00-{:02}:00", (hour + 5) % 24, (hour + 6) % 24);
+    let command = [
+        "mbcopy",
+        "bulk",
+        "/tmp/users",
+        "--to",
+        "bw2",
+        "--cutover-only",
+        &window,
+        "--store",
+        STORE,
+    ];
+    let waiting = run.servers.source.spawn(&command).unwrap();
+    let began = Instant::now();
+    while !run
+        .bulk(&["status", "--json"])
+        .stdout
+        .contains("\"coordinated\":true,\"users\":6,\"ended\":0")
+    {
+        assert!(began.elapsed() < Duration::from_secs(60), "it does not begin");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    run.start(&["--cutover-only"]).expect(6).says(&["is at work on the run"]);
+    run.bulk(&["pause"]).expect(0);
+    run.bulk(&["status"]).expect(0).says(&["paused"]);
+    run.bulk(&["drain"]).expect(0);
+    let drained = Pushed::from(waiting.wait_with_output().unwrap());
+    drained.expect(5).says(&["waiting for the window to open", "6 waiting; drained"]);
+    run.users[1..].iter().for_each(|user| run.assert_stayed(user));
+
+    run.start(&["--cutover-only", "--jobs=3"]).expect(0).says(&["6 moved; over"]);
+    run.users[1..].iter().for_each(|user| run.assert_moved(user));
+    run.bulk(&["reverse", "user.step01"]).expect(0).says(&["5 moved, 1 reversed; over"]);
+    run.assert_stayed("step01");
+    run.bulk(&["reverse", "user.step01"]).expect(2).says(&["he is reversed"]);
+    run.bulk(&["reverse", "--all"]).expect(0).says(&["6 reversed; over"]);
+    run.users[1..].iter().for_each(|user| run.assert_stayed(user));
+}
+
+#[test]
+fn a_plan_that_means_nobody_is_an_error() {
+    let run = Run::of("plan", 1);
+    for (plan, says) in [
+        ("user.zz*", "the pattern \"user.zz*\" matches nobody"),
+        ("partition:nowhere", "the partition \"nowhere\" matches nobody"),
+        ("/tmp/no-such-file", "there is no file"),
+        ("/dev/null", "there is no file"),
+    ] {
+        run.bulk(&[plan, "--to", "bw2"]).expect(2).says(&[says]);
+    }
+    run.list(&["# nobody".into()]);
+    run.start(&[]).expect(2).says(&["the plan names nobody"]);
+    run.list(&["user.noone".into()]);
+    run.start(&[]).expect(2).says(&["the source has nobody of the plan"]);
+    assert_eq!(
+        shell(&run.servers.source, &format!("ls {STORE} 2>/dev/null || true")),
+        "",
+        "no run is left"
+    );
+    run.bulk(&["status"]).expect(2).says(&["there is no run"]);
+    run.bulk(&["user.plan*", "--to", "bw2"]).expect(0).says(&["1 users: 1 moved; over"]);
+    run.bulk(&["user.plan*", "--to", "bw2"]).expect(0).says(&["are away by now", "1 moved; over"]);
+}
+
+/// The long form: `make bulk USERS=1000`. Users of realistic sizes by eight moves at
+/// once, and beside it XFER of as many others of the same kind, one after another.
+#[test]
+#[ignore = "takes long: make bulk"]
+fn many_users_and_xfer_beside_it() {
+    let users: usize = std::env::var("USERS").ok().and_then(|n| n.parse().ok()).unwrap_or(40);
+    let servers = Servers::fresh();
+    let names = |prefix: &str| (0..users).map(|n| format!("{prefix}{n:04}")).collect::<Vec<_>>();
+    let (ours, theirs) = (names("many"), names("xfer"));
+    for user in ours.iter().chain(&theirs) {
+        servers.accounts(&[user]);
+        // Most are small, some are large: as in a server's life.
+        let n: usize = user[4..].parse().unwrap();
+        let messages = match n % 20 {
+            0 => 1500,
+            1..=4 => 300,
+            _ => 40,
+        };
+        let seed = Seed::new(&servers.source, user).seed(n as u64 + 1);
+        seed.bulk(messages, Size::Median(8000), 1 + n % 8).unwrap();
+    }
+    let checked: Vec<&String> = ours.iter().step_by(10).collect();
+    let before: Vec<_> =
+        checked.iter().map(|user| fingerprint(&servers.source, user, &[])).collect();
+    shell(&servers.source, &format!("rm -rf {STORE}"));
+
+    let began = Instant::now();
+    servers.mbcopy(&["bulk", "user.many*", "--to", "bw2", "--jobs=8", "--store", STORE]).expect(0);
+    let bulk = began.elapsed();
+    let mut admin = servers.source.admin().unwrap();
+    admin.set_patience(Duration::from_secs(600)).unwrap();
+    let began = Instant::now();
+    for user in &theirs {
+        let reply = admin.attempt(format!("XFER user.{user} bw2")).unwrap();
+        let told = format!("USER {user}");
+        assert!(reply.notes.iter().any(|n| n.is_ok() && n.text == told), "{:?}", reply.notes);
+    }
+    let xfer = began.elapsed();
+    println!(
+        "{users} users: bulk {:.1} s, XFER one after another {:.1} s: {:.2} times as fast",
+        bulk.as_secs_f64(),
+        xfer.as_secs_f64(),
+        xfer.as_secs_f64() / bulk.as_secs_f64()
+    );
+    for (user, before) in checked.iter().zip(&before) {
+        assert_same(before, &fingerprint(&servers.target, user, &[]), &[]);
+    }
+    for user in &ours {
+        assert!(serves(&servers.target, user) && !serves(&servers.source, user), "{user}");
+    }
+    assert_healthy(&servers.target, &ours);
+}
