@@ -94,7 +94,7 @@ tools:
 			ca-certificates; fi
 
 lab: tools
-	for suite in bookworm trixie sid; do $(LAB) build $$suite || exit; done
+	for suite in bookworm bullseye trixie sid; do $(LAB) build $$suite || exit; done
 
 lab-down:
 	$(LAB) down --all

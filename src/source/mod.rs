@@ -118,7 +118,7 @@ impl Handler for Source {
                 Ok(Answer::Recorded(v1::Recorded {}))
             }
             Op::Finish(finish) => {
-                session.finish(finish.done)?;
+                session.finish(host, finish.done)?;
                 Ok(Answer::Finished(v1::Finished::default()))
             }
             _ => Err(agent::unknown_request()),
@@ -699,9 +699,13 @@ impl Session {
     }
 
     /// Ends the move; one that may have been published cannot be given up here.
-    fn finish(&mut self, done: bool) -> Result<(), v1::Failure> {
+    fn finish(&mut self, host: &Host, done: bool) -> Result<(), v1::Failure> {
         if !done && !harmless(&self.entry.state) {
             return Err(agent::protocol(format!("giving up a move that is {}", self.entry.state)));
+        }
+        // What a killed process has left of an older server's mailboxes.
+        if let Ok(state) = host.state_directory() {
+            let _ = std::fs::remove_dir_all(converted(&state, &self.id));
         }
         self.record(if done { state::DONE } else { state::ABORTED })
     }
@@ -761,14 +765,18 @@ fn settle_retirement(host: &Host, entry: &mut Entry) -> Result<(), v1::Failure> 
     Ok(())
 }
 
+/// Where what an older server has is kept in the form of 3.6, as long as it is needed.
+fn converted(state: &Path, id: &MoveId) -> PathBuf {
+    state.join("mbcopy/moves").join(id.as_str()).join("converted")
+}
+
 /// What converts what an older server has, if this one is older than 3.6.
 ///
 /// Errors: it is in use and too old for that.
 fn old_server(host: &Host, id: &MoveId) -> Result<Option<OldDisk>, v1::Failure> {
-    let place = |state: PathBuf| state.join("mbcopy/moves").join(id.as_str()).join("converted");
     let failed = |e: std::io::Error| refused(e.to_string());
     if let Some(state) = &host.offline {
-        return OldDisk::new(place(state.clone()), Locking::Offline).map(Some).map_err(failed);
+        return OldDisk::new(converted(state, id), Locking::Offline).map(Some).map_err(failed);
     }
     match host.release() {
         Some(release) if release < OLDEST_LIVE => Err(v1::Failure::new(
@@ -782,7 +790,7 @@ fn old_server(host: &Host, id: &MoveId) -> Result<Option<OldDisk>, v1::Failure> 
         )),
         Some(release) if !Release::of(release).by_id => {
             let state = host.config.configdirectory().map_err(|e| refused(e.to_string()))?;
-            OldDisk::new(place(state), Locking::Needed).map(Some).map_err(failed)
+            OldDisk::new(converted(&state, id), Locking::Needed).map(Some).map_err(failed)
         }
         _ => Ok(None),
     }

@@ -1,10 +1,10 @@
 //! Users move away from a server of Cyrus 3.2 that goes on working.
 
 use crate::support::{Servers, assert_same, fingerprint};
-use lab::fingerprint::Fingerprint;
+use lab::fingerprint::{Fingerprint, Take};
 use lab::host::Host;
 use lab::lmtp::Outcome;
-use lab::seed::{Seed, Size};
+use lab::seed::{self, Seed, Size};
 use lab::workload::{
     Crew, History, Observation, Route, appender, check, deliverer, expunger, none_then_whole,
     reader, watcher,
@@ -77,6 +77,9 @@ fn a_rich_user_leaves_a_server_of_3_2_that_goes_on_working() {
     let report = servers.push("user.anna", &["--json"]).expect(0).report().unwrap();
     assert_eq!(report["outcome"], "done");
     assert_gone(&servers.source, "anna");
+    let verified = servers.mbcopy(&["verify", "user.anna", "bw2"]);
+    assert_ne!(verified.code, 0);
+    verified.says(&["copies of Cyrus 3.2.6 cannot be compared"]);
     servers.push("user.bert", &[]).expect(0);
     assert_moved(&servers, "anna", &before, &["bert"]);
 }
@@ -107,6 +110,30 @@ fn mail_flows_while_a_user_leaves_a_server_of_3_2() {
     );
     // Nothing new lies in the copy that was put away.
     assert_gone(&servers.source, "flow");
+}
+
+#[test]
+#[ignore = "part of the full matrix"]
+fn a_shared_tree_leaves_a_server_of_3_2_and_comes_back() {
+    let servers = servers();
+    servers.accounts(&["carl", "dora"]);
+    for user in ["carl", "dora"] {
+        Seed::new(&servers.source, user).small().unwrap();
+    }
+    seed::shared_tree(&servers.source, "team.sales", &["carl", "dora"]).unwrap();
+    let look = |host: &Host, users: &[&str]| {
+        Fingerprint::take_tree(host, "team.sales", users, &Take::default()).unwrap()
+    };
+    let before = look(&servers.source, &["carl", "dora"]);
+    servers.push("team.sales", &[]).expect(0);
+    // What they have read there, and that they subscribed, comes with them.
+    servers.push("user.carl", &[]).expect(0);
+    servers.push("user.dora", &[]).expect(0);
+    assert_same(&before, &look(&servers.target, &["carl", "dora"]), &["mailbox_id"]);
+    for mailbox in ["user.dora", "user.carl", "team.sales"] {
+        servers.mbcopy(&["reverse", mailbox]).expect(0);
+    }
+    assert_same(&before, &look(&servers.source, &["carl", "dora"]), &[]);
 }
 
 #[test]
