@@ -103,6 +103,11 @@ impl Release {
     }
 }
 
+/// Whether it shows subscriptions to folders of a user whose name begins as the own.
+fn shows_namesakes(release: &Release) -> bool {
+    release.subscriptions == 0 || release.subscriptions >= 3
+}
+
 /// What is not the same for a client after a move between two releases, by the names
 /// that `docs/cyrus.md` explains.
 pub fn differences(source: &Release, target: &Release) -> Vec<&'static str> {
@@ -112,9 +117,9 @@ pub fn differences(source: &Release, target: &Release) -> Vec<&'static str> {
         ("usercounters", source.by_id != target.by_id),
         ("userrawquota", source.raw_quota != target.raw_quota),
         ("quota-names", source.quota_names != target.quota_names),
-        ("namesake-subscriptions", (source.subscriptions < 3) != (target.subscriptions < 3)),
+        ("namesake-subscriptions", shows_namesakes(source) != shows_namesakes(target)),
         ("message-global", misreads_global(target.cache, source.cache)),
-        ("jmap-calendar-ids", target.dav < source.dav && target.dav > 0),
+        ("jmap-calendar-ids", target.dav < source.dav && target.dav > 0 && target.by_id),
     ];
     let always = ["lastupdate", "freespace"].into_iter();
     always
