@@ -190,6 +190,11 @@ fn assert_gone(host: &Host, user: &str) {
     }
 }
 
+/// Scripts that come from 3.2 become messages when somebody asks for one.
+fn scripts_are_asked_for(host: &Host, user: &str) {
+    drop(host.sieve(user).unwrap());
+}
+
 /// He uses his new home.
 fn use_home(host: &Host, user: &str) {
     let text = b"Subject: new home\r\n\r\nhello\r\n";
@@ -236,10 +241,7 @@ fn there_and_back(from: Release, to: Release) -> f64 {
     let pushed = servers.push("user.anna", &["--json", "--route-command", "true"]).expect(0);
     let report = pushed.report().unwrap();
     assert_eq!(report["differences"], serde_json::json!(named(from, to)));
-    if from == V3_2 {
-        // Scripts become messages when somebody asks for one.
-        drop(servers.target.sieve("anna").unwrap());
-    }
+    scripts_are_asked_for(&servers.target, "anna");
     let moved = fingerprint(&servers.target, "anna", &[]);
     assert_same(&before, &moved, &named(from, to));
     assert_eq!(moved.own.lsub.contains_key(&namesake), shown || [V3_2, V3_12].contains(&to));
@@ -252,6 +254,7 @@ fn there_and_back(from: Release, to: Release) -> f64 {
     let there = fingerprint(&servers.target, "anna", &[]);
     let back = servers.mbcopy(&["reverse", "user.anna", "--json"]).expect(0).report().unwrap();
     assert_eq!(back["differences"], serde_json::json!(named(to, from)));
+    scripts_are_asked_for(&servers.source, "anna");
     let home = fingerprint(&servers.source, "anna", &[]);
     assert_same(&there, &home, &named(to, from));
     assert_eq!(complaints(&servers.source, "anna"), "");
