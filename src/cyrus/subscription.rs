@@ -75,17 +75,18 @@ impl Subscriptions {
     }
 
     /// The keys of the database in the form that `form` says, sorted bytewise, without
-    /// the version and what is [`odd`](Self::odd). Folders of a user whose name begins
-    /// as this one's have keys of their own, as 3.12 writes them and all show them.
+    /// the version and what is [`odd`](Self::odd); those of version 3 (3.12), which older
+    /// releases show, too, while they would hide some of their own.
     pub fn to_keys(&self, inbox: &MailboxName) -> Vec<Vec<u8>> {
         let inbox = inbox.to_db_key();
         let key = |name: &MailboxName| match self.form {
             SubscriptionForm::Names => name.as_bytes().to_vec(),
             SubscriptionForm::Keys => {
                 let name = name.to_db_key();
-                match name.strip_prefix(inbox.as_slice()) {
-                    Some(rest @ (b"" | [0x1f, ..])) => [b"N", INBOX, rest].concat(),
-                    _ => [b"N", name.as_slice()].concat(),
+                let own = name.strip_prefix(inbox.as_slice());
+                match own.filter(|rest| matches!(rest.first(), None | Some(b'\x1f'))) {
+                    Some(rest) => [b"N", INBOX, rest].concat(),
+                    None => [b"N", name.as_slice()].concat(),
                 }
             }
         };
@@ -162,14 +163,14 @@ mod tests {
     #[test]
     fn keys_from_3_6() {
         let file = b"\x1fVER\x1f\t2\nNINBOX\t\nNINBOX\x1fa.b\t\nNINBOXe\t\nNuser\x1fj.d\x1fa b\t\n";
-        let shown =
-            b"\x1fVER\x1f\t2\nNINBOX\t\nNINBOX\x1fa.b\t\nNuser\x1fj.d\x1fa b\t\nNuser\x1fjane\t\n";
         let read = parse(file);
         assert_eq!(read.form, SubscriptionForm::Keys);
         assert_eq!(
             names(&read),
             [&b"user.jan"[..], b"user.jan.a^b", b"user.jane", b"user.j^d.a b"]
         );
+        let shown =
+            b"\x1fVER\x1f\t2\nNINBOX\t\nNINBOX\x1fa.b\t\nNuser\x1fj.d\x1fa b\t\nNuser\x1fjane\t\n";
         assert_eq!(read.to_flat(&inbox()), shown);
     }
 
