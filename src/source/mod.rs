@@ -65,6 +65,8 @@ struct Session {
     listing: Listing,
     old: Option<OldDisk>,
     user_files: UserFiles,
+    /// BLAKE3 of the sieve scripts that are files, as they were sent, by path.
+    scripts: BTreeMap<PathBuf, blake3::Hash>,
     known: BTreeMap<u32, Known>,
     /// What the last scan found, as a digest.
     snapshot: String,
@@ -255,6 +257,7 @@ impl Session {
             _hold: hold,
             ordinals: Ordinals::new(),
             user_files: UserFiles::default(),
+            scripts: BTreeMap::new(),
             known: BTreeMap::new(),
             snapshot: String::new(),
             baseline: Baseline::default(),
@@ -393,9 +396,13 @@ impl Session {
             )
         };
         self.user_files = self.listing.user_files(host).map_err(unreadable)?;
+        self.scripts.clear();
         for (number, (kind, name, path)) in self.user_files.files.iter().enumerate() {
             let bytes =
                 std::fs::read(path).map_err(|e| unreadable(format!("{}: {e}", path.display())))?;
+            if *kind == FileKind::SieveScript {
+                self.scripts.insert(path.clone(), blake3::hash(&bytes));
+            }
             done.user_files.push(v1::UserFile {
                 number: number as u32,
                 kind: (*kind).into(),
@@ -630,6 +637,7 @@ impl Session {
             return Ok(v1::Retired::default());
         }
         let state = self.entry.state.clone();
+        let mut notes = Vec::new();
         if state != state::RETIRED {
             let retirement = if state == state::RETIRING {
                 Retirement::load(host, &self.id)
@@ -649,11 +657,22 @@ impl Session {
             self.record(state::RETIRING)?;
             fault::point(Point::RetireBegun);
             retirement.execute(host).map_err(|e| failed(e.to_string()))?;
+            // No lock keeps scripts that are files from being edited.
+            for (path, sent) in &self.scripts {
+                let kept = retirement.kept(path).and_then(|kept| std::fs::read(kept).ok());
+                if kept.is_some_and(|kept| blake3::hash(&kept) != *sent) {
+                    notes.push(format!(
+                        "{} was edited in the moment of the freeze: the source's retired copy has \
+                         what the target has not",
+                        path.display()
+                    ));
+                }
+            }
             self.record(state::RETIRED)?;
             fault::point(Point::Retired);
         }
         let sessions_told = sessions::tell(host, &self.top);
-        Ok(v1::Retired { notes: Vec::new(), sessions_told })
+        Ok(v1::Retired { notes, sessions_told })
     }
 
     /// Whether the user is frozen; an error when he was and is no more.

@@ -138,6 +138,24 @@ fn a_shared_tree_leaves_a_server_of_3_2_and_comes_back() {
 
 #[test]
 #[ignore = "part of the full matrix"]
+fn a_script_that_is_edited_in_the_moment_of_the_freeze_is_told_of() {
+    let servers = servers();
+    servers.accounts(&["edits"]);
+    Seed::new(&servers.source, "edits").small().unwrap();
+    servers.arm_on(&servers.source, "Settled wait");
+    std::thread::scope(|scope| {
+        let push = scope.spawn(|| servers.push("user.edits", &["-v"]));
+        while !servers.struck() && !push.is_finished() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        servers.source.sieve("edits").unwrap().put("main", "discard;\r\n").unwrap();
+        servers.disarm();
+        push.join().unwrap().expect(0).says(&["main.script was edited in the moment"]);
+    });
+}
+
+#[test]
+#[ignore = "part of the full matrix"]
 fn a_watcher_sees_the_whole_user_of_3_2_and_then_nothing_of_him() {
     let servers = servers();
     servers.accounts(&["seen"]);
