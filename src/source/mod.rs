@@ -30,7 +30,7 @@ use locks::Locks;
 use mailbox::Known;
 use old::{Locking, OldDisk};
 use retire::{RetireError, Retirement};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -278,7 +278,10 @@ impl Session {
         for mailbox in &self.listing.mailboxes {
             let known = self.known.entry(mailbox.ordinal).or_default();
             if mailbox.entry.partition.is_some() {
-                problems.extend(mailbox::look(host, mailbox, known));
+                let found = mailbox::look(host, mailbox, known);
+                if found.is_empty() || !mailbox.has_gone(host) {
+                    problems.extend(found);
+                }
             }
             minors.insert(mailbox.ordinal, index_minor(host, mailbox));
         }
@@ -382,6 +385,10 @@ impl Session {
                 done.unchanged.push(mailbox.ordinal);
                 continue;
             };
+            if !found.problems.is_empty() && !frozen && mailbox.has_gone(host) {
+                known.forget();
+                continue;
+            }
             done.problems.extend(found.problems);
             for part in found.parts {
                 tell(v1::part::Part::MailboxScan(part))?;
@@ -528,8 +535,12 @@ impl Session {
         });
         let jobs = of_mailboxes.chain(of_user);
         let sender = link.sender();
-        let sent = send::send(host, &self.listing.mailboxes, jobs, items.rate_limit, &sender)
+        let mut sent = send::send(host, &self.listing.mailboxes, jobs, items.rate_limit, &sender)
             .map_err(|e| v1::Failure::from(crate::agent::LinkError::from(e)))?;
+        let ordinals: BTreeSet<u32> = sent.problems.iter().map(|p| p.mailbox_ordinal).collect();
+        let gone = self.listing.mailboxes.iter().filter(|m| ordinals.contains(&m.ordinal));
+        let gone: BTreeSet<u32> = gone.filter(|m| m.has_gone(host)).map(|m| m.ordinal).collect();
+        sent.problems.retain(|problem| !gone.contains(&problem.mailbox_ordinal));
         // What turned out to be bad is not offered again.
         for problem in &sent.problems {
             if let Some(known) = self.known.get_mut(&problem.mailbox_ordinal)

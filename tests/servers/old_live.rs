@@ -6,8 +6,8 @@ use lab::host::Host;
 use lab::lmtp::Outcome;
 use lab::seed::{self, Seed, Size};
 use lab::workload::{
-    Crew, History, Observation, Route, appender, check, deliverer, expunger, none_then_whole,
-    reader, watcher,
+    Crew, History, Observation, Route, appender, check, deliverer, expunger, folder_creator,
+    folder_deleter, folder_renamer, none_then_whole, reader, subscriber, watcher,
 };
 use std::time::Duration;
 
@@ -91,11 +91,20 @@ fn mail_flows_while_a_user_leaves_a_server_of_3_2() {
     servers.accounts(&["flow"]);
     Seed::new(&servers.source, "flow").bulk(1000, Size::Median(8192), 10).unwrap();
     let (route, command) = Route::commanded("flow", &servers.source).unwrap();
-    let crew = Crew::start(&route, Duration::from_millis(5)).unwrap();
+    let pause = Duration::from_millis(5);
+    let crew = Crew::start(&route, pause).unwrap();
+    // Folders come, go and change their names: they are listed again under the lock.
+    let others = [
+        folder_creator(&route, pause * 15),
+        folder_renamer(&route, pause * 15).unwrap(),
+        folder_deleter(&route, 8, pause * 30).unwrap(),
+        subscriber(&route, pause * 2).unwrap(),
+    ];
     std::thread::sleep(Duration::from_secs(1));
     let pushed = servers.push("user.flow", &["--route-command", &command, "--json"]);
     std::thread::sleep(Duration::from_secs(2));
-    let history = crew.stop().unwrap();
+    let mut history = crew.stop().unwrap();
+    others.into_iter().for_each(|worker| history.merge(worker.stop().unwrap()));
     let report = pushed.expect(0).report().unwrap();
     assert_eq!(report["outcome"], "done");
     let end = fingerprint(&servers.target, "flow", &[]);
@@ -103,11 +112,8 @@ fn mail_flows_while_a_user_leaves_a_server_of_3_2() {
     let accepted = history.messages.values().filter(|fate| fate.accepted > 0).count();
     assert!(accepted > 100, "only {accepted} messages were accepted");
     assert!(history.bounces.is_empty(), "{:?}", history.bounces);
-    assert!(
-        history.longest() < Duration::from_secs(2),
-        "somebody was blocked for {:?}",
-        history.longest()
-    );
+    // The freeze has a limit.
+    assert!(history.longest() < Duration::from_secs(10), "blocked for {:?}", history.longest());
     // Nothing new lies in the copy that was put away.
     assert_gone(&servers.source, "flow");
 }
