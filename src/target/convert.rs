@@ -136,7 +136,7 @@ fn without_foreign_cache(
 /// no such record, and nobody can tell.
 fn has_global(file: &File, offset: u64) -> io::Result<bool> {
     // Nearly all that is looked for lies within the first length.
-    for length in [4 << 10, 16 << 20] {
+    for length in [4 << 10, 1 << 20] {
         let mut bytes = Vec::with_capacity(length.min(4 << 10));
         let mut at = file;
         at.seek(SeekFrom::Start(offset))?;
@@ -201,9 +201,9 @@ const FROM_15: &str = "DROP TABLE IF EXISTS jscal_cache;
 fn lower_dav(path: &Path, wanted: u32) -> Result<(), String> {
     let wrong = |e: rusqlite::Error| e.to_string();
     let mut database = Connection::open(path).map_err(wrong)?;
-    // Whoever dies here begins with a new copy.
+    // Whoever dies here begins with a new copy; and it comes from a peer.
     let pragmas = "PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF; \
-                   PRAGMA foreign_keys = OFF;";
+                   PRAGMA foreign_keys = OFF; PRAGMA trusted_schema = OFF;";
     database.execute_batch(pragmas).map_err(wrong)?;
     let version: u32 =
         database.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(wrong)?;
