@@ -10,6 +10,10 @@ set -euo pipefail
 HERE=$(dirname "$(readlink -f "$0")")/..
 TARGET=$(readlink -m "${CARGO_TARGET_DIR:-$HERE/target}")
 OUT=$TARGET/static/mbcopy
+PROFILE=release FLAGS=--release
+if [ "${1:-}" = --faults ]; then # as the tests want it: target/static/mbcopy-faults
+  shift; OUT+=-faults PROFILE=debug FLAGS="--features faults"
+fi
 TRIPLE=$(uname -m)-unknown-linux-musl
 OLDEST=bullseye # glibc 2.31
 
@@ -23,8 +27,8 @@ has_musl() { # the target's libraries, and a C compiler for what is bundled
 }
 
 build_musl() {
-  (cd "$HERE" && cargo build --release --bin mbcopy --target "$TRIPLE" --target-dir "$TARGET")
-  cp "$TARGET/$TRIPLE/release/mbcopy" "$OUT.new"
+  (cd "$HERE" && cargo build $FLAGS --bin mbcopy --target "$TRIPLE" --target-dir "$TARGET")
+  cp "$TARGET/$TRIPLE/$PROFILE/mbcopy" "$OUT.new"
 }
 
 build_oldest() { # in namespaces of its own: nothing that is mounted is left behind
@@ -33,12 +37,12 @@ build_oldest() { # in namespaces of its own: nothing that is mounted is left beh
   (cd "$HERE" && cargo fetch --locked)
   mkdir -p "$TARGET/static/"{upper,work,mnt,$OLDEST}
   unshare --mount --pid --fork --kill-child --mount-proc \
-    "$0" _inside "$lab/roots/$OLDEST" "$TARGET/static"
-  cp "$TARGET/static/$OLDEST/release/mbcopy" "$OUT.new"
+    "$0" _inside "$lab/roots/$OLDEST" "$TARGET/static" "$FLAGS"
+  cp "$TARGET/static/$OLDEST/$PROFILE/mbcopy" "$OUT.new"
 }
 
 inside() { # root directory: the root is not changed, what is installed goes over it
-  local root=$1 dir=$2 mnt=$2/mnt
+  local root=$1 dir=$2 mnt=$2/mnt flags=$3
   mount -t overlay overlay -o "lowerdir=$root,upperdir=$dir/upper,workdir=$dir/work" "$mnt"
   mkdir -p "$mnt"/{mbcopy,out,rust,cargo/registry}
   mount -t proc proc "$mnt/proc"
@@ -51,14 +55,14 @@ inside() { # root directory: the root is not changed, what is installed goes ove
     mount -o remount,bind,ro "$mnt/${pair#*:}"
   done
   cp -L /etc/resolv.conf "$mnt/etc/resolv.conf" || true
-  chroot "$mnt" /bin/sh -ec '
+  FLAGS=$flags chroot "$mnt" /bin/sh -ec '
     command -v gcc >/dev/null || {
       apt-get -q update
       DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends gcc libc6-dev
     }
     cd /mbcopy
     export PATH=/rust/bin:$PATH CARGO_HOME=/cargo CARGO_TARGET_DIR=/out
-    cargo build --release --bin mbcopy --locked --offline'
+    cargo build $FLAGS --bin mbcopy --locked --offline'
 }
 
 if [ "${1:-}" = _inside ]; then shift; inside "$@"; exit; fi

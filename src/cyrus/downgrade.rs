@@ -112,7 +112,7 @@ mod tests {
     #[test]
     fn a_record_is_the_same_after_both_ways() {
         for old in [
-            "%(A %(x lrs \"anyone\" lr) I 7a P default V 1795665821 C 1 F 2 M 3)",
+            "%(A %(x lrs anyone lr) I 7a P default V 1795665821 C 1 F 2 M 3)",
             "%(A %(x lrs) I 7a P default T c V 5 C 1 F 2 M 3)",
             "%(I 7a T i C 1 F 2 M 3)",
         ] {

@@ -222,9 +222,17 @@ impl Host {
         let lock = || CommitLock::take(&directory, COMMIT_WAIT).map_err(|e| failed(e.to_string()));
         let together = fault::sabotaged(Sabotage::CommitTogether);
         let _lock = if together { None } else { Some(lock()?) };
-        let create = !path.exists();
+        let mut options = Vec::new();
+        if !path.exists() {
+            options.push("-n");
+        }
+        // Up to 3.4 the file may have another order.
+        let sorted = !self.keeps_by_id() && self.config.improved_mboxlist_sort().unwrap_or(false);
+        if kind == DbKind::Mailboxes && sorted {
+            options.push("-M");
+        }
         self.tools
-            .change_database(&self.conf, &path, engine.name(), create, ops)
+            .change_database(&self.conf, &path, engine.name(), &options, ops)
             .map_err(|e| DatabaseError { path, reason: e.to_string() })
     }
 

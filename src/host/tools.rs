@@ -150,20 +150,17 @@ impl Tools {
     }
 
     /// Changes a database by one transaction of Cyrus's own database code
-    /// (`cyr_dbtool FILE ENGINE batch`). What it says when it does not like the
+    /// (`cyr_dbtool [OPTIONS] FILE ENGINE batch`). What it says when it does not like the
     /// input is the error; that it says nothing does not prove success.
     pub fn change_database(
         &self,
         conf: &Path,
         database: &Path,
         engine: &str,
-        create: bool,
+        options: &[&str],
         ops: &[DbOp<'_>],
     ) -> Result<(), ToolErrorOrText> {
-        let mut arguments: Vec<&OsStr> = Vec::new();
-        if create {
-            arguments.push(OsStr::new("-n"));
-        }
+        let mut arguments: Vec<&OsStr> = options.iter().map(OsStr::new).collect();
         arguments.extend([database.as_os_str(), OsStr::new(engine), OsStr::new("batch")]);
         let output =
             self.run(conf, "cyr_dbtool", &arguments, batch(ops), Duration::from_secs(120))?;

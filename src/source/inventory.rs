@@ -71,6 +71,16 @@ impl SourceMailbox {
         }
     }
 
+    /// Whether it was renamed or deleted since it was listed, where that takes its
+    /// directory away: what cannot be read of it then is nothing to mend.
+    pub fn has_gone(&self, host: &Host) -> bool {
+        let Some(conversion) = self.converted.as_ref().filter(|_| host.offline.is_none()) else {
+            return false;
+        };
+        let now = host.mailboxes().ok().and_then(|list| list.get(&self.entry.key).ok());
+        now.is_some_and(|record| record.as_ref() != Some(&conversion.record))
+    }
+
     /// Where its messages are; none for a mailbox that is a name only.
     pub fn directory(&self, host: &Host) -> Option<PathBuf> {
         let partition = self.entry.partition.as_ref()?;

@@ -30,7 +30,7 @@ use locks::Locks;
 use mailbox::Known;
 use old::{Locking, OldDisk};
 use retire::{RetireError, Retirement};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -65,6 +65,8 @@ struct Session {
     listing: Listing,
     old: Option<OldDisk>,
     user_files: UserFiles,
+    /// BLAKE3 of the sieve scripts that are files, as they were sent, by path.
+    scripts: BTreeMap<PathBuf, blake3::Hash>,
     known: BTreeMap<u32, Known>,
     /// What the last scan found, as a digest.
     snapshot: String,
@@ -118,7 +120,7 @@ impl Handler for Source {
                 Ok(Answer::Recorded(v1::Recorded {}))
             }
             Op::Finish(finish) => {
-                session.finish(finish.done)?;
+                session.finish(host, finish.done)?;
                 Ok(Answer::Finished(v1::Finished::default()))
             }
             _ => Err(agent::unknown_request()),
@@ -255,6 +257,7 @@ impl Session {
             _hold: hold,
             ordinals: Ordinals::new(),
             user_files: UserFiles::default(),
+            scripts: BTreeMap::new(),
             known: BTreeMap::new(),
             snapshot: String::new(),
             baseline: Baseline::default(),
@@ -275,7 +278,10 @@ impl Session {
         for mailbox in &self.listing.mailboxes {
             let known = self.known.entry(mailbox.ordinal).or_default();
             if mailbox.entry.partition.is_some() {
-                problems.extend(mailbox::look(host, mailbox, known));
+                let found = mailbox::look(host, mailbox, known);
+                if found.is_empty() || !mailbox.has_gone(host) {
+                    problems.extend(found);
+                }
             }
             minors.insert(mailbox.ordinal, index_minor(host, mailbox));
         }
@@ -379,6 +385,10 @@ impl Session {
                 done.unchanged.push(mailbox.ordinal);
                 continue;
             };
+            if !found.problems.is_empty() && !frozen && mailbox.has_gone(host) {
+                known.forget();
+                continue;
+            }
             done.problems.extend(found.problems);
             for part in found.parts {
                 tell(v1::part::Part::MailboxScan(part))?;
@@ -393,9 +403,13 @@ impl Session {
             )
         };
         self.user_files = self.listing.user_files(host).map_err(unreadable)?;
+        self.scripts.clear();
         for (number, (kind, name, path)) in self.user_files.files.iter().enumerate() {
             let bytes =
                 std::fs::read(path).map_err(|e| unreadable(format!("{}: {e}", path.display())))?;
+            if *kind == FileKind::SieveScript {
+                self.scripts.insert(path.clone(), blake3::hash(&bytes));
+            }
             done.user_files.push(v1::UserFile {
                 number: number as u32,
                 kind: (*kind).into(),
@@ -521,8 +535,12 @@ impl Session {
         });
         let jobs = of_mailboxes.chain(of_user);
         let sender = link.sender();
-        let sent = send::send(host, &self.listing.mailboxes, jobs, items.rate_limit, &sender)
+        let mut sent = send::send(host, &self.listing.mailboxes, jobs, items.rate_limit, &sender)
             .map_err(|e| v1::Failure::from(crate::agent::LinkError::from(e)))?;
+        let ordinals: BTreeSet<u32> = sent.problems.iter().map(|p| p.mailbox_ordinal).collect();
+        let gone = self.listing.mailboxes.iter().filter(|m| ordinals.contains(&m.ordinal));
+        let gone: BTreeSet<u32> = gone.filter(|m| m.has_gone(host)).map(|m| m.ordinal).collect();
+        sent.problems.retain(|problem| !gone.contains(&problem.mailbox_ordinal));
         // What turned out to be bad is not offered again.
         for problem in &sent.problems {
             if let Some(known) = self.known.get_mut(&problem.mailbox_ordinal)
@@ -630,6 +648,7 @@ impl Session {
             return Ok(v1::Retired::default());
         }
         let state = self.entry.state.clone();
+        let mut notes = Vec::new();
         if state != state::RETIRED {
             let retirement = if state == state::RETIRING {
                 Retirement::load(host, &self.id)
@@ -649,11 +668,22 @@ impl Session {
             self.record(state::RETIRING)?;
             fault::point(Point::RetireBegun);
             retirement.execute(host).map_err(|e| failed(e.to_string()))?;
+            // No lock keeps scripts that are files from being edited.
+            for (path, sent) in &self.scripts {
+                let kept = retirement.kept(path).and_then(|kept| std::fs::read(kept).ok());
+                if kept.is_some_and(|kept| blake3::hash(&kept) != *sent) {
+                    notes.push(format!(
+                        "{} was edited in the moment of the freeze: the source's retired copy has \
+                         what the target has not",
+                        path.display()
+                    ));
+                }
+            }
             self.record(state::RETIRED)?;
             fault::point(Point::Retired);
         }
         let sessions_told = sessions::tell(host, &self.top);
-        Ok(v1::Retired { notes: Vec::new(), sessions_told })
+        Ok(v1::Retired { notes, sessions_told })
     }
 
     /// Whether the user is frozen; an error when he was and is no more.
@@ -699,9 +729,13 @@ impl Session {
     }
 
     /// Ends the move; one that may have been published cannot be given up here.
-    fn finish(&mut self, done: bool) -> Result<(), v1::Failure> {
+    fn finish(&mut self, host: &Host, done: bool) -> Result<(), v1::Failure> {
         if !done && !harmless(&self.entry.state) {
             return Err(agent::protocol(format!("giving up a move that is {}", self.entry.state)));
+        }
+        // What a killed process has left of an older server's mailboxes.
+        if let Ok(state) = host.state_directory() {
+            let _ = std::fs::remove_dir_all(converted(&state, &self.id));
         }
         self.record(if done { state::DONE } else { state::ABORTED })
     }
@@ -761,14 +795,18 @@ fn settle_retirement(host: &Host, entry: &mut Entry) -> Result<(), v1::Failure> 
     Ok(())
 }
 
+/// Where what an older server has is kept in the form of 3.6, as long as it is needed.
+fn converted(state: &Path, id: &MoveId) -> PathBuf {
+    state.join("mbcopy/moves").join(id.as_str()).join("converted")
+}
+
 /// What converts what an older server has, if this one is older than 3.6.
 ///
 /// Errors: it is in use and too old for that.
 fn old_server(host: &Host, id: &MoveId) -> Result<Option<OldDisk>, v1::Failure> {
-    let place = |state: PathBuf| state.join("mbcopy/moves").join(id.as_str()).join("converted");
     let failed = |e: std::io::Error| refused(e.to_string());
     if let Some(state) = &host.offline {
-        return OldDisk::new(place(state.clone()), Locking::Offline).map(Some).map_err(failed);
+        return OldDisk::new(converted(state, id), Locking::Offline).map(Some).map_err(failed);
     }
     match host.release() {
         Some(release) if release < OLDEST_LIVE => Err(v1::Failure::new(
@@ -782,7 +820,7 @@ fn old_server(host: &Host, id: &MoveId) -> Result<Option<OldDisk>, v1::Failure> 
         )),
         Some(release) if !Release::of(release).by_id => {
             let state = host.config.configdirectory().map_err(|e| refused(e.to_string()))?;
-            OldDisk::new(place(state), Locking::Needed).map(Some).map_err(failed)
+            OldDisk::new(converted(&state, id), Locking::Needed).map(Some).map_err(failed)
         }
         _ => Ok(None),
     }

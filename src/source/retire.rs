@@ -428,8 +428,11 @@ fn bring_back(live: &Path, kept: &Path) -> Result<(), RetireError> {
     if kept.symlink_metadata().is_err() {
         return Ok(());
     }
-    if !live.is_dir() {
+    if live.symlink_metadata().is_err() {
         return std::fs::rename(kept, live).map_err(io("rename", kept));
+    }
+    if !(live.is_dir() && kept.is_dir()) {
+        return Err(io("bring back", kept)(io::ErrorKind::AlreadyExists.into()));
     }
     for entry in std::fs::read_dir(kept).map_err(io("read", kept))? {
         let name = entry.map_err(io("read", kept))?.file_name();
@@ -453,4 +456,45 @@ fn sync_parents<'a>(renames: impl Iterator<Item = &'a Renaming>) -> Result<(), R
 
 fn io<'a>(verb: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> RetireError + 'a {
     move |source| RetireError::Io { verb, path: path.into(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn write(path: &Path) {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, "x").unwrap();
+    }
+
+    #[test]
+    fn what_is_brought_back_leaves_what_was_made_since() {
+        let dir = tempfile::tempdir().unwrap();
+        let (live, kept) = (dir.path().join("user/x"), dir.path().join("kept/x"));
+        for file in ["cyrus.index", "Sent/cyrus.index"] {
+            write(&live.join(file));
+        }
+        rename(&live, &kept).unwrap();
+        assert!(!live.exists() && kept.join("Sent/cyrus.index").exists());
+        // Again is no error, and nor is what was never away.
+        rename(&live, &kept).unwrap();
+        bring_back(&kept, &dir.path().join("nothing")).unwrap();
+        write(&live.join("Sent/new/cyrus.index"));
+        bring_back(&live, &kept).unwrap();
+        assert!(!kept.exists());
+        for file in ["cyrus.index", "Sent/cyrus.index", "Sent/new/cyrus.index"] {
+            assert!(live.join(file).exists(), "{file}");
+        }
+    }
+
+    #[test]
+    fn what_is_brought_back_overwrites_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (live, kept) = (dir.path().join("user/x"), dir.path().join("kept/x"));
+        write(&kept.join("cyrus.index"));
+        write(&live.join("cyrus.index"));
+        assert!(bring_back(&live, &kept).is_err());
+        assert!(kept.join("cyrus.index").exists() && live.join("cyrus.index").exists());
+    }
 }

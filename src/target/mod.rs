@@ -633,7 +633,11 @@ impl Session {
             for mailbox in self.inventory.mailboxes.values().filter(|m| !m.name_only) {
                 let directory = mailbox.meta_directory(&self.stage, v1::FileKind::Index);
                 let bytes = directory.map_err(|e| e.to_string())?.read("cyrus.index");
-                let bytes = bytes.map_err(|e| format!("cyrus.index: {e}"))?;
+                let bytes = match bytes {
+                    // It has not come yet.
+                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+                    bytes => bytes.map_err(|e| format!("cyrus.index: {e}"))?,
+                };
                 let index = IndexView::parse(&bytes).map_err(|e| format!("cyrus.index: {e}"))?;
                 if index.header().minor < newest {
                     return Ok(Some(mailbox.name.display()));

@@ -509,7 +509,9 @@ impl StagedMailbox {
     /// Whether all that is staged is of one moment: the metadata files are as
     /// they were offered, and no message that was offered was gone.
     pub fn is_consistent(&self) -> bool {
-        self.files_complete() && self.have.len() == self.listed
+        // One that was renamed on the source before it could be read has nothing yet.
+        let offered = self.name_only || !self.offered.files.is_empty();
+        offered && self.files_complete() && self.have.len() == self.listed
     }
 
     /// Whether every metadata file is staged as it was offered.

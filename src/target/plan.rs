@@ -264,6 +264,13 @@ pub fn release(host: &Host, mailboxes: &[v1::Mailbox]) -> Vec<v1::Problem> {
             "move to a server with Cyrus 3.2 or later",
         )];
     }
+    if !release.by_id && host.config.improved_mboxlist_sort().unwrap_or(false) {
+        return vec![refuse(
+            "improved-mboxlist-sort",
+            "this server has improved_mboxlist_sort, and other databases of users for it".into(),
+            "move to another server; from this one users can be moved",
+        )];
+    }
     let unknown = |mailbox: &&v1::Mailbox| {
         let record = Dlist::parse(&mailbox.name_record).ok();
         let letters = record.as_ref().and_then(|r| r.get(b"T")).and_then(Dlist::as_bytes);

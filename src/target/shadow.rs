@@ -73,7 +73,7 @@ impl Shadow {
         let ops: Vec<_> = made_of.iter().map(|(k, v)| DbOp::Set(k, v)).collect();
         let engine = stage.config.db_engine(DbKind::Mailboxes);
         host.tools
-            .change_database(&stage.imapd_conf, &path, engine.name(), true, &ops)
+            .change_database(&stage.imapd_conf, &path, engine.name(), &["-n"], &ops)
             .map_err(|e| error(e.to_string()))?;
         // Makes what the other programs expect, and brings the records into
         // the form of this version.
@@ -90,7 +90,7 @@ impl Shadow {
             let ops: Vec<_> = annotations.iter().map(|(k, v)| DbOp::Set(k, v)).collect();
             let engine = stage.config.db_engine(DbKind::Annotations);
             host.tools
-                .change_database(&stage.imapd_conf, &path, engine.name(), true, &ops)
+                .change_database(&stage.imapd_conf, &path, engine.name(), &["-n"], &ops)
                 .map_err(|e| error(e.to_string()))?;
         }
         for (key, _) in &made_of {

@@ -189,21 +189,17 @@ pub fn program() -> &'static Path {
 }
 
 /// The program under test for hosts whose C library is older than this machine's:
-/// `$MBCOPY_PORTABLE`, or built now against musl.
+/// `$MBCOPY_PORTABLE`, or built now by `tools/static.sh`.
 pub fn portable_program() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| {
         if let Some(path) = std::env::var_os("MBCOPY_PORTABLE") {
             return path.into();
         }
-        let triple = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
-        let built = Command::new(env!("CARGO"))
-            .args(["build", "--features", "faults", "--bin", "mbcopy", "--target", &triple])
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .status();
-        let built = built.is_ok_and(|status| status.success());
-        assert!(built, "no program for old hosts: `make tools` installs what it needs");
         let target = program().ancestors().nth(2).expect("a target directory");
-        target.join(triple).join("debug/mbcopy")
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/static.sh");
+        let built = Command::new(&script).arg("--faults").env("CARGO_TARGET_DIR", target).status();
+        assert!(built.is_ok_and(|s| s.success()), "{} --faults fails", script.display());
+        target.join("static/mbcopy-faults")
     })
 }
