@@ -33,6 +33,14 @@ pub(super) struct BulkArgs {
     start: StartArgs,
 }
 
+#[cfg(test)]
+impl BulkArgs {
+    /// What a test compares.
+    pub(super) fn told_to_each(&self) -> Vec<OsString> {
+        self.start.how.of_each()
+    }
+}
+
 /// Arguments that begin a run, or go on with it.
 #[derive(Debug, Args)]
 struct StartArgs {

@@ -98,3 +98,50 @@ pub fn main() -> ExitCode {
         Command::Agent(args) => agent::run(&cli.common, args),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(words: &[&str]) -> Cli {
+        Cli::try_parse_from(["mbcopy"].iter().chain(words)).unwrap()
+    }
+
+    #[test]
+    fn each_move_of_a_run_is_told_every_option_of_the_run() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+        let options = [
+            "--bad-messages=skip",
+            "--partition-map=a=b",
+            "--partition-map=c=d",
+            "--purge-after=2d",
+            "--max-freeze=1500ms",
+            "--max-rounds=7",
+            "--route-command=postmap \"$X\"",
+            "--route-timeout=3s",
+            "--bwlimit=800",
+            "--remote-program=/opt/mbcopy",
+            "--remote-config=/opt/imapd.conf",
+        ];
+        let run = [&["bulk", "user.*", "--to", "bw2", "-j", "8"], &options[..]].concat();
+        let Command::Bulk(run) = parsed(&run).command else { panic!("no run") };
+        let told = run.told_to_each();
+        let told: Vec<&str> = told.iter().map(|word| word.to_str().unwrap()).collect();
+        let push = [&["push"], &told[..], &["--", "user.x", "bw2"]].concat();
+        let Command::Push(push) = parsed(&push).command else { panic!("no push") };
+        let typed = [&["push"], &options[..], &["user.x", "bw2"]].concat();
+        let Command::Push(typed) = parsed(&typed).command else { panic!("no push") };
+        let [told, mut typed] = [push, typed].map(|push| push.options_as_json());
+        typed["bwlimit"] = 100.into();
+        assert_eq!(told, typed);
+        // All of them are there.
+        let defaults = parsed(&["push", "user.x", "bw2"]).command;
+        let Command::Push(defaults) = defaults else { panic!("no push") };
+        let defaults = defaults.options_as_json();
+        let same = ["copy_only", "postpone_file"];
+        for (name, value) in told.as_object().unwrap() {
+            assert_eq!(defaults[name] == *value, same.contains(&name.as_str()), "{name}");
+        }
+    }
+}

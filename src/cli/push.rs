@@ -39,6 +39,14 @@ pub(super) struct PushArgs {
     output: Output,
 }
 
+#[cfg(test)]
+impl PushArgs {
+    /// What a test compares.
+    pub(super) fn options_as_json(&self) -> serde_json::Value {
+        serde_json::to_value(&self.options).unwrap()
+    }
+}
+
 /// How a move is done.
 #[derive(Debug, Clone, Args, Serialize, Deserialize)]
 pub(super) struct MoveOptions {
@@ -95,6 +103,9 @@ impl MoveOptions {
         };
         if self.bad_messages == BadMessages::Skip {
             put("bad-messages", "skip".into());
+        }
+        for (old, new) in &self.partition_map {
+            put("partition-map", format!("{old}={new}").into());
         }
         if let Some(file) = &self.postpone_file {
             put("postpone-file", file.into());

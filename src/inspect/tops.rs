@@ -5,7 +5,7 @@ use crate::agent::Sender;
 use crate::cyrus::config::MetaFile;
 use crate::cyrus::index::IndexView;
 use crate::cyrus::mboxlist::mbtype::Flag;
-use crate::cyrus::mboxlist::{MailboxEntry, MailboxList};
+use crate::cyrus::mboxlist::{KeyStyle, MailboxEntry, MailboxList};
 use crate::cyrus::name::MailboxName;
 use crate::cyrus::path::{DirStyle, Layout};
 use crate::host::Host;
@@ -27,6 +27,8 @@ pub fn tell(host: &Host, sizes: bool, to: &Sender) -> Result<v1::TopsListed, v1:
     let namespace = host.namespace().map_err(|e| failed(&e))?;
     let database = host.mailboxes().map_err(|e| failed(&e))?;
     let list = MailboxList::from_database(&database).map_err(|e| failed(&e))?;
+    // From 3.6 on directories are named by ids.
+    let by_id = list.style() == KeyStyle::Typed;
     let mut tops: BTreeMap<MailboxName, v1::Top> = BTreeMap::new();
     let deleted = format!("{}.", host.config.deletedprefix());
     let each = list.each(|entry| {
@@ -42,7 +44,7 @@ pub fn tell(host: &Host, sizes: bool, to: &Sender) -> Result<v1::TopsListed, v1:
         if is_top {
             describe(host, &entry, told);
         }
-        if sizes && let Some((messages, bytes)) = size(host, &entry) {
+        if sizes && let Some((messages, bytes)) = size(host, &entry, by_id) {
             told.messages += messages;
             told.bytes += bytes;
         }
@@ -70,10 +72,10 @@ fn describe(host: &Host, entry: &MailboxEntry, told: &mut v1::Top) {
 
 /// Messages and bytes, by the header of the index; none where it cannot be read:
 /// the move itself will say why.
-fn size(host: &Host, entry: &MailboxEntry) -> Option<(u64, u64)> {
+fn size(host: &Host, entry: &MailboxEntry, by_id: bool) -> Option<(u64, u64)> {
     let partition = entry.partition.as_ref()?;
     let style = match &entry.uniqueid {
-        Some(id) if !entry.mbtype.has(Flag::LegacyDirs) => DirStyle::Id(id),
+        Some(id) if by_id && !entry.mbtype.has(Flag::LegacyDirs) => DirStyle::Id(id),
         _ => DirStyle::Name,
     };
     let layout = Layout::new(&host.config);

@@ -250,6 +250,13 @@ fn whoever_cannot_be_moved_is_told_why_and_the_others_are_moved() {
     shell(source, &format!("chmod 000 {}/2.", inbox("some01")));
     target.admin().unwrap().command("CREATE user.some03").unwrap();
     shell(source, &format!("truncate -s 50 {}/cyrus.index", inbox("some05")));
+    // An XFER that failed, and has left a part of him on the target.
+    let file = format!("{}/1.", directory(source, "user.some11.bulk002"));
+    shell(source, &format!("chmod 000 {file}"));
+    let _ = source.admin().unwrap().attempt("XFER user.some11 bw2");
+    shell(source, &format!("chmod 600 {file}"));
+    // Over his quota, which is no reason.
+    source.admin().unwrap().command("SETQUOTA user.some02 (STORAGE 1)").unwrap();
     let mut lines: Vec<String> =
         run.users.iter().map(|user| format!("user.{user},bw2,,")).collect();
     lines[7] = "user.some07,bw2,nowhere,".into();
@@ -259,7 +266,7 @@ fn whoever_cannot_be_moved_is_told_why_and_the_others_are_moved() {
     // What preflight says, before anything changes.
     let plan = run.servers.mbcopy(&["bulk", "plan", "/tmp/users", "--json"]).expect(4);
     let sum = documents(&plan).pop().unwrap();
-    assert_eq!((&sum["users"], &sum["refused"]), (&13.into(), &5.into()), "{sum}");
+    assert_eq!((&sum["users"], &sum["refused"]), (&13.into(), &6.into()), "{sum}");
     assert_eq!(sum["not_on_the_source"], 1);
 
     let ended = run.bulk(&["/tmp/users", "--jobs=4", "--retry-after=1s", "--json"]).expect(1);
@@ -277,21 +284,26 @@ fn whoever_cannot_be_moved_is_told_why_and_the_others_are_moved() {
         ("some03", "exists on this server"),
         ("some05", "cyrus.index"),
         ("some07", "no partition \"nowhere\""),
+        ("some11", "earlier XFER"),
         ("nobody", "does not exist on this server"),
     ] {
         let said = &why[&format!("user.{user}")];
         assert!(said.contains(reason), "{user}: {said}");
     }
-    assert_eq!(why.len(), 5, "{why:?}");
+    assert_eq!(why.len(), 6, "{why:?}");
     let moved: Vec<&String> =
         run.users.iter().filter(|u| !why.contains_key(&format!("user.{u}"))).collect();
-    assert_eq!(moved.len(), 8);
-    moved.into_iter().for_each(|user| run.assert_moved(user));
+    assert_eq!(moved.len(), 7);
+    for user in moved.into_iter().filter(|user| *user != "some02") {
+        run.assert_moved(user);
+    }
+    assert!(serves(target, "some02") && !serves(source, "some02"));
 
     // Mended, they are tried again, and nobody else.
     shell(source, &format!("chmod 600 {}/2.", inbox("some01")));
-    run.bulk(&["skip", "user.nobody", "user.some03", "user.some05", "user.some07"]).expect(0);
-    run.bulk(&["retry-failed"]).expect(0).says(&["9 moved", "4 skipped"]);
+    let others = ["user.nobody", "user.some03", "user.some05", "user.some07", "user.some11"];
+    run.bulk(&[&["skip"], &others[..]].concat()).expect(0);
+    run.bulk(&["retry-failed"]).expect(0).says(&["8 moved", "5 skipped"]);
     run.assert_moved("some01");
     run.bulk(&["status"]).expect(0).says(&["moved", "13 of 13 users ended"]);
     let csv = run.bulk(&["report", "--format=csv", "-o", "-"]).expect(0);
@@ -352,6 +364,48 @@ fn a_run_is_copied_cut_over_paused_and_taken_back() {
     run.bulk(&["reverse", "user.step01"]).expect(2).says(&["he is reversed"]);
     run.bulk(&["reverse", "--all"]).expect(0).says(&["6 reversed; over"]);
     run.users[1..].iter().for_each(|user| run.assert_stayed(user));
+}
+
+#[test]
+fn paused_or_interrupted_it_stops_where_it_is_safe_and_goes_on() {
+    let run = Run::of("stop", 9);
+    let route = "--route-command=sleep 1";
+    let command = ["mbcopy", "bulk", "/tmp/users", "--to", "bw2", "--jobs=3", route];
+    let command = [&command[..], &["--store", STORE]].concat();
+    let coordinator = run.servers.source.spawn(&command).unwrap();
+    let until = |what: &str, is: &dyn Fn(&serde_json::Value) -> bool| -> serde_json::Value {
+        let began = Instant::now();
+        loop {
+            let said = run.bulk(&["status", "--json"]);
+            let status = serde_json::from_str(&said.stdout).unwrap_or_default();
+            if said.code == 0 && is(&status) {
+                return status;
+            }
+            assert!(began.elapsed() < Duration::from_secs(60), "{what}: {status}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    let works = |status: &serde_json::Value| {
+        status["current"].as_array().is_some_and(|all| all.iter().any(|one| one["phase"] != ""))
+    };
+    let rests = |status: &serde_json::Value| status["current"] == serde_json::json!([]);
+    until("it begins", &works);
+    run.bulk(&["pause"]).expect(0);
+    let paused = until("it stops", &rests);
+    assert!(paused["ended"].as_u64().unwrap() < 9, "{paused}");
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(until("it rests", &rests)["ended"], paused["ended"], "somebody was moved");
+    run.bulk(&["resume"]).expect(0).says(&["goes on"]);
+    until("it goes on", &works);
+    for pid in run.servers.source.pids("^mbcopy bulk /tmp/users").unwrap() {
+        let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    }
+    let interrupted = Pushed::from(coordinator.wait_with_output().unwrap());
+    interrupted.expect(7).says(&["stopping what is under way where it is safe", "; interrupted"]);
+    assert!(until("it stopped", &rests)["ended"].as_u64().unwrap() < 9);
+    run.start(&[route, "--jobs=3"]).expect(0).says(&["9 users: 9 moved; over"]);
+    run.users.iter().for_each(|user| run.assert_moved(user));
 }
 
 #[test]
