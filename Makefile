@@ -15,6 +15,7 @@
 
 CARGO ?= cargo
 LAB := tests/lab/lab.sh
+MUSL := $(shell uname -m)-unknown-linux-musl
 
 USERS ?= 200
 TARGET ?= bw2
@@ -86,16 +87,17 @@ audit:
 # for the transport's own test, a browser that looks at reports, and what the lab
 # builds its hosts with.
 tools:
-	@missing=; for tool in cc debootstrap ip nsenter /usr/sbin/sshd ssh-keygen rsync chromium; do \
+	@missing=; for tool in cc debootstrap ip nsenter /usr/sbin/sshd ssh-keygen rsync chromium musl-gcc; do \
 		command -v $$tool >/dev/null || missing=1; done; \
 	ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || missing=1; \
 	if [ -n "$$missing" ]; then \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
 			gcc libc6-dev debootstrap iproute2 util-linux openssh-server openssh-client rsync libfaketime chromium \
-			ca-certificates; fi
+			musl-tools ca-certificates; fi
+	@[ -d "$$(rustc --print target-libdir --target $(MUSL))" ] || rustup target add $(MUSL)
 
 lab: tools
-	for suite in bookworm trixie sid; do $(LAB) build $$suite || exit; done
+	for suite in bullseye bookworm trixie sid; do $(LAB) build $$suite || exit; done
 
 lab-down:
 	$(LAB) down --all

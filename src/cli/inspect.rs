@@ -19,6 +19,7 @@ use places::{MailboxPlaces, UserPlaces};
 use serde::Serialize;
 use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::io::ErrorKind::{InvalidFilename, NotFound};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -79,7 +80,8 @@ type Failed = Box<dyn std::error::Error>;
 fn read(path: &Path) -> Result<Option<Bytes>, Flaw> {
     match read_locked(path, WAIT) {
         Ok(bytes) => Ok(Some(bytes)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        // Of a mailbox with a very long name there can be no file of a quota root.
+        Err(e) if [NotFound, InvalidFilename].contains(&e.kind()) => Ok(None),
         Err(e) => Err(Flaw { offset: None, record: None, reason: e.to_string() }),
     }
 }

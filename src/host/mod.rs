@@ -2,6 +2,7 @@
 //! locks. What both agents need of the machine they run on.
 
 pub mod commit;
+pub mod durable;
 pub mod imap;
 pub mod imapd;
 pub mod indexlock;

@@ -13,6 +13,7 @@ use crate::host::Host;
 use crate::wire::v1::{self, FileKind, failure::Kind, problem::Severity};
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// A mailbox of the user.
@@ -367,7 +368,8 @@ fn names_in(directory: &Path) -> Result<Vec<(String, PathBuf)>, String> {
 fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, String> {
     match std::fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        // Of a mailbox with a very long name there can be no file of a quota root.
+        Err(e) if [ErrorKind::NotFound, ErrorKind::InvalidFilename].contains(&e.kind()) => Ok(None),
         Err(e) => Err(at(path, &e)),
     }
 }

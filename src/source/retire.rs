@@ -32,6 +32,7 @@ use crate::cyrus::name::{MailboxName, PartitionName};
 use crate::cyrus::path::Layout;
 use crate::fault::{self, Point};
 use crate::host::Host;
+use crate::host::durable;
 use crate::host::tools::DbOp;
 use crate::moves::MoveId;
 use crate::moves::sealed::{self, PathBytes};
@@ -342,46 +343,58 @@ fn renames(
 ) -> Result<Renames, String> {
     let layout = Layout::new(&host.config);
     let configdirectory = host.config.configdirectory().map_err(|e| e.to_string())?;
-    let hold = |renames: &mut Vec<Renaming>, path: PathBuf, root: &Path, place: &Path| {
-        let Ok(relative) = path.strip_prefix(root) else { return };
-        let held = |(from, _): &Renaming| path.starts_with(from.path());
-        if !renames.iter().any(held) && path.symlink_metadata().is_ok() {
-            let to = place.join("retired").join(relative);
-            renames.push((PathBytes::from(path.as_path()), PathBytes::from(to.as_path())));
-        }
-    };
     let ours = |root: &Path| root.join(".mbcopy").join(id.as_str());
-    let (mut mailboxes, mut others) = (Vec::new(), Vec::new());
+    let (mut mailboxes, mut others) = (Held::default(), Held::default());
     for mailbox in &listing.mailboxes {
         let Some(partition) = &mailbox.entry.partition else { continue };
         let name = &mailbox.entry.name;
         if let (Some(path), Some(root)) =
             (mailbox.directory(host), host.config.partition(partition))
         {
-            hold(&mut mailboxes, path, &root, &ours(&root));
+            mailboxes.hold(&path, &root, &ours(&root));
         }
         for file in MetaFile::ALL {
             let path = layout.meta_file(file, name, mailbox.style(), partition);
             let root = layout.meta_root(file, partition).map_err(|e| e.to_string())?;
             if let Some(parent) = path.map_err(|e| e.to_string())?.parent() {
-                hold(&mut mailboxes, parent.to_path_buf(), &root, &ours(&root));
+                mailboxes.hold(parent, &root, &ours(&root));
             }
         }
         if !mailbox.deleted && host.config.db_engine(DbKind::Quota) == Engine::QuotaLegacy {
             let path = layout.quota_file(name).map_err(|e| e.to_string())?;
-            hold(&mut others, path, &configdirectory, directory);
+            others.hold(&path, &configdirectory, directory);
         }
     }
     if let Some(inbox) = listing.inbox() {
         for path in user_places(host, inbox).map_err(|e| e.to_string())? {
-            hold(&mut others, path, &configdirectory, directory);
+            others.hold(&path, &configdirectory, directory);
         }
         if let Some(sieve) = sieve_dir(host, inbox) {
             let root = host.config.sievedir();
-            hold(&mut others, sieve, &root, &ours(&root));
+            others.hold(&sieve, &root, &ours(&root));
         }
     }
-    Ok(Renames { mailboxes, others })
+    Ok(Renames { mailboxes: mailboxes.renames, others: others.renames })
+}
+
+/// What is to be renamed; nothing within it is to be renamed itself.
+#[derive(Default)]
+struct Held {
+    renames: Vec<Renaming>,
+    places: BTreeSet<PathBuf>,
+}
+
+impl Held {
+    /// Adds what is at `path` below `root`, unless it goes along with something else.
+    fn hold(&mut self, path: &Path, root: &Path, place: &Path) {
+        let Ok(relative) = path.strip_prefix(root) else { return };
+        let held = path.ancestors().any(|above| self.places.contains(above));
+        if !held && path.symlink_metadata().is_ok() {
+            let to = place.join("retired").join(relative);
+            self.renames.push((PathBytes::from(path), PathBytes::from(to.as_path())));
+            self.places.insert(path.to_owned());
+        }
+    }
 }
 
 fn sieve_dir(host: &Host, inbox: &SourceMailbox) -> Option<PathBuf> {
@@ -431,13 +444,11 @@ fn sync_parents<'a>(renames: impl Iterator<Item = &'a Renaming>) -> Result<(), R
         .flat_map(|(from, to)| [from.path().parent(), to.path().parent()])
         .flatten()
         .collect();
-    for parent in parents.into_iter().filter(|p| p.is_dir()) {
-        let synced = fault::check(Point::DirectorySync)
-            .and_then(|()| File::open(parent))
-            .and_then(|directory| directory.sync_all());
-        synced.map_err(io("sync", parent))?;
-    }
-    Ok(())
+    durable::directories(&parents).map_err(|e| RetireError::Io {
+        verb: "sync",
+        path: e.path,
+        source: e.source,
+    })
 }
 
 fn io<'a>(verb: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> RetireError + 'a {

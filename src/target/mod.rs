@@ -8,6 +8,7 @@ mod convert;
 mod offer;
 mod plan;
 mod publish;
+mod quota;
 mod receive;
 mod settle;
 mod shadow;
@@ -677,6 +678,8 @@ impl Session {
             ));
         }
         let shadow = self.current_shadow(host)?;
+        let adopted = quota::adopt(host, &self.stage, &self.inventory, &self.top);
+        prepared.problems.extend(adopted.map_err(|e| internal(e, "the source serves the user"))?);
         let ends = (&self.top, self.entry.peer.as_str());
         let publication = settle::user_databases(host, &self.stage, &self.inventory)
             .and_then(|()| settle::publication(host, &self.stage, &self.inventory, &shadow, ends))

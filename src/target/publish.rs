@@ -23,6 +23,7 @@ use crate::cyrus::mboxlist::{MailboxEntry, MailboxList};
 use crate::cyrus::name::MailboxName;
 use crate::fault::{self, Point, Sabotage, sabotaged};
 use crate::host::Host;
+use crate::host::durable;
 use crate::host::tools::DbOp;
 use crate::moves::sealed::PathBytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -432,18 +433,15 @@ fn remove_file(path: &Path) -> Result<(), PublishError> {
 fn sync_parents<'a>(paths: impl Iterator<Item = &'a PathBytes>) -> Result<(), PublishError> {
     // The parents of new directories up to the root of the tree are few; a
     // directory that was synced before costs nothing more.
-    let mut directories = std::collections::BTreeSet::new();
+    let mut directories = BTreeSet::new();
     for path in paths {
         directories.extend(path.path().ancestors().skip(1).take(4));
     }
-    directories.into_iter().filter(|d| d.is_dir()).try_for_each(sync_directory)
-}
-
-fn sync_directory(path: &Path) -> Result<(), PublishError> {
-    let synced = fault::check(Point::DirectorySync)
-        .and_then(|()| File::open(path))
-        .and_then(|directory| directory.sync_all());
-    synced.map_err(|source| PublishError::Io { verb: "sync", path: path.into(), source })
+    durable::directories(&directories).map_err(|e| PublishError::Io {
+        verb: "sync",
+        path: e.path,
+        source: e.source,
+    })
 }
 
 #[cfg(test)]

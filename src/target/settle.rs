@@ -160,8 +160,8 @@ pub fn to_own_version(host: &Host, stage: &Stage, top: &Top) -> Result<String, S
 pub fn user_databases(host: &Host, stage: &Stage, inventory: &Inventory) -> Result<(), String> {
     for file in inventory.user_files.iter().filter(|file| !file.place.sieve) {
         let kind = match file.place.relative.file_name().and_then(|name| name.to_str()) {
-            Some("sub.db") => DbKind::Subscription,
-            Some("seen.db") => DbKind::Seen,
+            Some(name) if name == "sub.db" || name.ends_with(".sub") => DbKind::Subscription,
+            Some(name) if name == "seen.db" || name.ends_with(".seen") => DbKind::Seen,
             _ => continue,
         };
         let path = file.place.path(stage);
@@ -188,10 +188,11 @@ pub fn publication(
     (top, source): (&MailboxName, &str),
 ) -> Result<Publication, String> {
     let mut renames: Vec<(PathBytes, PathBytes)> = Vec::new();
+    let mut added = BTreeSet::new();
     let mut add = |from: &Path, to: &Path| {
-        let pair = (PathBytes::from(from), PathBytes::from(to));
-        if from != to && from.exists() && !renames.contains(&pair) {
-            renames.push(pair);
+        let new = added.insert((from.to_owned(), to.to_owned()));
+        if new && from != to && from.exists() {
+            renames.push((PathBytes::from(from), PathBytes::from(to)));
         }
     };
     let by_id = host.keeps_by_id();

@@ -254,8 +254,11 @@ pub fn mailbox_list(bytes: &[u8]) {
     let top = MailboxName::from_internal(b"user.x").unwrap();
     let parse = |raw: Bytes| MailboxEntry::parse(top.clone(), Bytes::new(), raw);
     if let Ok(entry) = parse(bytes.clone()) {
-        let same = RecordEdit::default().apply(&bytes).unwrap();
-        assert_eq!(MailboxEntry { raw: bytes.clone(), ..parse(same.into()).unwrap() }, entry);
+        // A record that Cyrus has no room for is not written.
+        if let Ok(same) = RecordEdit::default().apply(&bytes) {
+            let same = MailboxEntry { raw: bytes.clone(), ..parse(same.into()).unwrap() };
+            assert_eq!(same, entry);
+        }
         let server = ServerEdit::Set("new.example.org".into());
         let edit = RecordEdit { server, add: vec![Flag::Moving], ..RecordEdit::default() };
         if let Ok(moving) = edit.apply(&bytes) {

@@ -12,6 +12,7 @@ mod crash;
 mod engines;
 mod failures;
 mod forgotten;
+mod inspect;
 mod layouts;
 mod live;
 mod offline;

@@ -99,20 +99,32 @@ impl RecordEdit {
                 }
             }
         }
+        // Of a remote mailbox there may be the server alone, in the partition's place.
+        let is_remote = |bits: u32| Flag::Remote.bit().is_some_and(|bit| bits & bit != 0);
+        let (server, partition) = match record.server {
+            None if is_remote(record.bits) => (Some(record.partition), None),
+            server => (server, Some(record.partition)),
+        };
         let server = match &self.server {
-            ServerEdit::Keep => record.server.map(<[u8]>::to_vec),
+            ServerEdit::Keep => server.map(<[u8]>::to_vec),
             ServerEdit::Set(server) => Some(server.clone().into_bytes()),
             ServerEdit::Remove => None,
         };
-        let partition = match &self.partition {
-            Some(partition) => partition.as_str().as_bytes(),
-            None => record.partition,
-        };
+        let partition = self.partition.as_ref().map(|p| p.as_str().as_bytes()).or(partition);
         let mut new = record.extension.to_vec();
         new.extend_from_slice(bits.to_string().as_bytes());
         new.push(b' ');
-        let mut place = server.map_or_else(Vec::new, |s| [&s[..], b"!"].concat());
-        place.extend_from_slice(partition);
+        let place = match (server, partition) {
+            (Some(server), Some(partition)) => [&server[..], b"!", partition].concat(),
+            (Some(server), None) if is_remote(bits) => server,
+            (None, Some(partition)) if !is_remote(bits) => partition.to_vec(),
+            _ => {
+                return Err(RecordError::Text {
+                    offset: 0,
+                    reason: "a remote mailbox needs a server, any other one a partition",
+                });
+            }
+        };
         // Cyrus's buffer for `host!partition` (`imap/mboxlist.h:MAX_PARTITION_LEN`).
         if place.is_empty() || place.len() >= 64 || place.contains(&b' ') {
             return Err(RecordError::Text {
@@ -185,6 +197,22 @@ mod tests {
         let new = edit.apply(b"%(T cl I 7 P default V 1)").unwrap();
         assert_eq!(new, b"%(T c I 7 P two V 1)");
         assert_eq!(edit.apply(b"0 default a\tb\t").unwrap(), b"0 two a\tb\t");
+    }
+
+    // Found by fuzzing: the server's name became a partition's.
+    #[test]
+    fn a_remote_mailbox_may_have_a_server_alone() {
+        let edited = |edit: RecordEdit, record: &[u8]| {
+            edit.apply(record).map(|new| String::from_utf8(new).unwrap())
+        };
+        assert_eq!(edited(moving(), b"1 old.example a\tb\t").unwrap(), "9 bw2 a\tb\t");
+        assert_eq!(edited(moving(), b"1 old.example!p a\tb\t").unwrap(), "9 bw2!p a\tb\t");
+        let same = edited(RecordEdit::default(), b"1 old.example a\tb\t").unwrap();
+        assert_eq!(same, "1 old.example a\tb\t");
+        let here = RecordEdit { remove: vec![Flag::Remote], ..undo() };
+        assert!(edited(here.clone(), b"1 old.example a\tb\t").is_err());
+        assert_eq!(edited(here, b"1 old.example!p a\tb\t").unwrap(), "0 p a\tb\t");
+        assert!(edited(undo(), b"1 old.example!p a\tb\t").is_err());
     }
 
     proptest! {
