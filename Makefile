@@ -9,7 +9,7 @@
 #   make power    a hundred power cuts of each server in the middle of moves
 #   make chaos    five hundred moves with harm at random (RUNS=, SEED=)
 #   make fuzz     any bytes at every parser, ten minutes each (FUZZ_TIME=, FUZZ_TARGETS=)
-#   make bulk     many users by eight moves at once, and XFER of as many beside it (USERS=)
+#   make bulk     many users by eight moves at once, and XFER of as many beside it (USERS=, TARGET=)
 #   make bench    push beside rsync, XFER and sync_client; make microbench: formats and wire
 #   make lint     formatting, clippy, licences; make audit: advisories
 
@@ -18,6 +18,7 @@ LAB := tests/lab/lab.sh
 MUSL := $(shell uname -m)-unknown-linux-musl
 
 USERS ?= 200
+TARGET ?= bw2
 
 .PHONY: demo test matrix versions static chaos power fuzz bulk bench microbench lint audit tools lab lab-down
 
@@ -44,7 +45,7 @@ power: lab
 	$(CARGO) run -p mbcopy-lab --bin lab -- power --mbcopy target/debug/mbcopy --runs 100 --side both
 
 bulk: lab
-	USERS=$(USERS) $(CARGO) test --workspace --features mbcopy/faults --test servers many_users \
+	USERS=$(USERS) TARGET=$(TARGET) $(CARGO) test --workspace --features mbcopy/faults --test servers many_users \
 		-- --test-threads=1 --ignored --nocapture
 
 bench: lab
