@@ -205,7 +205,8 @@ fn whatever_is_killed_everybody_is_moved_once() {
     let mut coordinator = run.servers.source.spawn(&command).unwrap();
     loop {
         assert!(began.elapsed() < Duration::from_secs(900), "it does not end: {killed:?}");
-        std::thread::sleep(Duration::from_millis(100 + next(500)));
+        // Ever more seldom: who is the last is not killed again and again.
+        std::thread::sleep(Duration::from_millis((100 + next(500)) * (1 + turn as u64 / 40)));
         if let Some(status) = coordinator.try_wait().unwrap() {
             if status.success() {
                 break;
