@@ -8,7 +8,7 @@ use super::trouble::Trouble;
 use crate::moves::Server;
 use crate::wire::frame::Kind;
 use crate::wire::v1::{self, reply::Result as Answer, request::Op};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A round that took less than this part of the freeze limit is followed by the
 /// last one.
@@ -19,13 +19,18 @@ impl Push<'_> {
     /// frozen before and after.
     pub(super) async fn carry_over(&mut self) -> Result<(), Trouble> {
         self.thaw().await?;
+        let mut before = Duration::MAX;
         for _ in 0..self.options.max_rounds {
             self.stop_if_asked()?;
             let began = Instant::now();
             self.carry_round().await?;
-            if began.elapsed() < self.options.max_freeze / READY_PART {
+            let took = began.elapsed();
+            // Where about as much comes as is carried, only a freeze ends it, the sooner
+            // the shorter.
+            if took < self.options.max_freeze / READY_PART || took > before / 2 {
                 break;
             }
+            before = took;
         }
         self.freeze().await?;
         let (found, carried) = self.carry_round().await?;
