@@ -605,6 +605,14 @@ impl Config {
             }
             lines.insert(option.to_ascii_lowercase(), value);
         }
+        // It would take the next line with it; only the end of a file allows it.
+        if let Some((option, value)) = lines.iter().find(|(_, value)| value.ends_with('\\')) {
+            return Err(ConfigError::BadValue {
+                option: option.clone(),
+                value: (*value).to_owned(),
+                wanted: "one that does not end with a backslash",
+            });
+        }
         let mut text = String::from("# private configuration, made by mbcopy\n");
         for (option, value) in lines {
             text.push_str(&option);
@@ -796,6 +804,16 @@ mod tests {
         assert!(matches!(again, Err(ConfigError::IncludedTwice { .. })));
         let gone = Config::parse(b"@include: /gone\n", Defaults::V3, &mut load);
         assert!(matches!(gone, Err(ConfigError::Include { .. })));
+    }
+
+    #[test]
+    fn a_value_that_would_swallow_the_next_line_is_not_written() {
+        let over = [("configdirectory", "/sh/conf"), ("sievedir", "/sh/sieve")];
+        let over = over.map(|(option, value)| (option.to_owned(), value.to_owned())).into();
+        let text = b"configdirectory: /a\nadmins: cyrus\\\\";
+        let config = Config::parse(text, Defaults::V3, &mut |_| Err(String::new())).unwrap();
+        let error = config.shadow(&over).unwrap_err();
+        assert!(error.to_string().contains("'admins'"), "{error}");
     }
 
     #[test]
