@@ -334,10 +334,12 @@ impl<'a> Push<'a> {
 
     /// How long the freeze may last; where nobody is frozen, as long as it takes.
     fn limit(&self) -> Duration {
-        match () {
-            () if self.offline => OFFLINE_LIMIT,
-            () if self.led_away => self.options.max_freeze.max(LATE_LIMIT),
-            () => self.options.max_freeze,
+        if self.offline {
+            OFFLINE_LIMIT
+        } else if self.led_away {
+            self.options.max_freeze.max(LATE_LIMIT)
+        } else {
+            self.options.max_freeze
         }
     }
 

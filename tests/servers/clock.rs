@@ -3,12 +3,12 @@
 //! mbcopy's processes on both servers see a clock of the test's own (libfaketime); Cyrus
 //! and the kernel keep theirs.
 
+use crate::failures::Pushing;
 use crate::support::{Servers, assert_same, fingerprint, program};
 use lab::chaos::Side;
 use lab::host::Host;
 use lab::seed::Seed;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 /// Where Debian's libfaketime is on this machine.
 const LIBRARY: &str = "usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
@@ -67,19 +67,11 @@ fn a_clock_that_jumps_harms_no_move() {
         servers.accounts(&[&user]);
         Seed::new(&servers.source, &user).small().unwrap();
         let before = fingerprint(&servers.source, &user, &[]);
-        servers.arm_on(servers.on(Side::Source), fault);
         let mailbox = format!("user.{user}");
-        let words = ["mbcopy", "push", &mailbox, "bw2", "--route-command", "true"];
-        let mut push = servers.source.spawn(&words).unwrap();
-        let began = Instant::now();
-        while !servers.struck() {
-            assert!(began.elapsed() < Duration::from_secs(30), "{fault} was not reached");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let pushing = Pushing::until(&servers, Side::Source, fault, &mailbox);
         set(&servers.source, at_source);
         set(&servers.target, at_target);
-        servers.disarm();
-        assert!(push.wait().unwrap().success(), "{fault}");
+        pushing.go_on().expect(0);
         assert_same(&before, &fingerprint(&servers.target, &user, &[]), &[]);
         // And back again, over what is kept, with the clocks set right.
         set(&servers.source, "+0");

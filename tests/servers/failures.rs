@@ -73,14 +73,14 @@ fn every_write_and_every_read_may_fail() {
 const BEFORE_SENDING: &str = "SourceAsked wait 5";
 
 /// A push that runs, and waits where it is armed to.
-struct Pushing<'a> {
+pub struct Pushing<'a> {
     servers: &'a Servers,
     child: Child,
 }
 
 impl<'a> Pushing<'a> {
     /// Returns when it waits.
-    fn until(servers: &'a Servers, side: Side, fault: &str, mailbox: &str) -> Pushing<'a> {
+    pub fn until(servers: &'a Servers, side: Side, fault: &str, mailbox: &str) -> Pushing<'a> {
         Self::routed_by("true", servers, side, fault, mailbox)
     }
 
@@ -104,7 +104,7 @@ impl<'a> Pushing<'a> {
     }
 
     /// Goes on, to its end.
-    fn go_on(self) -> Pushed {
+    pub fn go_on(self) -> Pushed {
         self.servers.disarm();
         Pushed::from(self.child.wait_with_output().unwrap())
     }
