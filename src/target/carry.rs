@@ -7,6 +7,7 @@
 //! append is announced in it before it is done, and one whose end is not known is
 //! looked for in the live index, by its content, before it is done again.
 
+mod append;
 mod decide;
 mod folders;
 mod ledger;
