@@ -9,6 +9,10 @@ use std::os::unix::net::UnixStream;
 /// Most bytes of one response that are kept.
 const MAX_RESPONSE: usize = 1 << 20;
 
+/// Most commands that are sent before their answers are read: what both sides send
+/// fits into their buffers.
+const AT_ONCE: usize = 50;
+
 /// The connection broke, or what came is not IMAP.
 #[derive(Debug, thiserror::Error)]
 pub enum ImapError {
@@ -101,11 +105,32 @@ impl Imap {
 
     /// Sends a command as it is, in two pieces.
     pub fn raw(&mut self, command: &[u8], rest: &[u8]) -> Result<Answer, ImapError> {
+        let tag = self.send(command, rest)?;
+        self.answer(&tag)
+    }
+
+    /// Sends commands as they are, and only then waits for what comes of them.
+    pub fn all(&mut self, commands: &[Vec<u8>]) -> Result<Vec<Answer>, ImapError> {
+        let mut answers = Vec::new();
+        for some in commands.chunks(AT_ONCE) {
+            let tags: Result<Vec<_>, _> = some.iter().map(|c| self.send(c, b"")).collect();
+            for tag in tags? {
+                answers.push(self.answer(&tag)?);
+            }
+        }
+        Ok(answers)
+    }
+
+    fn send(&mut self, command: &[u8], rest: &[u8]) -> Result<String, ImapError> {
         self.commands += 1;
         let tag = format!("m{} ", self.commands);
         self.stream.get_mut().write_all(&[tag.as_bytes(), command].concat())?;
         self.stream.get_mut().write_all(rest)?;
         self.stream.get_mut().write_all(b"\r\n")?;
+        Ok(tag)
+    }
+
+    fn answer(&mut self, tag: &str) -> Result<Answer, ImapError> {
         let mut answer = Answer::default();
         loop {
             let line = self.response()?;
@@ -325,6 +350,9 @@ mod tests {
         assert_eq!(copied, BTreeMap::from([(15, 31), (17, 32)]));
         assert!(refused.appended(9).is_empty() && refused.copied(9).is_empty());
         assert!(matches!(imap.raw(b"NOOP", b""), Err(ImapError::Io(_))));
+        let mut imap = hears(b"m1 OK a\r\nm2 NO b\r\n");
+        let answers = imap.all(&[b"NOOP".to_vec(), b"NOOP".to_vec()]).unwrap();
+        assert_eq!(answers.iter().map(|a| a.ok).collect::<Vec<_>>(), [true, false]);
         let mut imap = hears(b"m1 NO System I/O error\r\n");
         assert!(matches!(imap.raw(b"NOOP", b""), Err(ImapError::Trouble(_))));
     }
