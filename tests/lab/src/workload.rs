@@ -229,7 +229,7 @@ impl History {
 /// A client at work in a thread of its own.
 pub struct Worker<T = History> {
     stop: Arc<AtomicBool>,
-    /// How often a watcher has looked.
+    /// How often a watcher has been answered.
     looks: Arc<AtomicU32>,
     thread: JoinHandle<Result<T>>,
 }
@@ -241,7 +241,7 @@ impl<T: Send + 'static> Worker<T> {
         Worker { stop, looks: Arc::default(), thread: std::thread::spawn(move || work(&told)) }
     }
 
-    /// How often it has looked, if it is a watcher.
+    /// How often it has been answered, if it is a watcher.
     pub fn looks(&self) -> u32 {
         self.looks.load(Ordering::Relaxed)
     }
@@ -754,7 +754,8 @@ fn observer(
         while !stop.load(Ordering::Relaxed) {
             let began = start.elapsed();
             let found = look();
-            counted.fetch_add(1, Ordering::Relaxed);
+            let answered = matches!(found, Observation::Mailboxes(_));
+            counted.fetch_add(u32::from(answered), Ordering::Relaxed);
             match steps.last_mut() {
                 Some(step) if step.found == found => {
                     step.last = began;

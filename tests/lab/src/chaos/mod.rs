@@ -43,8 +43,8 @@ const SLOW: Duration = Duration::from_secs(15);
 const LATE: Duration = Duration::from_secs(5);
 /// How long anything may still be blocked when all is over.
 const BLOCKED: Duration = Duration::from_secs(2);
-/// Looks of a watcher that prove something; some of them may meet a server that is down.
-const LOOKS: u32 = 20;
+/// Looks of a watcher that prove something.
+const LOOKS: u32 = 10;
 /// What a client pauses between two operations.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -470,7 +470,7 @@ impl Scene {
         run.findings.extend(source.parts(self.source.name()));
         run.findings.extend(target.parts(self.target.name()));
         run.findings.extend(source.nobody(&target));
-        if source.looks() < LOOKS / 2 || target.looks() < LOOKS / 2 {
+        if source.looks() < LOOKS || target.looks() < LOOKS {
             run.findings.push(Finding::new(Kind::Harness, "the watchers hardly looked"));
         }
         Ok(())
