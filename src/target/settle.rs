@@ -10,7 +10,7 @@ use super::{mailbox_places, plan};
 use crate::cyrus::annotation::{self, AnnotationKey, Scope};
 use crate::cyrus::config::{DbKind, MetaFile};
 use crate::cyrus::db::{Database, Engine, flat, twoskip};
-use crate::cyrus::index::IndexView;
+use crate::cyrus::index::{IndexView, Record};
 use crate::cyrus::name::MailboxName;
 use crate::cyrus::path::{DirStyle, Layout};
 use crate::host::Host;
@@ -109,6 +109,7 @@ pub fn drop_skipped(
     top: &Top,
     inventory: &Inventory,
 ) -> Option<v1::Problem> {
+    lacking(stage, inventory)?;
     let arguments: Vec<&str> = match &top.userid {
         Some(userid) => vec!["-q", "-u", userid],
         None => vec!["-q", "-r", &top.external],
@@ -121,24 +122,23 @@ pub fn drop_skipped(
     if let Err(error) = ran {
         return Some(problem(error.to_string()));
     }
-    for mailbox in inventory.mailboxes.values().filter(|m| !m.name_only) {
-        let lacks = mailbox.meta_directory(stage, FileKind::Index).ok().and_then(|directory| {
-            let bytes = directory.read("cyrus.index").ok()?;
-            let index = IndexView::parse(&bytes).ok()?;
-            index
-                .records()
-                .filter_map(Result::ok)
-                .find(|r| !r.is_expunged() && !r.is_unlinked() && !mailbox.has(r.uid))
-                .map(|r| r.uid)
-        });
-        if let Some(uid) = lacks {
-            return Some(problem(format!(
-                "{}: message {uid} is still listed although it was skipped",
-                mailbox.name.display()
-            )));
-        }
-    }
-    None
+    lacking(stage, inventory).map(|(mailbox, uid)| {
+        let name = mailbox.name.display();
+        problem(format!("{name}: message {uid} is still listed although it was skipped"))
+    })
+}
+
+/// A message that a staged index lists and that is not staged.
+fn lacking<'a>(stage: &Stage, inventory: &'a Inventory) -> Option<(&'a StagedMailbox, u32)> {
+    inventory.mailboxes.values().filter(|m| !m.name_only).find_map(|mailbox| {
+        let directory = mailbox.meta_directory(stage, FileKind::Index).ok()?;
+        let bytes = directory.read("cyrus.index").ok()?;
+        let index = IndexView::parse(&bytes).ok()?;
+        let listed = |r: &Record| !r.is_expunged() && !r.is_unlinked();
+        let mut records = index.records().filter_map(Result::ok);
+        let lacks = records.find(|r| listed(r) && !mailbox.has(r.uid))?;
+        Some((mailbox, lacks.uid))
+    })
 }
 
 /// Has this server's Cyrus bring all staged indexes to its own version; what it said.
