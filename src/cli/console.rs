@@ -92,9 +92,12 @@ impl Console {
             counted(u64::from(report.rounds), "round", "rounds"),
         ));
         if report.outcome != Outcome::Planned {
+            let frozen = match report.freeze_ms > 0.0 {
+                true => format!("frozen for {:.0} ms, of it ", report.freeze_ms),
+                false => String::new(),
+            };
             self.line(&format!(
-                "frozen for {:.0} ms, of it {:.0} ms to publish; {} records compared",
-                report.freeze_ms,
+                "{frozen}{:.0} ms to publish; {} records compared",
                 report.publish_ms,
                 HumanCount(report.records_compared)
             ));
@@ -201,7 +204,9 @@ impl Monitor for Console {
             }
             Event::Problem(problem) => {
                 let shown = match problem.severity {
-                    Severity::Note => self.style == Style::Verbose,
+                    // What nothing is to be done about is told to who wants to know.
+                    Severity::Note if problem.advice.is_empty() => self.style == Style::Verbose,
+                    Severity::Note => self.style != Style::Quiet,
                     _ => true,
                 };
                 if shown {

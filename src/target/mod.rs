@@ -707,6 +707,8 @@ impl Session {
         let shadow = self.current_shadow(host)?;
         let adopted = quota::adopt(host, &self.stage, &self.inventory, &self.top);
         prepared.problems.extend(adopted.map_err(|e| internal(e, "the source serves the user"))?);
+        let release = this_release(host)?;
+        prepared.problems.extend(settle::unknown_scripts(&self.stage, &self.inventory, release));
         let ends = (&self.top, self.entry.peer.as_str());
         let publication = settle::user_databases(host, &self.stage, &self.inventory)
             .and_then(|()| settle::publication(host, &self.stage, &self.inventory, &shadow, ends))

@@ -718,7 +718,7 @@ mod tests {
         let table = v1::Table { mailboxes, ..v1::Table::default() };
         let check = |_: &v1::Mailbox| Err(OfferError::Nonsense("what was looked at".into()));
         let error = Inventory::default().table(&stage, table, check).unwrap_err();
-        assert_eq!(error.to_string(), "the source offers more than 131072 mailboxes");
+        assert_eq!(error.to_string(), "the source offers more than 1000000 mailboxes");
     }
 
     #[test]

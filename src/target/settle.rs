@@ -13,6 +13,8 @@ use crate::cyrus::db::{Database, Engine, flat, twoskip};
 use crate::cyrus::index::{IndexView, Record};
 use crate::cyrus::name::MailboxName;
 use crate::cyrus::path::{DirStyle, Layout};
+use crate::cyrus::release::Release;
+use crate::cyrus::sieve;
 use crate::host::Host;
 use crate::inventory::records_digest;
 use crate::moves::sealed::PathBytes;
@@ -177,6 +179,29 @@ pub fn user_databases(host: &Host, stage: &Stage, inventory: &Inventory) -> Resu
         std::fs::write(&path, new).map_err(|e| failed(&e))?;
     }
     Ok(())
+}
+
+/// Scripts that this server's Cyrus will not show to the user any more.
+pub fn unknown_scripts(
+    stage: &Stage,
+    inventory: &Inventory,
+    release: &Release,
+) -> Vec<v1::Problem> {
+    let scripts = inventory.user_files.iter().filter(|f| f.kind == FileKind::SieveScript);
+    scripts
+        .filter_map(|file| {
+            let text = std::fs::read(file.place.path(stage)).ok()?;
+            let extension = sieve::unknown_extension(&text, release)?;
+            let name = file.place.relative.file_stem()?.to_string_lossy();
+            let (major, minor) = release.since;
+            let text = format!(
+                "the sieve script {name} requires {extension}, which Cyrus {major}.{minor} and \
+                 later do not know: no client is shown the script"
+            );
+            let advice = "have it written anew with imap4flags; its file is kept";
+            Some(plan::problem(Severity::Note, "unknown-sieve-extension", text, advice))
+        })
+        .collect()
 }
 
 /// What publishing will do.

@@ -12,7 +12,7 @@ pub const MAX_ENTRIES: usize = 65_536;
 pub const MAX_MESSAGES: usize = 1 << 24;
 
 /// Most mailboxes of one move that a peer may list.
-pub const MAX_MAILBOXES: usize = 1 << 17;
+pub const MAX_MAILBOXES: usize = 1_000_000;
 
 /// A message as a manifest names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

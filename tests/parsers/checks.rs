@@ -246,8 +246,8 @@ pub fn imapd_conf(bytes: &[u8]) {
         }
         let overrides = [("configdirectory", "/s/conf"), ("sievedir", "/s/sieve")];
         let overrides = overrides.map(|(option, value)| (option.to_owned(), value.to_owned()));
-        // Only the last line of a file can end with a backslash.
-        let swallows = bytes.ends_with(b"\\");
+        // Such a value would take the next line of the shadow with it.
+        let swallows = config.options().any(|(_, value)| value.ends_with('\\'));
         let Ok(shadow) = config.shadow(&overrides.into()) else {
             assert!(swallows, "the shadow of {:?}", bytes.escape_ascii().to_string());
             continue;

@@ -155,13 +155,16 @@ fn unpack(host: &Host, archive: &Path) {
     host.run(&["sh", "-c", unpack]).unwrap();
 }
 
-/// Moves everybody off a disk, and looks that it is not touched.
-fn push_all(servers: &Servers, disk: &Captured) {
+/// Moves everybody off a disk, and looks that it is not touched; what was said.
+fn push_all(servers: &Servers, disk: &Captured) -> String {
+    let mut said = String::new();
     let before = servers.source.run(&["sh", "-c", STAT]).unwrap();
     for top in disk.tops() {
-        servers.push(&top, &DISK).expect(0).says(&["nothing is written to it"]);
+        let pushed = servers.push(&top, &DISK).expect(0).says(&["nothing is written to it"]);
+        said.push_str(&pushed.stderr);
     }
     assert_eq!(servers.source.run(&["sh", "-c", STAT]).unwrap(), before);
+    said
 }
 
 /// Nothing that was expunged comes back, whatever Cyrus's own programs do.
@@ -192,16 +195,22 @@ fn expire_and_reconstruct(host: &Host, user: &str) {
 }
 
 fn all_onto(target: &str) {
+    const OLD_FLAGS: &str = "\"imapflags\"";
     let servers = Servers::between("bw1", target);
     let _put_back = PutBack::of(&servers);
-    for (name, wanted) in SPOOLS {
+    for (name, mut wanted) in SPOOLS {
         let disk = Captured::open(name);
         servers.target.configure(&disk.naming()).unwrap();
         servers.target.empty().unwrap();
         servers.target.add_users(&disk.user_names()).unwrap();
         unpack(&servers.source, &disk.archive());
-        push_all(&servers, &disk);
-        assert_eq!(disk.compare(&servers.target), wanted, "{name}");
+        let said = push_all(&servers, &disk);
+        // Cyrus 3.8 and later do not know it.
+        let loses = target != "bw2" && name == "cyrus-2.3.1-rich";
+        wanted.scripts -= usize::from(loses);
+        assert_eq!(said.contains("script main requires imapflags"), loses, "{name}: {said}");
+        let knows = |script: &str| target == "bw2" || !script.contains(OLD_FLAGS);
+        assert_eq!(disk.compare(&servers.target, knows), wanted, "{name}");
         stays_expunged(&servers.target, &disk, "legacy");
         println!("{name} is whole on {target}");
     }

@@ -113,8 +113,9 @@ impl Captured {
         users.chain(shared.then(|| "announce".to_owned())).collect()
     }
 
-    /// Compares what each user sees now.
-    pub fn compare(&self, host: &Host) -> Counts {
+    /// Compares what each user sees now. Scripts that require something that the new
+    /// server knows no more are shown to nobody.
+    pub fn compare(&self, host: &Host, knows: impl Fn(&str) -> bool) -> Counts {
         let mut counts = NOTHING;
         let mut different = Vec::new();
         let take =
@@ -131,7 +132,7 @@ impl Captured {
         // Last: files become messages of a folder when somebody asks for a script.
         for (user, then) in self.users().iter().filter(|(_, then)| then.get("sieve").is_some()) {
             let mut comparing = Comparing { user, counts: &mut counts, different: &mut different };
-            comparing.scripts(then, host.sieve(user).unwrap());
+            comparing.scripts(then, host.sieve(user).unwrap(), &knows);
         }
         assert!(different.is_empty(), "{}:\n{}", self.name, different.join("\n"));
         counts
@@ -190,14 +191,14 @@ impl Comparing<'_> {
         }
     }
 
-    fn scripts(&mut self, then: &Value, mut now: Sieve) {
+    fn scripts(&mut self, then: &Value, mut now: Sieve, knows: &impl Fn(&str) -> bool) {
         let plain = |text: &str| text.replace("\r\n", "\n");
         let then = then["sieve"].as_object().unwrap().iter();
         let then = then.map(|(name, script)| {
             let text = plain(script["script"].as_str().unwrap());
             (name.clone(), (script["active"] == true, text))
         });
-        let then: BTreeMap<_, _> = then.collect();
+        let then: BTreeMap<_, _> = then.filter(|(_, (_, text))| knows(text)).collect();
         self.counts.scripts += then.len();
         let listed = now.list().unwrap();
         let now = listed.into_iter().map(|(name, active)| {
