@@ -204,9 +204,9 @@ impl Monitor for Console {
             }
             Event::Problem(problem) => {
                 let shown = match problem.severity {
-                    // What nothing is to be done about is told to who wants to know.
-                    Severity::Note if problem.advice.is_empty() => self.style == Style::Verbose,
-                    Severity::Note => self.style != Style::Quiet,
+                    // What the admin can do something about, for the user as a whole.
+                    Severity::Note if problem.mailbox.is_empty() => !problem.advice.is_empty(),
+                    Severity::Note => self.style == Style::Verbose,
                     _ => true,
                 };
                 if shown {
