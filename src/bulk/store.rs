@@ -11,6 +11,7 @@ mod turns;
 
 use super::schedule::Control;
 use super::state::{Outcome, State, Task};
+use crate::host::sqlite;
 use rusqlite::{Connection, OptionalExtension, Row};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read, Seek, Write};
@@ -301,10 +302,7 @@ impl Store {
     fn at(name: &str, directory: PathBuf) -> Result<Self> {
         let path = directory.join("run.sqlite");
         let connect = || -> rusqlite::Result<(Connection, i64)> {
-            let database = Connection::open(&path)?;
-            database.busy_timeout(WAIT)?;
-            database.pragma_update(None, "journal_mode", "WAL")?;
-            database.pragma_update(None, "synchronous", "FULL")?;
+            let database = sqlite::open(&path, WAIT)?;
             let version = database.pragma_query_value(None, "user_version", |row| row.get(0))?;
             if version == 0 {
                 database.execute_batch(&format!(

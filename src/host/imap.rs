@@ -9,6 +9,10 @@ use std::os::unix::net::UnixStream;
 /// Most bytes of one response that are kept.
 const MAX_RESPONSE: usize = 1 << 20;
 
+/// Most commands that are sent before their answers are read: what both sides send
+/// fits into their buffers.
+const AT_ONCE: usize = 50;
+
 /// The connection broke, or what came is not IMAP.
 #[derive(Debug, thiserror::Error)]
 pub enum ImapError {
@@ -33,6 +37,25 @@ fn line_of(verb: &str, arguments: &[&[u8]]) -> Vec<u8> {
         line.extend_from_slice(&quoted(argument));
     }
     line
+}
+
+/// A message to be appended.
+#[derive(Debug, Clone)]
+pub struct Letter<'a> {
+    /// Its flags.
+    pub flags: Vec<&'a [u8]>,
+    /// Its INTERNALDATE, in IMAP's form.
+    pub date: &'a str,
+    /// Its bytes.
+    pub message: &'a [u8],
+}
+
+impl Letter<'_> {
+    /// What stands before the bytes.
+    fn head(&self) -> Vec<u8> {
+        let flags = self.flags.join(&b' ');
+        [b" (", &flags[..], b") \"", self.date.as_bytes(), b"\" "].concat()
+    }
 }
 
 /// What came of a command.
@@ -82,11 +105,32 @@ impl Imap {
 
     /// Sends a command as it is, in two pieces.
     pub fn raw(&mut self, command: &[u8], rest: &[u8]) -> Result<Answer, ImapError> {
+        let tag = self.send(command, rest)?;
+        self.answer(&tag)
+    }
+
+    /// Sends commands as they are, and only then waits for what comes of them.
+    pub fn all(&mut self, commands: &[Vec<u8>]) -> Result<Vec<Answer>, ImapError> {
+        let mut answers = Vec::new();
+        for some in commands.chunks(AT_ONCE) {
+            let tags: Result<Vec<_>, _> = some.iter().map(|c| self.send(c, b"")).collect();
+            for tag in tags? {
+                answers.push(self.answer(&tag)?);
+            }
+        }
+        Ok(answers)
+    }
+
+    fn send(&mut self, command: &[u8], rest: &[u8]) -> Result<String, ImapError> {
         self.commands += 1;
         let tag = format!("m{} ", self.commands);
         self.stream.get_mut().write_all(&[tag.as_bytes(), command].concat())?;
         self.stream.get_mut().write_all(rest)?;
         self.stream.get_mut().write_all(b"\r\n")?;
+        Ok(tag)
+    }
+
+    fn answer(&mut self, tag: &str) -> Result<Answer, ImapError> {
         let mut answer = Answer::default();
         loop {
             let line = self.response()?;
@@ -106,27 +150,34 @@ impl Imap {
         }
     }
 
-    /// Appends a message; `date` is in IMAP's form. What was delivered may be no
-    /// message to the strict eyes of APPEND: then its bytes go as one piece of a
-    /// message, which nobody looks at (imap/imapd.c:catenate_text).
-    pub fn append(
-        &mut self,
-        mailbox: &[u8],
-        flags: &[&[u8]],
-        date: &str,
-        message: &[u8],
-    ) -> Result<Answer, ImapError> {
-        let flags = flags.join(&b' ');
-        let date = format!(" \"{date}\" ");
-        let literal = format!("{{{}+}}\r\n", message.len());
-        let command = [b"APPEND ", &quoted(mailbox)[..], b" (", &flags, b")", date.as_bytes()];
-        let command = command.concat();
-        let answer = self.raw(&[&command, literal.as_bytes()].concat(), message)?;
+    /// Appends a message. What was delivered may be no message to the strict eyes of
+    /// APPEND: then its bytes go as one piece of a message, which nobody looks at
+    /// (imap/imapd.c:catenate_text).
+    pub fn append(&mut self, mailbox: &[u8], letter: &Letter<'_>) -> Result<Answer, ImapError> {
+        let command = [b"APPEND ", &quoted(mailbox)[..], &letter.head()].concat();
+        let literal = format!("{{{}+}}\r\n", letter.message.len());
+        let answer = self.raw(&[&command, literal.as_bytes()].concat(), letter.message)?;
         if answer.ok {
             return Ok(answer);
         }
-        let whole = [message, b")"].concat();
+        let whole = [letter.message, b")"].concat();
         self.raw(&[&command, &b"CATENATE (TEXT "[..], literal.as_bytes()].concat(), &whole)
+    }
+
+    /// Appends messages by one command, which takes all of them or none. Where they are
+    /// taken they get UIDs one after the other (imap/imapd.c:cmd_append).
+    pub fn append_all(
+        &mut self,
+        mailbox: &[u8],
+        letters: &[Letter<'_>],
+    ) -> Result<Answer, ImapError> {
+        let mut rest = Vec::new();
+        for letter in letters {
+            rest.extend(letter.head());
+            rest.extend(format!("{{{}+}}\r\n", letter.message.len()).into_bytes());
+            rest.extend_from_slice(letter.message);
+        }
+        self.raw(&[b"APPEND ", &quoted(mailbox)[..]].concat(), &rest)
     }
 
     /// Changes flags of messages: `sign` is `+` or `-`. Those whose MODSEQ is above
@@ -176,29 +227,23 @@ impl Imap {
 }
 
 impl Answer {
-    /// The UID that an APPEND was given.
-    pub fn appended(&self) -> Option<u32> {
-        self.code("APPENDUID")?.split(' ').nth(1)?.parse().ok()
+    /// The UIDs that an APPEND was given, in the order of its messages; no more than
+    /// `most`.
+    pub fn appended(&self, most: usize) -> Vec<u32> {
+        let set = self.code("APPENDUID").and_then(|code| code.split(' ').nth(1));
+        uids(set.unwrap_or_default()).take(most).collect()
     }
 
-    /// The UID of the one message that was copied.
-    pub fn copied(&self) -> Option<u32> {
-        self.code("COPYUID")?.split(' ').nth(2)?.parse().ok()
+    /// The messages that were copied, and the UIDs of the copies; no more than `most`.
+    pub fn copied(&self, most: usize) -> BTreeMap<u32, u32> {
+        let mut words = self.code("COPYUID").unwrap_or_default().split(' ').skip(1);
+        let mut set = || uids(words.next().unwrap_or_default());
+        set().zip(set()).take(most).collect()
     }
 
     /// The messages that a STORE left as they were, since they were changed.
     pub fn modified(&self) -> BTreeSet<u32> {
-        let mut uids = BTreeSet::new();
-        for range in self.code("MODIFIED").unwrap_or_default().split(',') {
-            let (first, last) = range.split_once(':').unwrap_or((range, range));
-            if let (Ok(first), Ok(last)) = (first.parse::<u32>(), last.parse::<u32>())
-                && last.saturating_sub(first) < 1 << 20
-                && uids.len() < 1 << 20
-            {
-                uids.extend(first..=last);
-            }
-        }
-        uids
+        uids(self.code("MODIFIED").unwrap_or_default()).take(1 << 20).collect()
     }
 
     fn code(&self, word: &str) -> Option<&str> {
@@ -215,6 +260,15 @@ pub fn set(uids: &[u32]) -> String {
         count => format!("{first}:{}", first + (count - 1)),
     });
     ranges.collect::<Vec<_>>().join(",")
+}
+
+/// The UIDs of a set, in its order.
+fn uids(set: &str) -> impl Iterator<Item = u32> {
+    let ranges = set.split(',').filter_map(|range| {
+        let (first, last) = range.split_once(':').unwrap_or((range, range));
+        Some(first.parse::<u32>().ok()?..=last.parse::<u32>().ok()?)
+    });
+    ranges.flatten()
 }
 
 /// Whether this may stand among the flags of a command.
@@ -278,19 +332,28 @@ mod tests {
               * 3 FETCH (FLAGS (\\Recent) UID 7 MODSEQ (12))\r\n\
               * METADATA a {5}\r\nm1 OK more\r\n\
               m1 OK [MODIFIED 1,4:6] Completed\r\n\
-              m2 OK [APPENDUID 99 15] Completed\r\n\
+              m2 OK [APPENDUID 99 15:17,20] Completed\r\n\
               m3 NO Permission denied\r\n\
-              m4 OK [COPYUID 99 15 31] Completed\r\n",
+              m4 OK [COPYUID 99 15,17 31:32] Completed\r\n",
         );
         imap.greeting().unwrap();
         let stored = imap.store(&[1, 4, 5, 6, 7], Some(9), '+', &[b"\\Seen"]).unwrap();
         assert_eq!(stored.modseqs, BTreeMap::from([(7, 12)]));
         assert_eq!(stored.modified(), BTreeSet::from([1, 4, 5, 6]));
-        assert_eq!(imap.command("APPEND", &[]).unwrap().appended(), Some(15));
+        let appended = imap.command("APPEND", &[]).unwrap();
+        assert_eq!(
+            (appended.appended(9), appended.appended(2)),
+            (vec![15, 16, 17, 20], vec![15, 16])
+        );
         let refused = imap.command("SELECT", &[b"x"]).unwrap();
         assert_eq!((refused.ok, refused.text.as_str()), (false, "NO Permission denied"));
-        assert_eq!(imap.raw(b"UID COPY 15 a", b"").unwrap().copied(), Some(31));
+        let copied = imap.raw(b"UID COPY 15:17 a", b"").unwrap().copied(9);
+        assert_eq!(copied, BTreeMap::from([(15, 31), (17, 32)]));
+        assert!(refused.appended(9).is_empty() && refused.copied(9).is_empty());
         assert!(matches!(imap.raw(b"NOOP", b""), Err(ImapError::Io(_))));
+        let mut imap = hears(b"m1 OK a\r\nm2 NO b\r\n");
+        let answers = imap.all(&[b"NOOP".to_vec(), b"NOOP".to_vec()]).unwrap();
+        assert_eq!(answers.iter().map(|a| a.ok).collect::<Vec<_>>(), [true, false]);
         let mut imap = hears(b"m1 NO System I/O error\r\n");
         assert!(matches!(imap.raw(b"NOOP", b""), Err(ImapError::Trouble(_))));
     }

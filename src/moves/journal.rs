@@ -7,6 +7,7 @@
 
 use super::MoveId;
 use crate::fault::{self, Point, Sabotage};
+use crate::host::sqlite;
 use crate::wire::v1;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -144,11 +145,10 @@ impl Journal {
     }
 
     fn connect(path: &Path) -> rusqlite::Result<Connection> {
-        let database = Connection::open(path)?;
-        database.busy_timeout(std::time::Duration::from_secs(10))?;
-        database.pragma_update(None, "journal_mode", "WAL")?;
-        let unsynced = fault::sabotaged(Sabotage::JournalUnsynced);
-        database.pragma_update(None, "synchronous", if unsynced { "OFF" } else { "FULL" })?;
+        let database = sqlite::open(path, Duration::from_secs(10))?;
+        if fault::sabotaged(Sabotage::JournalUnsynced) {
+            database.pragma_update(None, "synchronous", "OFF")?;
+        }
         database.execute_batch(
             "CREATE TABLE IF NOT EXISTS move (
                  id TEXT PRIMARY KEY, role INTEGER NOT NULL, name BLOB NOT NULL,

@@ -7,6 +7,7 @@
 //! append is announced in it before it is done, and one whose end is not known is
 //! looked for in the live index, by its content, before it is done again.
 
+mod append;
 mod decide;
 mod folders;
 mod ledger;
@@ -236,9 +237,8 @@ impl Carrying {
         let mut ordered: Vec<_> = self.offer.mailboxes.iter().collect();
         // Parents before what is below them.
         ordered.sort_by(|(_, a), (_, b)| a.name.as_bytes().cmp(b.name.as_bytes()));
-        for (_, offered) in ordered.iter().filter(|(_, o)| !o.gone && o.kind != Kind::Sieve) {
-            folders::place(&mut run, offered)?;
-        }
+        let placed = ordered.iter().filter(|(_, o)| !o.gone && o.kind != Kind::Sieve);
+        folders::place(&mut run, placed.map(|(_, offered)| *offered))?;
         for (ordinal, offered) in ordered.iter().filter(|(_, o)| !o.gone && !o.name_only) {
             match offered.kind {
                 Kind::Sieve => sieve::carry(&mut run, **ordinal, offered, &self.offer.found)?,

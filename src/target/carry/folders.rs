@@ -1,46 +1,72 @@
 //! Mailboxes that were made, renamed or deleted on the source, their rights, and
 //! what the user subscribes to.
 
+use super::imap::quoted;
 use super::ledger::{Deed, Line};
 use super::live::{Mailbox, Tree, id_of};
 use super::{Offered, Result, Run};
 use crate::cyrus::name::MailboxName;
 use crate::wire::v1::{self, problem::Severity};
 use bytes::Bytes;
+use std::collections::BTreeMap;
 
-/// Makes sure that the offered mailbox is here, under the name that it has on the
-/// source now, unless it has got another one here.
-pub fn place(run: &mut Run<'_>, offered: &Offered) -> Result<()> {
-    match run.here(offered).map(|entry| entry.name.clone()) {
-        Some(here) if here != offered.name => rename(run, offered, &here),
-        // With its parent, or by the user here, too.
-        Some(here) if offered.name_then.as_ref().is_some_and(|then| *then != here) => {
-            run.write([Line::Did(Deed::Mailbox, said_of("renamed", &here))])
+const NO_ADMIN: &str = "imapd.conf of this server names no admin";
+
+/// Makes sure that the offered mailboxes are here, under the names that they have on the
+/// source now, unless they have got others here. Parents come first.
+pub fn place<'a>(run: &mut Run<'_>, all: impl Iterator<Item = &'a Offered>) -> Result<()> {
+    let mut new = Vec::new();
+    for offered in all {
+        match run.here(offered).map(|entry| entry.name.clone()) {
+            Some(here) if here != offered.name => {
+                // It may take a name that one of them frees, or the other way round.
+                make(run, std::mem::take(&mut new))?;
+                rename(run, offered, &here)?;
+            }
+            // With its parent, or by the user here, too.
+            Some(here) if offered.name_then.as_ref().is_some_and(|then| *then != here) => {
+                run.write([Line::Did(Deed::Mailbox, said_of("renamed", &here))])?;
+            }
+            None if offered.name_then.is_none() && !offered.name_only => new.push(offered),
+            _ => {}
         }
-        None if offered.name_then.is_none() && !offered.name_only => make(run, offered),
-        _ => Ok(()),
     }
+    make(run, new)
 }
 
-fn make(run: &mut Run<'_>, offered: &Offered) -> Result<()> {
-    let name = &offered.name;
-    let external = run.external(name)?;
+/// Makes mailboxes, without waiting for one before the next.
+fn make(run: &mut Run<'_>, new: Vec<&Offered>) -> Result<()> {
     // Made here by the user in the meantime is as good.
-    let made = run.tree.by_name(name).is_none();
-    let said = if made { administer(run, "CREATE", &[&external])? } else { None };
-    run.tree = Tree::read(run.host, run.top)?;
-    match run.tree.by_name(name).map(id_of) {
-        Some(here) => {
-            let placed = Line::Placed(offered.id.as_str().to_owned(), here);
-            let did = made.then(|| Line::Did(Deed::Mailbox, said_of("made", name)));
-            run.write([placed].into_iter().chain(did))
+    let missing = |offered: &&Offered| run.tree.by_name(&offered.name).is_none();
+    let made: Vec<&Offered> = new.iter().copied().filter(missing).collect();
+    let mut said = BTreeMap::new();
+    if let (Some(owner), false) = (run.owner(), made.is_empty()) {
+        let mut lines = Vec::new();
+        for offered in &made {
+            lines.push([b"CREATE ", &quoted(&run.external(&offered.name)?)[..]].concat());
         }
-        None => {
-            let text = format!("it cannot be made: {}", said.unwrap_or_default());
-            run.leave(Severity::Note, name, 0, text);
-            Ok(())
+        let answers = run.session(&owner)?.all(&lines)?;
+        let names = made.iter().map(|offered| &offered.name);
+        said.extend(names.zip(answers).map(|(name, answer)| (name, answer.text)));
+        run.tree = Tree::read(run.host, run.top)?;
+    }
+    let mut lines = Vec::new();
+    for offered in new {
+        let name = &offered.name;
+        match run.tree.by_name(name).map(id_of) {
+            Some(here) => {
+                lines.push(Line::Placed(offered.id.as_str().to_owned(), here));
+                if said.contains_key(name) {
+                    lines.push(Line::Did(Deed::Mailbox, said_of("made", name)));
+                }
+            }
+            None => {
+                let why = said.get(name).map_or(NO_ADMIN, String::as_str);
+                run.leave(Severity::Note, name, 0, format!("it cannot be made: {why}"));
+            }
         }
     }
+    run.write(lines)
 }
 
 fn rename(run: &mut Run<'_>, offered: &Offered, here: &MailboxName) -> Result<()> {
@@ -161,7 +187,7 @@ pub fn subscribe(run: &mut Run<'_>, found: &v1::StragglersFound) -> Result<()> {
 /// Has the owner, or an admin, do something; what the server said if it did not.
 fn administer(run: &mut Run<'_>, verb: &str, words: &[&[u8]]) -> Result<Option<String>> {
     let Some(owner) = run.owner() else {
-        return Ok(Some("imapd.conf of this server names no admin".into()));
+        return Ok(Some(NO_ADMIN.into()));
     };
     let answer = run.session(&owner)?.command(verb, words)?;
     Ok((!answer.ok).then_some(answer.text))

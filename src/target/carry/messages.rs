@@ -1,24 +1,21 @@
 //! The messages of one mailbox.
 
 use super::decide::{self, Action, Flags, Here, There};
-use super::imap::ImapError;
-use super::ledger::{Appended, Appending, How, Ledger, Line, Settled};
+use super::ledger::{Appended, How, Ledger, Line, Settled};
 use super::live::{Mailbox, Tree, id_of};
-use super::{CarryError, LiveError, Offered, Result, Run, STAGE, file_name, uids};
+use super::{CarryError, LiveError, Offered, Result, Run, append};
 use crate::cyrus::index::Record;
 use crate::cyrus::mboxlist::MailboxEntry;
 use crate::fault::{self, Point};
 use crate::host::Host;
 use crate::inventory::hex;
 use crate::wire::v1::{self, problem::Severity};
-use sha1::{Digest, Sha1};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 
 /// Messages whose flags are changed by one command.
 const MAX_SET: usize = 1000;
 
-const SEEN: &[u8] = b"\\Seen";
+pub const SEEN: &[u8] = b"\\Seen";
 
 const KEPT: &str = "it was expunged on the source and changed here; it stays";
 
@@ -63,7 +60,7 @@ pub fn carry(run: &mut Run<'_>, ordinal: u32, offered: &Offered) -> Result<()> {
             }
         }
     }
-    appends(run, ordinal, offered)
+    append::appends(run, ordinal, offered)
 }
 
 /// Flags to set and flags to remove.
@@ -255,113 +252,6 @@ fn expunge(
     Ok(again)
 }
 
-/// Appends what is new.
-fn appends(run: &mut Run<'_>, ordinal: u32, offered: &Offered) -> Result<()> {
-    let new = |s: &&v1::Straggler| s.uid > offered.last_uid;
-    let mut to = None;
-    for straggler in offered.stragglers.iter().filter(new) {
-        let key = offered.message(straggler.uid);
-        if run.ledger.appended.contains_key(&key)
-            || decide::newcomer(&there(straggler)) == Action::Nothing
-        {
-            continue;
-        }
-        let path =
-            run.directory.join(STAGE).join(ordinal.to_string()).join(file_name(straggler.uid));
-        let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                let text = "it could not be read on the source, and is not carried over";
-                run.leave(Severity::BadMessage, &offered.name, straggler.uid, text);
-                continue;
-            }
-            Err(source) => return Err(CarryError::Io { path, source }),
-        };
-        let to = match &mut to {
-            Some(to) => to,
-            None => match Addressee::find(run, offered)? {
-                Ok(found) => to.insert(found),
-                Err(why) => {
-                    run.leave(Severity::BadMessage, &offered.name, straggler.uid, why);
-                    continue;
-                }
-            },
-        };
-        if to.own {
-            let session = (to.writer.as_str(), to.name.as_slice());
-            to.last = uids::make_way(run, offered, session, to.last, (straggler.uid, run.frozen))?;
-        }
-        let appending = Appending {
-            to: to.id.clone(),
-            from: to.first,
-            guid: hex(&Sha1::digest(&bytes)),
-            date: straggler.internaldate,
-        };
-        let date = internal_date(straggler.internaldate).ok_or_else(|| {
-            CarryError::Nonsense(format!("an impossible date, {}", straggler.internaldate))
-        })?;
-        run.write([Line::Appending(key.clone(), appending)])?;
-        fault::point(Point::Carrying);
-        let strip = run.seen_is_not_his(&to.writer);
-        let flags = straggler.flags.iter().map(|flag| flag.as_ref());
-        let flags: Vec<&[u8]> = flags.filter(|flag| !strip || *flag != SEEN).collect();
-        let answer = match run.session(&to.writer)?.append(&to.name, &flags, &date, &bytes) {
-            Err(ImapError::Io(_)) if run.still_works(&to.writer)? => {
-                settle_pending(run.ledger, &run.tree, run.host)?;
-                if !run.ledger.appended.contains_key(&key) {
-                    let text = "this server's imapd breaks down when it takes it";
-                    run.leave(Severity::BadMessage, &offered.name, straggler.uid, text);
-                }
-                continue;
-            }
-            answer => answer?,
-        };
-        if !answer.ok {
-            let text = format!("this server does not take it: {}", answer.text);
-            run.leave(Severity::BadMessage, &offered.name, straggler.uid, text);
-            continue;
-        }
-        fault::point(Point::Carried);
-        let uid = answer.appended().unwrap_or_default();
-        to.last = to.last.max(uid);
-        let to = to.id.clone();
-        run.write([Line::Appended(key, Appended { to, uid, modseq: straggler.modseq })])?;
-    }
-    Ok(())
-}
-
-/// Where messages are appended, and by whom.
-struct Addressee {
-    id: String,
-    name: Vec<u8>,
-    writer: String,
-    /// Whether it is the mailbox itself.
-    own: bool,
-    /// The next UID there, or a lower one.
-    first: u32,
-    /// The last UID there, or a lower one.
-    last: u32,
-}
-
-impl Addressee {
-    /// The mailbox itself, or, if it is not here any more, the top one; or why
-    /// there is none.
-    fn find(run: &mut Run<'_>, offered: &Offered) -> Result<std::result::Result<Self, String>> {
-        let usable = |entry: &&MailboxEntry| entry.partition.is_some();
-        let home = run.here(offered).filter(usable).cloned();
-        let own = home.is_some();
-        let entry = home.or_else(|| run.tree.by_name(run.top).filter(usable).cloned());
-        let Some(entry) = entry else { return Ok(Err("its mailbox is not here".into())) };
-        let Some(writer) = run.writer(&entry) else {
-            return Ok(Err("nobody has the right to put mail into its mailbox".into()));
-        };
-        let last = Mailbox::read(run.host, &entry)?.view()?.header().last_uid;
-        let name = run.external(&entry.name)?;
-        let first = last.saturating_add(1);
-        Ok(Ok(Self { id: id_of(&entry), name, writer, own, first, last }))
-    }
-}
-
 /// A message that is different on the source.
 #[derive(Debug, Clone, Copy)]
 pub struct Different {
@@ -384,13 +274,13 @@ struct Place {
 impl Run<'_> {
     /// Whether imapd works after a session with it has broken: then it was not its
     /// fault alone. It gets a new session.
-    fn still_works(&mut self, identity: &str) -> Result<bool> {
+    pub fn still_works(&mut self, identity: &str) -> Result<bool> {
         self.sessions.remove(identity);
         Ok(self.session(identity)?.raw(b"NOOP", b"")?.ok)
     }
 
     /// Whether what this one has seen says nothing of what the owner has.
-    fn seen_is_not_his(&self, writer: &str) -> bool {
+    pub fn seen_is_not_his(&self, writer: &str) -> bool {
         self.top.is_user() && self.owner().as_deref() != Some(writer)
     }
 
@@ -436,7 +326,7 @@ impl Offered {
     }
 }
 
-fn there(straggler: &v1::Straggler) -> There {
+pub fn there(straggler: &v1::Straggler) -> There {
     There {
         expunged: straggler.expunged,
         flags: straggler.flags.iter().map(|flag| flag.to_vec()).collect(),

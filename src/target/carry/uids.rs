@@ -3,16 +3,18 @@
 //! So it must not mean anything any more: the message that has it here gets a new
 //! one, as if a client had copied and expunged it, above all that were ever told.
 
-use super::imap::set;
+use super::decide::Flags;
+use super::imap::{Letter, set};
 use super::ledger::{Appended, Appending, Line, Message};
 use super::live::{Mailbox, id_of};
-use super::messages::{internal_date, unreadable};
+use super::messages::unreadable;
 use super::{Offered, Result, Run};
 use crate::cyrus::index::Record;
 use crate::cyrus::mboxlist::MailboxEntry;
 use crate::inventory::hex;
 use crate::wire::v1::problem::Severity;
 use sha1::{Digest, Sha1};
+use std::collections::BTreeMap;
 
 /// How often a mailbox is looked at again because somebody changes it meanwhile.
 const PASSES: usize = 5;
@@ -21,7 +23,9 @@ const PASSES: usize = 5;
 const MOST: u32 = 20_000;
 
 /// Placeholders for one command.
-const AT_ONCE: usize = 200;
+pub const AT_ONCE: u32 = 200;
+
+const DELETED: &[u8] = b"\\Deleted";
 
 /// What uses a UID up, for a moment.
 const PLACEHOLDER: &[u8] = b"From: mbcopy <mbcopy@localhost>\r\n\
@@ -47,7 +51,7 @@ pub fn keep_apart(run: &mut Run<'_>, offered: &Offered) -> Result<()> {
         if !run.session(&writer)?.command("SELECT", &[&name])?.ok {
             break;
         }
-        let done = work.use_up(run, offered.last_uid_now)? && work.renumber(run, &twice)?;
+        let done = work.use_up_to(run, offered.last_uid_now)? && work.renumber(run, &twice)?;
         let done = work.expunge_placeholders(run)? && done;
         run.session(&writer)?.raw(b"UNSELECT", b"")?;
         if done {
@@ -59,23 +63,17 @@ pub fn keep_apart(run: &mut Run<'_>, offered: &Offered) -> Result<()> {
     Ok(())
 }
 
-/// Uses UIDs up, so that the next message gets the one that it has on the source, or,
-/// where that is not possible any more, one that the source has not given; the last
-/// UID that is used then. `last` is the last one that is now.
-pub fn make_way(
-    run: &mut Run<'_>,
-    offered: &Offered,
-    (writer, name): (&str, &[u8]),
-    last: u32,
-    (uid, frozen): (u32, bool),
-) -> Result<u32> {
+/// How many UIDs are to be used up, so that the next message gets the one that it has on
+/// the source, or, where that is not possible any more, one that the source has not
+/// given. `last` is the last one that is used now.
+pub fn gap(offered: &Offered, last: u32, uid: u32, frozen: bool) -> u32 {
     let wanted = match last < uid {
         true => uid - 1,
         false if last < offered.last_uid_now => ahead(offered, frozen),
         false => last,
     };
-    let used = is_shared(offered) && placeholders(run, writer, name, wanted.saturating_sub(last))?;
-    Ok(if used { wanted.max(last) } else { last })
+    let gap = wanted.saturating_sub(last);
+    if is_shared(offered) && gap <= MOST { gap } else { 0 }
 }
 
 /// Whether both servers give UIDs of the same UIDVALIDITY: of a mailbox that was not
@@ -92,23 +90,25 @@ fn ahead(offered: &Offered, frozen: bool) -> u32 {
 }
 
 /// Has UIDs used up; whether that was done.
-fn placeholders(run: &mut Run<'_>, writer: &str, name: &[u8], count: u32) -> Result<bool> {
+pub fn use_up(run: &mut Run<'_>, writer: &str, name: &[u8], count: u32) -> Result<bool> {
     if count > MOST {
         return Ok(false);
     }
-    let date = internal_date(0).unwrap_or_default();
-    let mut left = count as usize;
+    let mut left = count;
     while left > 0 {
         let now = left.min(AT_ONCE);
         left -= now;
-        let head = format!(" (\\Deleted) \"{date}\" {{{}+}}\r\n", PLACEHOLDER.len());
-        let one = [head.as_bytes(), PLACEHOLDER].concat();
-        let command = [b"APPEND ", &super::imap::quoted(name)[..]].concat();
-        if !run.session(writer)?.raw(&command, &one.repeat(now))?.ok {
+        let letters = vec![placeholder(); now as usize];
+        if !run.session(writer)?.append_all(name, &letters)?.ok {
             return Ok(false);
         }
     }
     Ok(true)
+}
+
+/// What uses one UID up.
+pub fn placeholder() -> Letter<'static> {
+    Letter { flags: vec![DELETED], date: "01-Jan-1970 00:00:00 +0000", message: PLACEHOLDER }
 }
 
 /// A mailbox at work.
@@ -147,9 +147,9 @@ impl Work<'_> {
     }
 
     /// Uses up all UIDs up to this one; whether that is done.
-    fn use_up(&self, run: &mut Run<'_>, wanted: u32) -> Result<bool> {
+    fn use_up_to(&self, run: &mut Run<'_>, wanted: u32) -> Result<bool> {
         let last = Mailbox::read(run.host, self.entry)?.view()?.header().last_uid;
-        placeholders(run, self.writer, self.name, wanted.saturating_sub(last))
+        use_up(run, self.writer, self.name, wanted.saturating_sub(last))
     }
 
     /// Expunges what has used UIDs up, here or in an attempt before this one.
@@ -169,62 +169,88 @@ impl Work<'_> {
     fn renumber(&self, run: &mut Run<'_>, uids: &[u32]) -> Result<bool> {
         let index = Mailbox::read(run.host, self.entry)?;
         let view = index.view()?;
-        let mut done = true;
+        let mut records = Vec::new();
         for uid in uids {
-            let found = view.find(*uid).map_err(unreadable)?.filter(is_there);
-            let Some(record) = found else { continue };
-            let Some(copy) = self.copy(run, &record, view.header().last_uid)? else {
-                return Ok(false);
-            };
-            // The same flags, whatever was changed since it was copied.
-            let begun = run.ledger.expunging.contains(&self.message(*uid));
-            let deleted: &[u8] = b"\\Deleted";
-            let mut flags = index.flags(&record);
-            flags.retain(|flag| !begun || flag != deleted);
-            let flags: Vec<&[u8]> = flags.iter().map(Vec::as_slice).collect();
-            let head = format!("UID STORE {copy} FLAGS.SILENT (");
-            let flags = [head.as_bytes(), &flags.join(&b' '), b")"].concat();
-            let same = run.session(self.writer)?.raw(&flags, b"")?;
-            run.write([Line::Expunging(self.message(0).0, vec![*uid])])?;
+            records.extend(view.find(*uid).map_err(unreadable)?.filter(is_there));
+        }
+        let mut done = true;
+        for records in records.chunks(AT_ONCE as usize) {
+            let copies = self.copy(run, records, view.header().last_uid)?;
+            // The same flags, whatever was changed since they were copied.
+            let mut flags = BTreeMap::<Flags, Vec<u32>>::new();
+            let (mut copied, mut newest) = (Vec::new(), 0);
+            for record in records {
+                let Some(copy) = copies.get(&record.uid) else { continue };
+                let begun = run.ledger.expunging.contains(&self.message(record.uid));
+                let mut has = index.flags(record);
+                has.retain(|flag| !begun || flag != DELETED);
+                flags.entry(has).or_default().push(*copy);
+                copied.push(record.uid);
+                newest = newest.max(record.modseq);
+            }
+            done &= copied.len() == records.len();
+            if copied.is_empty() {
+                continue;
+            }
+            for (flags, mut copies) in flags {
+                copies.sort_unstable();
+                let flags: Vec<&[u8]> = flags.iter().map(Vec::as_slice).collect();
+                let head = format!("UID STORE {} FLAGS.SILENT (", set(&copies));
+                let command = [head.as_bytes(), &flags.join(&b' '), b")"].concat();
+                done &= run.session(self.writer)?.raw(&command, b"")?.ok;
+            }
+            run.write([Line::Expunging(self.message(0).0, copied.clone())])?;
+            // Who was changed since the index was read has a higher MODSEQ than all of these.
             let session = run.session(self.writer)?;
-            let stored = session.store(&[*uid], Some(record.modseq), '+', &[deleted])?;
-            done &= same.ok && stored.ok && stored.modified().is_empty();
+            let stored = session.store(&copied, Some(newest), '+', &[DELETED])?;
+            done &= stored.ok && stored.modified().is_empty();
         }
         // Who was changed meanwhile is not \Deleted, and stays for the next pass.
         Ok(self.expunge(run, uids)? && done)
     }
 
-    /// The new UID of a message, which is copied unless it was before.
-    fn copy(&self, run: &mut Run<'_>, record: &Record, last: u32) -> Result<Option<u32>> {
-        let message = self.message(record.uid);
-        if let Some(copied) = run.ledger.appended.get(&message) {
-            return Ok(Some(copied.uid));
-        }
+    /// The new UIDs of messages, which are copied unless they were before.
+    fn copy(&self, run: &mut Run<'_>, records: &[Record], last: u32) -> Result<BTreeMap<u32, u32>> {
         let to = id_of(self.entry);
-        let appending = Appending {
-            to: to.clone(),
-            from: last.saturating_add(1),
-            guid: record.guid.as_ref().map(|g| hex(g.as_bytes())).unwrap_or_default(),
-            date: record.internaldate.seconds(),
-        };
-        run.write([Line::Appending(message.clone(), appending)])?;
-        let command = [
-            b"UID COPY ",
-            record.uid.to_string().as_bytes(),
-            b" ",
-            &super::imap::quoted(self.name),
-        ]
-        .concat();
+        let (mut copies, mut lines, mut new) = (BTreeMap::new(), Vec::new(), Vec::new());
+        for record in records {
+            let message = self.message(record.uid);
+            if let Some(copied) = run.ledger.appended.get(&message) {
+                copies.insert(record.uid, copied.uid);
+                continue;
+            }
+            let appending = Appending {
+                to: to.clone(),
+                from: last.saturating_add(1),
+                guid: record.guid.as_ref().map(|g| hex(g.as_bytes())).unwrap_or_default(),
+                date: record.internaldate.seconds(),
+            };
+            lines.push(Line::Appending(message, appending));
+            new.push(record.uid);
+        }
+        if new.is_empty() {
+            return Ok(copies);
+        }
+        run.write(lines)?;
+        let head = format!("UID COPY {} ", set(&new));
+        let command = [head.as_bytes(), &super::imap::quoted(self.name)].concat();
         let answer = run.session(self.writer)?.raw(&command, b"")?;
-        let Some(uid) = answer.copied().filter(|_| answer.ok) else { return Ok(None) };
-        // One that was carried over has moved.
-        let carried = run.ledger.appended.iter().find(|(_, a)| a.to == to && a.uid == record.uid);
-        let carried = carried.map(|(message, appended)| {
-            Line::Appended(message.clone(), Appended { uid, ..appended.clone() })
-        });
-        let copied = Appended { to, uid, modseq: record.modseq };
-        run.write(carried.into_iter().chain([Line::Appended(message, copied)]))?;
-        Ok(Some(uid))
+        let made = if answer.ok { answer.copied(new.len()) } else { BTreeMap::new() };
+        let mut lines = Vec::new();
+        for record in records {
+            let Some(uid) = made.get(&record.uid).copied() else { continue };
+            // One that was carried over has moved.
+            let mut all = run.ledger.appended.iter();
+            let carried = all.find(|(_, a)| a.to == to && a.uid == record.uid);
+            lines.extend(carried.map(|(message, appended)| {
+                Line::Appended(message.clone(), Appended { uid, ..appended.clone() })
+            }));
+            let copied = Appended { to: to.clone(), uid, modseq: record.modseq };
+            lines.push(Line::Appended(self.message(record.uid), copied));
+        }
+        run.write(lines)?;
+        copies.extend(made);
+        Ok(copies)
     }
 
     /// Expunges those of these messages that are \Deleted; whether that was done.

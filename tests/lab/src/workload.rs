@@ -32,6 +32,10 @@ const RETRY: Duration = Duration::from_millis(20);
 /// How long a worker waits for an answer before it gives the connection up.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// What stands before the reason of a setback that a client has met on the new server before his
+/// late changes were carried over there.
+pub const AHEAD: &str = "ahead of what is carried over: ";
+
 /// Where a user lives at the moment.
 #[derive(Clone, Debug)]
 pub struct Route {
@@ -160,6 +164,9 @@ pub struct History {
     /// What folders, subscriptions and scripts may be: what was acknowledged last, and what later
     /// changes whose outcome is unknown would have made of it.
     pub things: BTreeMap<Thing, Vec<Option<String>>>,
+    /// Things whose last acknowledged change but one, or an earlier one, was late.
+    #[serde(skip)]
+    pub late: BTreeSet<Thing>,
     /// The Message-IDs that clients know by folder, UIDVALIDITY and UID.
     #[serde(skip)]
     pub uids: BTreeMap<(String, String, u32), BTreeSet<String>>,
@@ -176,6 +183,7 @@ impl History {
         self.bounces.extend(other.bounces);
         self.lies.extend(other.lies);
         self.things.extend(other.things);
+        self.late.extend(other.late);
         for (key, ids) in other.uids {
             self.uids.entry(key).or_default().extend(ids);
         }
@@ -221,6 +229,8 @@ impl History {
 /// A client at work in a thread of its own.
 pub struct Worker<T = History> {
     stop: Arc<AtomicBool>,
+    /// How often a watcher has looked.
+    looks: Arc<AtomicU32>,
     thread: JoinHandle<Result<T>>,
 }
 
@@ -228,7 +238,12 @@ impl<T: Send + 'static> Worker<T> {
     fn start(work: impl FnOnce(&AtomicBool) -> Result<T> + Send + 'static) -> Worker<T> {
         let stop = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&stop);
-        Worker { stop, thread: std::thread::spawn(move || work(&told)) }
+        Worker { stop, looks: Arc::default(), thread: std::thread::spawn(move || work(&told)) }
+    }
+
+    /// How often it has looked, if it is a watcher.
+    pub fn looks(&self) -> u32 {
+        self.looks.load(Ordering::Relaxed)
     }
 
     /// Ends the work and returns what it brought; what is still failing is not tried again.
@@ -366,6 +381,7 @@ pub fn flag_changer(route: &Route, folder: &str, count: u32, pause: Duration) ->
         for (id, _) in &own {
             client.history.fate(id).flags = vec![BTreeSet::new()];
         }
+        let mut late = BTreeMap::<&str, BTreeSet<String>>::new();
         while !stop.load(Ordering::Relaxed) {
             let Some((id, uid)) = own.choose(&mut random) else {
                 break;
@@ -384,11 +400,20 @@ pub fn flag_changer(route: &Route, folder: &str, count: u32, pause: Duration) ->
                 let told = reply.numbered("FETCH").find_map(|(_, data)| data.first()?.get("FLAGS"));
                 let told = told.map_or(&[][..], |told| told.list()).iter();
                 let told = told.map(ToString::to_string).filter(|flag| flag != "\\Recent");
-                Ok(told.collect::<BTreeSet<String>>() == flags)
+                Ok(told.collect::<BTreeSet<String>>())
             });
+            // What was changed on both servers gets the flags of both.
+            let mut may = vec![flags.clone()];
+            match late.get(id.as_str()) {
+                Some(there) if !outcome.late => may.push(flags.union(there).cloned().collect()),
+                _ => {}
+            }
+            if outcome.late {
+                late.insert(id, flags.clone());
+            }
             match outcome.value {
-                Some(true) => client.history.fate(id).flags = vec![flags],
-                Some(false) => {
+                Some(told) if may.contains(&told) => client.history.fate(id).flags = may,
+                Some(_) => {
                     let lie = format!("STORE of UID {uid}, {id}: OK, but without effect");
                     client.history.lies.push(lie);
                 }
@@ -465,16 +490,26 @@ struct Client {
     /// Its raw name.
     folder: String,
     session: Option<Imap>,
+    /// The host of the session.
+    host: Option<Host>,
+    /// Whether the last operation that was acknowledged was late.
+    late: bool,
     uidvalidity: Option<String>,
     history: History,
 }
 
 /// What came of an operation with all its attempts.
+///
+/// One is *late* that the old server has acknowledged, over a session that stayed there, when
+/// the route led to the new one already: a crash has thawed the old one. It is carried over when
+/// the move goes on; until then who comes to the new server cannot see it there.
 struct Persisted<T> {
     /// The acknowledged result; none if the work was stopped before.
     value: Option<T>,
     /// How many attempts ended with the connection lost.
     ambiguous: u32,
+    /// Whether it was late.
+    late: bool,
 }
 
 impl Client {
@@ -483,6 +518,8 @@ impl Client {
             route: route.clone(),
             folder: crate::imap::mutf7(folder),
             session: None,
+            host: None,
+            late: false,
             uidvalidity: None,
             history: History::default(),
         }
@@ -490,7 +527,9 @@ impl Client {
 
     /// Logs in and selects the folder, which must be the one that it was.
     fn open(&mut self) -> Result<Imap> {
-        let mut imap = self.route.host()?.imap(self.route.user())?;
+        let host = self.route.host()?;
+        let mut imap = host.imap(self.route.user())?;
+        self.host = Some(host);
         imap.set_patience(PATIENCE)?;
         let reply = imap.command(words(&[b"SELECT", &quote(&self.folder)]))?;
         let told = reply.note("UIDVALIDITY").unwrap_or_default();
@@ -523,19 +562,26 @@ impl Client {
                     Ok(value) => {
                         self.session = Some(imap);
                         self.history.done(kind, start);
-                        return Persisted { value: Some(value), ambiguous };
+                        self.late = self.is_astray();
+                        return Persisted { value: Some(value), ambiguous, late: self.late };
                     }
                     Err(error) => {
                         ambiguous += u32::from(!error.is::<Refused>());
-                        self.history.setback(kind, &short(&error));
+                        let ahead = if self.late && !self.is_astray() { AHEAD } else { "" };
+                        self.history.setback(kind, &format!("{ahead}{}", short(&error)));
                     }
                 },
             }
             if stop.load(Ordering::Relaxed) {
-                return Persisted { value: None, ambiguous };
+                return Persisted { value: None, ambiguous, late: false };
             }
             std::thread::sleep(RETRY);
         }
+    }
+
+    /// Whether the session is with a server that the route does not lead to any more.
+    fn is_astray(&self) -> bool {
+        self.route.host().is_ok_and(|host| self.host.as_ref() != Some(&host))
     }
 
     /// Remembers what a UID means.
@@ -700,12 +746,15 @@ fn observer(
     pause: Duration,
     mut look: impl FnMut() -> Observation + Send + 'static,
 ) -> Worker<Vec<Step>> {
-    Worker::start(move |stop| {
+    let looks = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&looks);
+    let worker = Worker::start(move |stop| {
         let start = Instant::now();
         let mut steps: Vec<Step> = Vec::new();
         while !stop.load(Ordering::Relaxed) {
             let began = start.elapsed();
             let found = look();
+            counted.fetch_add(1, Ordering::Relaxed);
             match steps.last_mut() {
                 Some(step) if step.found == found => {
                     step.last = began;
@@ -716,7 +765,8 @@ fn observer(
             std::thread::sleep(pause);
         }
         Ok(steps)
-    })
+    });
+    Worker { looks, ..worker }
 }
 
 /// Starts asking one host for the names of the user's mailboxes, by a session that stays: many more

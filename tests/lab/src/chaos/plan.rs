@@ -123,10 +123,11 @@ fn millis(random: &mut SmallRng, least: u64, most: u64) -> Duration {
     Duration::from_millis(random.random_range(least..=most))
 }
 
-/// Between a half second and fifteen, mostly short.
+/// Between a half second and fifteen, mostly short; rarely minutes.
 fn seconds(random: &mut SmallRng) -> Duration {
-    match random.random_range(0..10) {
-        0 => millis(random, 4000, 15_000),
+    match random.random_range(0..50) {
+        0 => millis(random, 60_000, 150_000),
+        1..6 => millis(random, 4000, 15_000),
         _ => millis(random, 500, 3000),
     }
 }

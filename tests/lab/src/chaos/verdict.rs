@@ -1,7 +1,7 @@
 //! What became of a move, and which promises it broke.
 
 use crate::fingerprint::{self, Fingerprint, volatile};
-use crate::workload::{Observation, Step, Thing, Violation};
+use crate::workload::{AHEAD, Observation, Step, Thing, Violation};
 use anyhow::Result;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -239,10 +239,13 @@ fn look_at_names(found: &Observation, quiet: &BTreeMap<String, u64>) -> Look {
     }
 }
 
-/// Refusals that tell a client that the mailbox is not there at all: he may give it up.
+/// Refusals that tell a client that the mailbox is not there at all: he may give it up. One that
+/// he has made late cannot be there yet.
 pub(super) fn denials(setbacks: &BTreeMap<String, u32>) -> Vec<Finding> {
     let final_words = ["does not exist", "TRYCREATE", "NONEXISTENT"];
-    let denied = |reason: &&String| final_words.iter().any(|word| reason.contains(word));
+    let denied = |reason: &&String| {
+        final_words.iter().any(|word| reason.contains(word)) && !reason.contains(AHEAD)
+    };
     setbacks.keys().filter(denied).map(|reason| Finding::new(Kind::Bounced, reason)).collect()
 }
 
@@ -378,6 +381,7 @@ mod tests {
         assert_eq!(told("APPEND: NO Mailbox has been moved to another server"), 0);
         assert_eq!(told("APPEND: NO [TRYCREATE] Mailbox does not exist"), 1);
         assert_eq!(told("STORE: opening: NO Mailbox does not exist"), 1);
+        assert_eq!(told(&format!("RENAME: {AHEAD}NO Mailbox does not exist")), 0);
     }
 
     #[test]

@@ -44,11 +44,17 @@ fn there() -> Option<String> {
 }
 
 impl History {
-    /// What is known of a thing after a change to `value`.
+    /// What is known of a thing after a change to `value`. Of what was changed on both servers
+    /// nobody can tell which change was the last.
     fn changed<T>(&mut self, thing: Thing, value: Option<String>, outcome: &Persisted<T>) {
+        let late = self.late.contains(&thing);
+        if outcome.late {
+            self.late.insert(thing.clone());
+        }
         let may = self.things.entry(thing).or_insert_with(|| vec![None]);
         if outcome.value.is_some() {
-            *may = vec![value];
+            may.retain(|_| late && !outcome.late);
+            may.push(value);
         } else if outcome.ambiguous > 0 && !may.contains(&value) {
             may.push(value);
         }
@@ -231,7 +237,7 @@ impl Client {
                 Ok(mut sieve) => match sieve.put(name, text) {
                     Ok(()) => {
                         self.history.done("SIEVE", start);
-                        return Persisted { value: Some(()), ambiguous };
+                        return Persisted { value: Some(()), ambiguous, late: false };
                     }
                     Err(error) => {
                         ambiguous += u32::from(!error.is::<Refused>());
@@ -240,7 +246,7 @@ impl Client {
                 },
             }
             if stop.load(Ordering::Relaxed) {
-                return Persisted { value: None, ambiguous };
+                return Persisted { value: None, ambiguous, late: false };
             }
             std::thread::sleep(super::RETRY);
         }
@@ -312,12 +318,18 @@ mod tests {
     fn a_lost_answer_leaves_both_open_and_an_acknowledged_one_does_not() {
         let mut history = History::default();
         let folder = || Thing::Folder("INBOX.a".into());
+        let outcome = |value, ambiguous, late| Persisted::<()> { value, ambiguous, late };
         let may = |history: &History| history.things.get(&folder()).cloned().unwrap_or_default();
-        history.changed(folder(), there(), &Persisted::<()> { value: None, ambiguous: 0 });
+        history.changed(folder(), there(), &outcome(None, 0, false));
         assert_eq!(may(&history), [None]);
-        history.changed(folder(), there(), &Persisted::<()> { value: None, ambiguous: 1 });
+        history.changed(folder(), there(), &outcome(None, 1, false));
         assert_eq!(may(&history), [None, there()]);
-        history.changed(folder(), there(), &Persisted { value: Some(()), ambiguous: 1 });
+        history.changed(folder(), there(), &outcome(Some(()), 1, false));
         assert_eq!(may(&history), [there()]);
+        // What is changed late, and then on the new server, may be either.
+        history.changed(folder(), None, &outcome(Some(()), 0, true));
+        assert_eq!(may(&history), [None]);
+        history.changed(folder(), there(), &outcome(Some(()), 0, false));
+        assert_eq!(may(&history), [None, there()]);
     }
 }
