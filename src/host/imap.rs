@@ -378,7 +378,7 @@ mod tests {
             ),
         ) {
             if let Ok(answer) = hears(&said.concat()).raw(b"NOOP", b"") {
-                let _ = (answer.appended(), answer.copied(), answer.modified());
+                let _ = (answer.appended(9), answer.copied(9), answer.modified());
             }
         }
     }

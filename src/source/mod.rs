@@ -878,7 +878,6 @@ fn retired(state: &str) -> bool {
 }
 
 /// Size and SHA-1 that an index says of each message.
-
 fn expected(meta: &[(FileKind, PathBuf)]) -> Option<send::Listed> {
     let (_, path) = meta.iter().find(|(kind, _)| *kind == FileKind::Index)?;
     let bytes = std::fs::read(path).ok()?;

@@ -83,7 +83,6 @@ const SPOOLS: [(&str, Counts); 7] = [
             quotas: 31,
             subscriptions: 14,
             scripts: 4,
-            ..NOTHING
         },
     ),
     (
@@ -101,7 +100,6 @@ const SPOOLS: [(&str, Counts); 7] = [
             quotas: 31,
             subscriptions: 14,
             scripts: 4,
-            ..NOTHING
         },
     ),
     (
@@ -119,7 +117,6 @@ const SPOOLS: [(&str, Counts); 7] = [
             quotas: 31,
             subscriptions: 14,
             scripts: 4,
-            ..NOTHING
         },
     ),
 ];
