@@ -4,7 +4,7 @@
 #   make matrix   every process killed at every point of a move, every message lost, every
 #                 write failing, the disk full at any moment; resumed and aborted
 #   make versions every release of Cyrus in the lab to every other, there and back; writes
-#                 the table in docs/cyrus.md
+#                 the table in docs/cyrus.md; and old servers' disks onto the later ones
 #   make static   target/static/mbcopy, which starts on every Linux
 #   make power    a hundred power cuts of each server in the middle of moves
 #   make chaos    five hundred moves with harm at random (RUNS=, SEED=)

@@ -92,9 +92,12 @@ impl Console {
             counted(u64::from(report.rounds), "round", "rounds"),
         ));
         if report.outcome != Outcome::Planned {
+            let frozen = match report.freeze_ms > 0.0 {
+                true => format!("frozen for {:.0} ms, of it ", report.freeze_ms),
+                false => String::new(),
+            };
             self.line(&format!(
-                "frozen for {:.0} ms, of it {:.0} ms to publish; {} records compared",
-                report.freeze_ms,
+                "{frozen}{:.0} ms to publish; {} records compared",
                 report.publish_ms,
                 HumanCount(report.records_compared)
             ));
@@ -201,6 +204,8 @@ impl Monitor for Console {
             }
             Event::Problem(problem) => {
                 let shown = match problem.severity {
+                    // What the admin can do something about, for the user as a whole.
+                    Severity::Note if problem.mailbox.is_empty() => !problem.advice.is_empty(),
                     Severity::Note => self.style == Style::Verbose,
                     _ => true,
                 };

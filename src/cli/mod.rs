@@ -52,6 +52,13 @@ struct Common {
     quiet: bool,
 }
 
+impl Common {
+    /// Whether the source is a disk on which nothing runs.
+    fn is_offline(&self) -> bool {
+        self.source_conf.is_some() || self.source_root.is_some()
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Move a user, or a shared mailbox tree, to another server

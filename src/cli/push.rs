@@ -208,6 +208,7 @@ pub(super) fn perform(common: &Common, task: Task, request: &Request, output: Ou
         },
         partition,
         partition_map: how.partition_map.clone(),
+        offline: common.is_offline() && !request.reverse,
         dry_run: task == Task::Push { dry_run: true },
         copy_only: how.copy_only,
         postpone_file: how.postpone_file.clone(),

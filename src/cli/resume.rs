@@ -156,6 +156,9 @@ fn on_one(
                      shows its last one",
                     args.mailbox, args.mailbox
                 );
+                if !common.is_offline() {
+                    status::of_disks().iter().for_each(|line| eprintln!("  {line}"));
+                }
                 return ExitCode::from(USAGE);
             };
             match Request::load(&known.move_id) {

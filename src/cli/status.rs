@@ -1,6 +1,7 @@
 //! `mbcopy status`: the moves that this server knows.
 
 use super::Common;
+use crate::host::offline;
 use crate::moves::journal::state;
 use crate::push::report::SCHEMA;
 use crate::wire::v1::{self, reply::Result as Answer, request::Op};
@@ -44,8 +45,13 @@ pub(super) fn run(common: &Common, args: StatusArgs) -> ExitCode {
                     _ => println!("{line}"),
                 }
             }
-            if moves.moves.is_empty() && !args.json {
-                println!("no moves are known here");
+            if !args.json {
+                if moves.moves.is_empty() {
+                    println!("no moves are known here");
+                }
+                if !common.is_offline() {
+                    of_disks().iter().for_each(|line| println!("{line}"));
+                }
             }
             ExitCode::from(u8::from(!moves.damaged.is_empty()))
         }
@@ -77,6 +83,14 @@ pub(super) fn ask(
             _ => Err("the agent answered something else".into()),
         }
     })
+}
+
+/// Where moves of old servers' disks are known, if there were any.
+pub(super) fn of_disks() -> Vec<String> {
+    let disks = offline::known().into_iter();
+    disks
+        .map(|options| format!("moves from an old server's disk are known with {options}"))
+        .collect()
 }
 
 impl Line {

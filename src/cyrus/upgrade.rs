@@ -55,6 +55,8 @@ pub struct Beside<'a> {
     pub seen: Option<&'a Seen>,
     /// The cyrus.header that the converted index will belong to.
     pub header_file: &'a [u8],
+    /// UIDs, ascending, of messages that are left out.
+    pub without: &'a [u32],
 }
 
 /// The bytes of a cyrus.index, of minor version 12 or later, that says what the old
@@ -91,7 +93,9 @@ pub fn index(
     }
     let mut known = true;
     let mut kept = Vec::with_capacity(records.len());
-    for mut record in records.into_values().filter(|r| !r.is_unlinked()) {
+    let left_out = |uid: &u32| beside.without.binary_search(uid).is_ok();
+    let stays = |record: &Record| !record.is_unlinked() && !left_out(&record.uid);
+    for mut record in records.into_values().filter(stays) {
         let wanted = record.guid.is_none();
         if wanted || record.is_expunged() || record.internaldate.is_zero() {
             match facts(&record, wanted) {
@@ -105,7 +109,8 @@ pub fn index(
                 }
             }
         }
-        known &= !wanted;
+        // What is made of the records is made anew where any is another.
+        known &= !wanted && beside.without.is_empty();
         if converts {
             let seen = beside.seen.is_some_and(|seen| seen.uids.contains(record.uid));
             record.system_flags &= !system::SEEN;

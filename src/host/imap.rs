@@ -217,7 +217,7 @@ impl Imap {
             let line = line.strip_suffix(b"\r").unwrap_or(line);
             match literal(line) {
                 None => return Ok(line.to_vec()),
-                Some(length) if response.len() + length < MAX_RESPONSE => {
+                Some(length) if length < MAX_RESPONSE - response.len() => {
                     (&mut self.stream).take(length as u64).read_to_end(&mut response)?;
                 }
                 Some(_) => return Err(ImapError::Strange("a very long answer".into())),
@@ -313,6 +313,7 @@ fn readable(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::strategy::Strategy;
 
     /// A session with a server that says `script` whatever it is told.
     fn hears(script: &[u8]) -> Imap {
@@ -362,6 +363,24 @@ mod tests {
         let mut imap = hears(&vec![b'x'; MAX_RESPONSE + 10][..100_000]);
         assert!(imap.greeting().is_err());
         assert!(hears(b"* x {999999999999}\r\n").greeting().is_err());
+        assert!(hears(b"* OK {18446744073709551615}\r\n").greeting().is_err());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_is_said_is_an_answer_or_an_error(
+            said in proptest::collection::vec(
+                proptest::prop_oneof![
+                    proptest::prelude::any::<Vec<u8>>(),
+                    "[*m1 OKNBYE{}0-9\\[\\]:,A-Z()]{0,40}(\r\n)?".prop_map(String::into_bytes),
+                ],
+                0..6,
+            ),
+        ) {
+            if let Ok(answer) = hears(&said.concat()).raw(b"NOOP", b"") {
+                let _ = (answer.appended(9), answer.copied(9), answer.modified());
+            }
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::agent::privileges;
 use crate::cyrus::config::{Config, Defaults};
 use crate::cyrus::db::{Database, Engine};
 use crate::cyrus::mboxlist::{KeyStyle, MailboxList};
+use crate::transport::join_quoted;
 use bytes::Bytes;
 use std::fs::DirBuilder;
 use std::io;
@@ -15,6 +16,9 @@ use std::path::{Path, PathBuf};
 
 /// Where root keeps what it knows of such disks.
 const STATE: &str = "/var/lib/mbcopy-sources";
+
+/// The file, beside a disk's journal, of the options that name the disk.
+const OPTIONS: &str = "options";
 
 /// Where a disk is, and how its server was configured.
 #[derive(Debug, Clone)]
@@ -80,6 +84,8 @@ impl Disk {
         made.map_err(io("make", parent))?;
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&state);
         made.map_err(io("make", &state))?;
+        // So that `status` without the options can name them.
+        let _ = std::fs::write(state.join(OPTIONS), self.options());
         if rustix::process::geteuid().is_root() {
             std::os::unix::fs::chown(&state, Some(owner.uid()), Some(owner.gid()))
                 .map_err(io("give away", &state))?;
@@ -91,22 +97,49 @@ impl Disk {
         Ok(host)
     }
 
+    /// The options that name it, as a shell takes them.
+    fn options(&self) -> String {
+        let conf = Some(("--source-conf", self.conf.as_path()));
+        let root = self.root.as_deref().map(|root| ("--source-root", root));
+        let named = conf.into_iter().chain(root);
+        let words = named.flat_map(|(option, path)| [option.to_owned(), absolute(path)]);
+        join_quoted(&words.collect::<Vec<_>>())
+    }
+
     /// Named by what it is of: the same disk has the same journal.
     fn state_directory(&self, configdirectory: &Path) -> PathBuf {
         use std::os::unix::ffi::OsStrExt;
         let real = std::fs::canonicalize(configdirectory);
         let real = real.unwrap_or_else(|_| configdirectory.to_owned());
         let hash = blake3::hash(real.as_os_str().as_bytes()).to_hex();
-        let base = match rustix::process::geteuid().is_root() {
-            true => PathBuf::from(STATE),
-            false => std::env::var_os("XDG_STATE_HOME")
-                .map(PathBuf::from)
-                .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/state")))
-                .unwrap_or_else(std::env::temp_dir)
-                .join("mbcopy-sources"),
-        };
-        base.join(hash.get(..16).unwrap_or_default())
+        base().join(hash.get(..16).unwrap_or_default())
     }
+}
+
+/// Where what is known of all disks is.
+fn base() -> PathBuf {
+    if rustix::process::geteuid().is_root() {
+        return PathBuf::from(STATE);
+    }
+    std::env::var_os("XDG_STATE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/state")))
+        .unwrap_or_else(std::env::temp_dir)
+        .join("mbcopy-sources")
+}
+
+/// The options of every disk that there was a move of: their moves are known only with
+/// these.
+pub fn known() -> Vec<String> {
+    let directories = std::fs::read_dir(base()).into_iter().flatten().flatten();
+    let options = directories.map(|entry| std::fs::read_to_string(entry.path().join(OPTIONS)));
+    let mut options: Vec<String> = options.filter_map(Result::ok).collect();
+    options.sort();
+    options
+}
+
+fn absolute(path: &Path) -> String {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string()
 }
 
 /// Which defaults a server had.

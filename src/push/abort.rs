@@ -59,7 +59,7 @@ pub async fn abort(
             if routed { Phase::Routed } else { Phase::Failed }
         }
     };
-    push.report.settle_serving(phase);
+    push.report.settle_serving(phase, push.offline);
     push.report.next_steps = push.next_steps();
     push.report.total_ms = millis(began.elapsed());
     push.report

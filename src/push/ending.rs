@@ -81,10 +81,7 @@ impl Push<'_> {
         if denied && self.report.outcome != Outcome::Held {
             self.report.outcome = Outcome::Resumable;
         }
-        self.report.settle_serving(if denied { Phase::Routed } else { phase });
-        if self.offline && self.report.serving == self.report.source {
-            self.report.serving = "nobody".into();
-        }
+        self.report.settle_serving(if denied { Phase::Routed } else { phase }, self.offline);
         self.report.next_steps = self.next_steps();
     }
 

@@ -44,6 +44,8 @@ pub struct Options {
     pub partition: Option<String>,
     /// Partitions of the source, and what becomes of them on the target.
     pub partition_map: Vec<(String, String)>,
+    /// The source is a disk on which nothing runs.
+    pub offline: bool,
     /// Only plan.
     pub dry_run: bool,
     /// Stop before the freeze, with all that there is copied.
@@ -170,7 +172,7 @@ pub async fn stillborn(options: &Options, source: Option<Peer>, failure: Failure
             report.outcome = Outcome::Resumable;
         }
     }
-    report.settle_serving(phase);
+    report.settle_serving(phase, options.offline);
     report
 }
 
@@ -284,7 +286,7 @@ impl<'a> Push<'a> {
             led_away: false,
             source_state: String::new(),
             snapshot: bytes::Bytes::new(),
-            offline: false,
+            offline: options.offline,
         }
     }
 

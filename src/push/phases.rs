@@ -428,7 +428,10 @@ impl Push<'_> {
         let Answer::Thawed(thawed) = self.source.call(Op::Thaw(v1::Thaw {})).await? else {
             return Err(self.source.unexpected("thaw").into());
         };
-        self.report.freeze_ms = thawed.frozen_us as f64 / 1000.0;
+        // On a disk on which nothing runs nobody has waited.
+        if !self.offline {
+            self.report.freeze_ms = thawed.frozen_us as f64 / 1000.0;
+        }
         self.frozen_at = None;
         Ok(())
     }

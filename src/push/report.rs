@@ -243,12 +243,18 @@ impl Report {
         format!("{}: {what}; {} serves the user now", self.mailbox, self.serving)
     }
 
-    /// Fills in who serves, from where the move has come to.
-    pub fn settle_serving(&mut self, phase: Phase) {
+    /// Fills in who serves, from where the move has come to. On the disk of an old
+    /// server nothing runs.
+    pub fn settle_serving(&mut self, phase: Phase, offline: bool) {
+        const SOURCE: &str = "the source serves the user";
         self.phase = super::monitor::PhaseName(phase);
         self.serving = match phase.serving() {
+            Server::Source if offline => "nobody".into(),
             Server::Source => self.source.clone(),
             Server::Target => self.target.clone(),
         };
+        if let Some(failure) = self.failure.as_mut().filter(|_| offline) {
+            failure.state = failure.state.replace(SOURCE, "the source's disk serves nobody");
+        }
     }
 }

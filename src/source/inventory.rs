@@ -42,7 +42,12 @@ pub struct Conversion {
     pub number: u64,
     /// Its files.
     pub files: Converted,
+    /// Messages that its index lists no more, for their files cannot be copied.
+    pub flawed: Vec<Flawed>,
 }
+
+/// A message whose file cannot be copied: its UID, a stable word, and what is wrong.
+pub type Flawed = (u32, &'static str, String);
 
 /// The metadata files of an old mailbox in the form of 3.6, or why there are none.
 pub type Converted = Result<Vec<(FileKind, PathBuf)>, String>;

@@ -1,6 +1,6 @@
 //! Reading one mailbox: its index, and whether its files are what it says.
 
-use super::inventory::{SourceMailbox, problem};
+use super::inventory::{Flawed, SourceMailbox, problem};
 use crate::cyrus::config::MetaFile;
 use crate::cyrus::index::{IndexView, Record, internal};
 use crate::cyrus::path::Layout;
@@ -138,7 +138,10 @@ pub fn look(host: &Host, mailbox: &SourceMailbox, known: &mut Known) -> Vec<v1::
 
 fn unreadable(host: &Host, mailbox: &SourceMailbox, text: String) -> v1::Problem {
     let path = mailbox.directory(host).unwrap_or_default();
-    let advice = "mend it (reconstruct on this server), and push again";
+    let advice = match host.offline {
+        None => "mend it (reconstruct on this server), and push again",
+        Some(_) => "nothing is written to this disk: mend it in a copy, and push from there",
+    };
     problem(Severity::Refuse, "unreadable-mailbox", (host, mailbox), 0, &path, text, advice)
 }
 
@@ -253,6 +256,12 @@ fn examine(
             examined = read(known, true)?;
         }
     }
+    for (uid, code, text) in mailbox.converted.iter().flat_map(|c| &c.flawed) {
+        let (path, advice) = (directory.join(format!("{uid}.")), MEND);
+        let at = (host, mailbox);
+        let flaw = problem(Severity::BadMessage, code, at, *uid, &path, text.clone(), advice);
+        examined.problems.push(flaw);
+    }
     let kept = kept(&examined.records, known);
     let totals = v1::Totals {
         mailboxes: 1,
@@ -295,6 +304,9 @@ fn kept<'a>(records: &'a [Record], known: &Known) -> Vec<&'a Record> {
     records.iter().filter(|r| !r.is_unlinked() && !known.bad.contains(&r.uid)).collect()
 }
 
+/// What to do about a message whose file cannot be copied.
+const MEND: &str = "mend its owner, mode or content, or go on without it: --bad-messages=skip";
+
 /// Checks that each message that the index lists is there, whole and readable,
 /// and that no file is there that it does not list. Only what was not looked
 /// at before is looked at: a message's file never changes.
@@ -329,11 +341,13 @@ fn check_files(
     for (uid, flaw) in look_at_all(&unseen, |record| look_at(&dir, directory, record, me)) {
         known.bad.insert(uid);
         if let Flaw::Bad(code, text) = flaw {
-            bad(Severity::BadMessage, code, uid, text, "mend its owner, mode or content");
+            bad(Severity::BadMessage, code, uid, text, MEND);
         }
     }
     if first_time {
-        let listed: BTreeSet<u32> = records.iter().map(|r| r.uid).collect();
+        let mut listed: BTreeSet<u32> = records.iter().map(|r| r.uid).collect();
+        let flawed = mailbox.1.converted.iter().flat_map(|c| &c.flawed);
+        listed.extend(flawed.map(|(uid, ..)| uid));
         for entry in std::fs::read_dir(directory).map_err(|e| at(directory, &e))? {
             let entry = entry.map_err(|e| at(directory, &e))?;
             let name = entry.file_name();
@@ -351,6 +365,26 @@ fn check_files(
     }
     known.checked = records.last().map_or(known.checked, |r| r.uid.max(known.checked)).max(1);
     Ok(problems)
+}
+
+/// The messages that an index shows to clients and whose files cannot be copied. Those
+/// on archive partitions are elsewhere, and not looked for.
+pub fn flaws(directory: &Path, index: &IndexView<'_>) -> io::Result<Vec<Flawed>> {
+    let records: Vec<Record> = index.live().filter_map(Result::ok).collect();
+    let looked_at = |r: &&Record| !r.is_unlinked() && !r.is_archived();
+    let records: Vec<&Record> = records.iter().filter(looked_at).collect();
+    if records.is_empty() {
+        return Ok(Vec::new());
+    }
+    let dir = File::open(directory)?;
+    let me = rustix::process::geteuid().as_raw();
+    let flaws = look_at_all(&records, |record| look_at(&dir, directory, record, me)).into_iter();
+    Ok(flaws
+        .filter_map(|(uid, flaw)| match flaw {
+            Flaw::Bad(code, text) => Some((uid, code, text)),
+            Flaw::Gone => None,
+        })
+        .collect())
 }
 
 /// Why a message's file cannot be copied.
@@ -375,6 +409,13 @@ fn look_at(dir: &File, directory: &Path, record: &Record, me: u32) -> Option<Fla
             Some(Flaw::Bad("missing-message", text))
         }
         Err(e) => unreadable(e),
+        // Cyrus accepts none from anybody, and fails on what a crash has left of one.
+        Ok(stat) if stat.st_size == 0 && record.size == 0 && record.is_expunged() => {
+            Some(Flaw::Gone)
+        }
+        Ok(stat) if stat.st_size == 0 && record.size == 0 => {
+            Some(Flaw::Bad("empty-message", format!("{} has not a single byte", shown())))
+        }
         Ok(stat) if stat.st_size as u64 != record.size => {
             let (has, says) = (stat.st_size, record.size);
             let text = format!("{} has {has} bytes, the index says {says}", shown());

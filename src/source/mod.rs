@@ -44,6 +44,9 @@ const DATABASE_WAIT: Duration = Duration::from_secs(1);
 /// than a route command should take, and not for ever.
 const ROUTE_TIME: Duration = Duration::from_secs(30);
 
+/// Longest freeze, whatever the coordinator asks for.
+const LONGEST_FREEZE: Duration = Duration::from_secs(3600);
+
 /// The oldest release that can be moved from while it is in use: before it nobody
 /// locked a user.
 const OLDEST_LIVE: (u32, u32) = (3, 2);
@@ -272,8 +275,10 @@ impl Session {
 
     /// Looks at everything once, for the plan.
     fn look(&mut self, host: &Host) -> v1::SourcePlan {
+        // Nothing of a disk is renamed.
+        let crossings = if host.offline.is_none() { host.crossings() } else { Vec::new() };
         let mut problems: Vec<_> =
-            host.crossings().iter().map(|path| crate::target::crossing(path)).collect();
+            crossings.iter().map(|path| crate::target::crossing(path)).collect();
         let mut minors = BTreeMap::new();
         for mailbox in &self.listing.mailboxes {
             let known = self.known.entry(mailbox.ordinal).or_default();
@@ -531,7 +536,7 @@ impl Session {
         let of_mailboxes = wants.into_iter().flat_map(|(want, mailbox, directory)| {
             let meta = mailbox::meta_paths(host, mailbox);
             let sizes = expected(&meta).unwrap_or_default();
-            send::jobs_of(want, mailbox, directory, meta, move |uid| sizes.get(&uid).copied())
+            send::jobs_of(want, mailbox, directory, meta, sizes)
         });
         let jobs = of_mailboxes.chain(of_user);
         let sender = link.sender();
@@ -548,6 +553,11 @@ impl Session {
             {
                 known.bad.insert(problem.uid);
                 known.forget();
+                let mut all = self.listing.mailboxes.iter();
+                let mailbox = all.find(|m| m.ordinal == problem.mailbox_ordinal);
+                if let (Some(old), Some(mailbox)) = (&mut self.old, mailbox) {
+                    old.leave_out(&mailbox.entry.name, problem.uid);
+                }
             }
         }
         Ok(v1::SendDone { items: sent.items, bytes: sent.bytes, problems: sent.problems })
@@ -557,7 +567,10 @@ impl Session {
         self.freeze = None;
         let began = std::time::Instant::now();
         let wait = Duration::from_millis(u64::from(freeze.wait_ms));
-        let limit = Duration::from_millis(u64::from(freeze.limit_ms));
+        let mut limit = Duration::from_millis(u64::from(freeze.limit_ms));
+        if host.offline.is_none() {
+            limit = limit.min(LONGEST_FREEZE);
+        }
         let (locks, held) = loop {
             let locks = Locks::of(host, &self.listing).map_err(|e| lock_failure(&e))?;
             let left = wait.saturating_sub(began.elapsed());
@@ -865,9 +878,7 @@ fn retired(state: &str) -> bool {
 }
 
 /// Size and SHA-1 that an index says of each message.
-type Sizes = BTreeMap<u32, (u64, Option<[u8; 20]>)>;
-
-fn expected(meta: &[(FileKind, PathBuf)]) -> Option<Sizes> {
+fn expected(meta: &[(FileKind, PathBuf)]) -> Option<send::Listed> {
     let (_, path) = meta.iter().find(|(kind, _)| *kind == FileKind::Index)?;
     let bytes = std::fs::read(path).ok()?;
     let index = IndexView::parse(&bytes).ok()?;

@@ -6,7 +6,9 @@
 //! no record has changed is not looked at again, so that the last look, which is
 //! under the freeze, costs as much as there was changed.
 
-use super::inventory::{Conversion, Converted, Listing, Ordinals, SourceMailbox, UserFiles};
+use super::inventory::{
+    Conversion, Converted, Flawed, Listing, Ordinals, SourceMailbox, UserFiles,
+};
 use super::mailbox::{self, Stamp};
 use crate::cyrus::annotation::{AnnotationKey, AnnotationValue, LongForm, OWNER};
 use crate::cyrus::config::{Config, Defaults, MetaFile};
@@ -43,6 +45,8 @@ pub struct OldDisk {
     ids: BTreeSet<UniqueId>,
     conversions: u64,
     locking: Locking,
+    /// Messages that turned out not to be what the index says, while they were sent.
+    rotten: BTreeSet<(MailboxName, u32)>,
 }
 
 /// Whether an index must be locked to be read.
@@ -75,6 +79,7 @@ struct Read {
     uidvalidity: u32,
     changed: u64,
     files: Converted,
+    flawed: Vec<Flawed>,
 }
 
 impl OldDisk {
@@ -94,12 +99,22 @@ impl OldDisk {
             ids: BTreeSet::new(),
             conversions: 0,
             locking,
+            rotten: BTreeSet::new(),
         })
     }
 
     /// Where it is kept.
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// Leaves a message out of what a disk's mailbox is converted to: where an index has
+    /// to be made anew, Cyrus would fail on it.
+    pub fn leave_out(&mut self, name: &MailboxName, uid: u32) {
+        if self.locking == Locking::Offline {
+            self.rotten.insert((name.clone(), uid));
+            self.mailboxes.remove(name);
+        }
     }
 
     /// Begins another look at the server, frozen or not.
@@ -160,7 +175,8 @@ impl OldDisk {
         files: &mut Vec<(PathBuf, Option<Stamp>)>,
     ) -> Option<SourceMailbox> {
         self.conversions += 1;
-        let nothing = |id, files| Read { id, uidvalidity: entry.uidvalidity, changed: 0, files };
+        let uidvalidity = entry.uidvalidity;
+        let nothing = |id, files| Read { id, uidvalidity, changed: 0, files, flawed: Vec::new() };
         let read = match &entry.partition {
             Some(partition) => match self.read(host, top, entry, partition, files) {
                 Ok(read) => read?,
@@ -168,11 +184,12 @@ impl OldDisk {
             },
             None => nothing(self.id(entry, None, 0)?, Ok(Vec::new())),
         };
-        let Read { id, uidvalidity, changed, files } = read;
+        let Read { id, uidvalidity, changed, files, flawed } = read;
         let (name_record, id_record) = upgrade::records(entry, &id, uidvalidity, changed);
         let next = ordinals.len() as u32;
         let ordinal = *ordinals.entry(id.clone()).or_insert(next);
-        let conversion = Conversion { record: entry.raw.clone(), number: self.conversions, files };
+        let (record, number) = (entry.raw.clone(), self.conversions);
+        let conversion = Conversion { record, number, files, flawed };
         let entry = MailboxEntry { raw: name_record.into(), ..entry.clone() };
         let id_record = (Bytes::from(format!("I{id}")), Bytes::from(id_record));
         let converted = Some(conversion);
@@ -243,8 +260,22 @@ impl OldDisk {
             .mailbox_dir(&entry.name, DirStyle::Name, partition)
             .map_err(|e| e.to_string())?;
         let header_file = upgrade::header_file(&old_header, entry, &id);
-        let beside =
-            Beside { expunge: expunge.as_ref(), seen: seen.as_ref(), header_file: &header_file };
+        let flawed = match self.locking {
+            Locking::Offline => {
+                mailbox::flaws(&directory, &index).map_err(|e| at(&directory, &e))?
+            }
+            _ => Vec::new(),
+        };
+        let mut without: BTreeSet<u32> = flawed.iter().map(|(uid, ..)| *uid).collect();
+        let rotten = self.rotten.iter().filter(|(name, _)| *name == entry.name);
+        without.extend(rotten.map(|(_, uid)| *uid));
+        let without: Vec<u32> = without.into_iter().collect();
+        let beside = Beside {
+            expunge: expunge.as_ref(),
+            seen: seen.as_ref(),
+            header_file: &header_file,
+            without: &without,
+        };
         let new = upgrade::index(&index, &beside, |record, hash| facts(&directory, record, hash));
         let new = new.map_err(|e| format!("{}: {e}", directory.display()))?;
 
@@ -268,7 +299,8 @@ impl OldDisk {
             converted.push((FileKind::Annotations, write(MetaFile::Annotations, &new)?));
         }
         let changed = std::fs::metadata(&index_path).map_or(0, |m| m.mtime().max(0) as u64);
-        Ok(Some(Read { id, uidvalidity: header.uidvalidity, changed, files: Ok(converted) }))
+        let (uidvalidity, files) = (header.uidvalidity, Ok(converted));
+        Ok(Some(Read { id, uidvalidity, changed, files, flawed }))
     }
 }
 
@@ -307,7 +339,9 @@ fn files_of(host: &Host, entry: &MailboxEntry) -> Vec<(PathBuf, Option<Stamp>)> 
 /// What a message's file tells; `None` if it cannot be read, as the scan will say.
 fn facts(directory: &Path, record: &Record, hash: bool) -> Option<FileFacts> {
     let path = directory.join(record.file_name());
-    let stat = std::fs::symlink_metadata(&path).ok().filter(std::fs::Metadata::is_file)?;
+    let stat = std::fs::symlink_metadata(&path).ok();
+    // Cyrus can make nothing of an empty one.
+    let stat = stat.filter(|stat| stat.is_file() && stat.len() > 0)?;
     let modified = Time::from_seconds(u32::try_from(stat.mtime()).unwrap_or(0));
     let guid = if hash { Some(Guid::of(&std::fs::read(&path).ok()?)) } else { None };
     Some(FileFacts { guid, modified })

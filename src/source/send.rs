@@ -3,6 +3,7 @@
 
 use super::inventory::{SourceMailbox, problem};
 use crate::agent::Sender;
+use crate::cyrus::imap_set::UidSet;
 use crate::fault::{self, Point};
 use crate::host::Host;
 use crate::wire::USER;
@@ -13,6 +14,7 @@ use crate::wire::v1::{self, FileKind, problem::Severity};
 use bytes::Bytes;
 use rustix::fs::{Mode, OFlags};
 use sha1::{Digest, Sha1};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -35,6 +37,9 @@ const PIECE: usize = FRAME - CHUNK_HEADER;
 
 /// Files that a reader takes at a time.
 const BATCH: usize = 16;
+
+/// Size and SHA-1 of each message that an index lists, by UID.
+pub type Listed = BTreeMap<u32, (u64, Option<[u8; 20]>)>;
 
 /// A file to send.
 #[derive(Debug, Clone)]
@@ -405,14 +410,16 @@ pub fn jobs_of(
     mailbox: &SourceMailbox,
     directory: PathBuf,
     meta: Vec<(FileKind, PathBuf)>,
-    expected: impl Fn(u32) -> Option<(u64, Option<[u8; 20]>)>,
+    listed: Listed,
 ) -> impl Iterator<Item = Job> {
     let ordinal = mailbox.ordinal;
     let directory = Directory::open(directory);
-    let messages = manifest::uids(&want.uid_runs).filter_map(move |uid| {
-        let expected = Some(expected(uid)?);
+    let wanted = UidSet::from_ranges(manifest::ranges(&want.uid_runs));
+    let listed = listed.into_iter().filter(move |(uid, _)| wanted.contains(*uid));
+    let messages = listed.map(move |(uid, expected)| {
         let place = Place::Message(Arc::clone(&directory));
-        Some(Job { mailbox: ordinal, kind: FileKind::Message, uid, place, expected })
+        let expected = Some(expected);
+        Job { mailbox: ordinal, kind: FileKind::Message, uid, place, expected }
     });
     let files = want.files().filter_map(move |kind| {
         let (_, path) = meta.iter().find(|(k, _)| *k == kind)?;

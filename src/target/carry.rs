@@ -17,8 +17,9 @@ mod sieve;
 mod uids;
 
 use super::offer::Checked;
-use super::receive::{Expected, Item, ItemKey};
+use super::receive::{Expected, Item, ItemKey, Size};
 use super::stage::{Stage, StagedDirectory};
+use crate::cyrus::imap_set::UidSet;
 use crate::cyrus::mboxlist::MailboxEntry;
 use crate::cyrus::mboxlist::mbtype::{Flag, Kind};
 use crate::cyrus::name::{MailboxName, UniqueId};
@@ -89,7 +90,7 @@ struct Offered {
     gone: bool,
     /// All messages that are left of those that were published, as runs; `None`:
     /// none has gone without a trace.
-    present: Option<Vec<u32>>,
+    present: Option<UidSet>,
     stragglers: Vec<v1::Straggler>,
     rights: Vec<v1::RightsChange>,
     /// Whether it is a name without messages.
@@ -134,7 +135,7 @@ impl Offer {
             last_uid_now: part.last_uid_now,
             highestmodseq: part.highestmodseq_then,
             gone: part.gone,
-            present: part.listed.then_some(part.present_runs),
+            present: part.listed.then(|| UidSet::from_ranges(manifest::ranges(&part.present_runs))),
             stragglers: part.stragglers,
             rights: part.rights,
             name_only: name_only && !part.gone,
@@ -169,7 +170,7 @@ impl Expected for Asked {
         Some(Item {
             directory: Arc::clone(directory),
             name: file_name(uid),
-            size: Some(*size),
+            size: Size::Exactly(*size),
             replaces: false,
         })
     }
@@ -209,7 +210,7 @@ impl Carrying {
                 continue;
             }
             wants.messages += sizes.len() as u64;
-            wants.bytes += sizes.values().sum::<u64>();
+            wants.bytes = sizes.values().fold(wants.bytes, |all, size| all.saturating_add(*size));
             wants.wants.push(v1::Want {
                 mailbox: *ordinal,
                 uid_runs: manifest::runs(sizes.keys().copied()),

@@ -446,6 +446,7 @@ impl Session {
             taken.map_err(|e| internal(e.to_string(), "the source serves the user"))?;
         }
         wants.retain(|_, wants| !wants.is_empty());
+        self.check_room(host, &wants)?;
         let user_files = self.inventory.wanted_user_files();
         let asked = self
             .inventory
@@ -454,9 +455,31 @@ impl Session {
         self.asked = Some(Arc::new(asked));
         Ok(v1::Wants {
             messages: wants.values().map(|w| w.messages.len() as u64).sum(),
-            bytes: wants.values().map(MailboxWants::bytes).sum(),
+            bytes: wants.values().fold(0, |all, wants| all.saturating_add(wants.bytes())),
             wants: wants.iter().map(|(ordinal, wants)| wants.to_wire(*ordinal)).collect(),
             user_files,
+        })
+    }
+
+    /// Refuses to ask for more than the partitions have room for.
+    fn check_room(
+        &self,
+        host: &Host,
+        wants: &BTreeMap<u32, MailboxWants>,
+    ) -> Result<(), v1::Failure> {
+        let mut bytes: BTreeMap<&PartitionName, u64> = BTreeMap::new();
+        for (ordinal, wants) in wants {
+            let Some(mailbox) = self.inventory.mailboxes.get(ordinal) else { continue };
+            let sum = bytes.entry(&mailbox.partition).or_default();
+            *sum = sum.saturating_add(wants.bytes());
+        }
+        plan::room_for(host, &bytes).map_err(|text| {
+            v1::Failure::new(
+                Kind::Internal,
+                text,
+                "the source serves the user; what arrived before is kept in the stage",
+                "make room and run the same push again",
+            )
         })
     }
 
@@ -684,6 +707,8 @@ impl Session {
         let shadow = self.current_shadow(host)?;
         let adopted = quota::adopt(host, &self.stage, &self.inventory, &self.top);
         prepared.problems.extend(adopted.map_err(|e| internal(e, "the source serves the user"))?);
+        let release = this_release(host)?;
+        prepared.problems.extend(settle::unknown_scripts(&self.stage, &self.inventory, release));
         let ends = (&self.top, self.entry.peer.as_str());
         let publication = settle::user_databases(host, &self.stage, &self.inventory)
             .and_then(|()| settle::publication(host, &self.stage, &self.inventory, &shadow, ends))

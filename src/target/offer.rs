@@ -5,7 +5,7 @@
 //! session; what an earlier session left is verified by its GUID first.
 
 use super::convert::Looked;
-use super::receive::{Arrived, Expected, Item, ItemKey};
+use super::receive::{Arrived, Expected, Item, ItemKey, Size};
 use super::stage::{Stage, StageError, StagedDirectory};
 use crate::cyrus::config::MetaFile;
 use crate::cyrus::dlist::Dlist;
@@ -150,6 +150,10 @@ impl Inventory {
         table: v1::Table,
         check: impl Fn(&v1::Mailbox) -> Result<Checked, OfferError>,
     ) -> Result<(), OfferError> {
+        if table.mailboxes.len() > manifest::MAX_MAILBOXES {
+            let most = manifest::MAX_MAILBOXES;
+            return Err(OfferError::Nonsense(format!("more than {most} mailboxes")));
+        }
         let mut known = std::mem::take(&mut self.mailboxes);
         for mailbox in table.mailboxes {
             let checked = check(&mailbox)?;
@@ -230,7 +234,7 @@ impl Inventory {
                 let item = Item {
                     directory: mailbox.meta_directory(stage, *kind)?,
                     name: meta_name(*kind).to_owned(),
-                    size: None,
+                    size: largest(*kind),
                     replaces: true,
                 };
                 asked.files.insert((*ordinal, *kind as u8, 0), item);
@@ -247,7 +251,7 @@ impl Inventory {
             let item = Item {
                 directory: Arc::new(directory),
                 name: name.to_string_lossy().into_owned(),
-                size: None,
+                size: largest(file.kind),
                 replaces: true,
             };
             // The kind is part of the key that the source uses; any kind fits.
@@ -416,11 +420,7 @@ impl StagedMailbox {
         let entries = manifest::entries(&part.manifest)
             .ok_or_else(|| OfferError::Nonsense("a malformed manifest".into()))?;
         for entry in entries {
-            if listing.last.is_some_and(|last| entry.uid <= last) {
-                return Err(OfferError::Nonsense("a manifest that is not in UID order".into()));
-            }
-            listing.last = Some(entry.uid);
-            listing.uids.push(entry.uid);
+            listing.take(entry.uid)?;
             if !self.has(entry.uid) && !self.verify_leftover(&entry) {
                 wants.messages.push(entry);
             }
@@ -527,16 +527,32 @@ pub struct Listing {
     uids: Vec<u32>,
 }
 
+impl Listing {
+    fn take(&mut self, uid: u32) -> Result<(), OfferError> {
+        if self.last.is_some_and(|last| uid <= last) {
+            return Err(OfferError::Nonsense("a manifest that is not in UID order".into()));
+        }
+        if self.uids.len() >= manifest::MAX_MESSAGES {
+            let most = manifest::MAX_MESSAGES;
+            return Err(OfferError::Nonsense(format!("more than {most} messages in one mailbox")));
+        }
+        self.last = Some(uid);
+        self.uids.push(uid);
+        Ok(())
+    }
+}
+
 impl Expected for Asked {
     fn item(&self, key: ItemKey) -> Option<Item> {
         let (mailbox, kind, uid) = key;
         if kind == FileKind::Message as u8 {
             let (directory, uids) = self.messages.get(&mailbox)?;
             let at = uids.binary_search_by_key(&uid, |(uid, _)| *uid).ok()?;
+            let (_, size) = uids.get(at)?;
             return Some(Item {
                 directory: Arc::clone(directory),
                 name: message_name(uid),
-                size: uids.get(at).map(|(_, size)| *size),
+                size: Size::Exactly(*size),
                 replaces: false,
             });
         }
@@ -555,6 +571,16 @@ const USER_KINDS: [FileKind; 9] = [
     FileKind::SieveBytecode,
     FileKind::SieveScript,
 ];
+
+/// How large a file besides messages may be. What is read whole here has to fit into
+/// memory; a cache, which is not, has some kilobytes of each message.
+fn largest(kind: FileKind) -> Size {
+    Size::AtMost(match kind {
+        FileKind::Header | FileKind::SieveBytecode | FileKind::SieveScript => 64 << 20,
+        FileKind::Cache => (manifest::MAX_MESSAGES as u64) << 14,
+        _ => 4 << 30,
+    })
+}
 
 /// The suffix of a user's file.
 fn user_suffix(kind: FileKind) -> Option<&'static str> {
@@ -658,7 +684,7 @@ impl MailboxWants {
 
     /// Bytes of the wanted messages.
     pub fn bytes(&self) -> u64 {
-        self.messages.iter().map(|e| e.size).sum()
+        self.messages.iter().fold(0, |all, message| all.saturating_add(message.size))
     }
 
     /// Whether nothing is wanted.
@@ -669,3 +695,36 @@ impl MailboxWants {
 
 // Chunks name kinds by one byte; the largest kind must fit.
 const _: () = assert!((FileKind::SieveScript as i32) < 256 && bulk::CHUNK_HEADER == 72);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cyrus::config::{Config, Defaults};
+    use crate::moves::MoveId;
+
+    #[test]
+    fn no_more_is_listed_than_there_can_be() {
+        let mut listing = Listing::default();
+        listing.take(7).unwrap();
+        assert!(listing.take(7).unwrap_err().to_string().contains("UID order"));
+        listing.uids = vec![0; manifest::MAX_MESSAGES];
+        let error = listing.take(8).unwrap_err().to_string();
+        assert_eq!(error, "the source offers more than 16777216 messages in one mailbox");
+
+        let conf = b"configdirectory: /nowhere\npartition-default: /nowhere/spool\n";
+        let config = Config::parse(conf, Defaults::V3, &mut |_| Err(String::new())).unwrap();
+        let stage = Stage::new(&config, &MoveId::random()).unwrap();
+        let mailboxes = vec![v1::Mailbox::default(); manifest::MAX_MAILBOXES + 1];
+        let table = v1::Table { mailboxes, ..v1::Table::default() };
+        let check = |_: &v1::Mailbox| Err(OfferError::Nonsense("what was looked at".into()));
+        let error = Inventory::default().table(&stage, table, check).unwrap_err();
+        assert_eq!(error.to_string(), "the source offers more than 1000000 mailboxes");
+    }
+
+    #[test]
+    fn sizes_that_cannot_be_added_are_too_many_bytes() {
+        let entry = Entry { uid: 1, expunged: false, size: u64::MAX - 5, guid: [0; 20] };
+        let wants = MailboxWants { messages: vec![entry; 3], files: Vec::new() };
+        assert_eq!(wants.bytes(), u64::MAX);
+    }
+}

@@ -336,7 +336,7 @@ pub fn room(
         plan.free_inodes = stat.f_favail;
         // What an earlier try of this move has staged need not come again.
         let staged = staged_bytes(&path.join(OUR_DIRECTORY).join(&plan.move_id));
-        if totals.bytes + SPACE_RESERVE > free + staged {
+        if totals.bytes.saturating_add(SPACE_RESERVE) > free.saturating_add(staged) {
             plan.problems.push(refuse(
                 "no-space",
                 format!(
@@ -349,7 +349,8 @@ pub fn room(
             ));
         }
         // Some filesystems make inodes as they are needed, and report none.
-        if stat.f_files > 0 && stat.f_favail < totals.messages + totals.mailboxes + 1000 {
+        let files = totals.messages.saturating_add(totals.mailboxes).saturating_add(1000);
+        if stat.f_files > 0 && stat.f_favail < files {
             plan.problems.push(refuse(
                 "no-inodes",
                 format!(
@@ -363,6 +364,23 @@ pub fn room(
             ));
         }
     }
+}
+
+/// Whether there is room for what is wanted now: more may have come since the plan, and
+/// a peer may claim anything. An error says what is missing where.
+pub fn room_for(host: &Host, wanted: &BTreeMap<&PartitionName, u64>) -> Result<(), String> {
+    for (partition, bytes) in wanted {
+        let Some(path) = host.config.partition(partition) else { continue };
+        let Ok(stat) = rustix::fs::statvfs(&path) else { continue };
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        if *bytes > free {
+            let (partition, path) = (partition.as_str(), path.display());
+            return Err(format!(
+                "{bytes} bytes are to come, and {partition} at {path} has {free} bytes free"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The problem of a directory on another filesystem than its root.

@@ -37,10 +37,28 @@ pub struct Item {
     pub directory: Arc<StagedDirectory>,
     /// The file's name; made on this side.
     pub name: String,
-    /// Its size if that is known for certain, in bytes.
-    pub size: Option<u64>,
+    /// Its size, as far as it is known.
+    pub size: Size,
     /// Whether an older version of it may be there and is replaced.
     pub replaces: bool,
+}
+
+/// How large a file may be that was asked for, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Size {
+    /// A message never changes.
+    Exactly(u64),
+    /// Other files may have grown since they were listed.
+    AtMost(u64),
+}
+
+impl Size {
+    fn allows(self, size: u64) -> bool {
+        match self {
+            Self::Exactly(wanted) => size == wanted,
+            Self::AtMost(most) => size <= most,
+        }
+    }
 }
 
 /// Finds what was asked for; what was not asked for is refused.
@@ -207,6 +225,8 @@ struct Writer {
 struct Partial {
     item: Item,
     file: File,
+    /// As its first piece says.
+    size: u64,
     hasher: blake3::Hasher,
     offset: u64,
 }
@@ -232,6 +252,7 @@ impl Writer {
     fn take(&mut self, chunk: &Chunk) -> Result<(), ReceiveError> {
         let key = (chunk.mailbox, chunk.kind, chunk.uid);
         if chunk.gone {
+            self.expected.item(key).ok_or(ReceiveError::NotAsked(key))?;
             if let Some(partial) = self.open.remove(&key) {
                 partial.item.directory.remove(&partial.item.temporary());
             }
@@ -242,6 +263,12 @@ impl Writer {
             Some(partial) => partial,
             None => self.create(key, chunk)?,
         };
+        // Each piece ends within the size that it names itself.
+        if chunk.size != partial.size {
+            partial.item.directory.remove(&partial.item.temporary());
+            let what = "its size changes on the way";
+            return Err(ReceiveError::Mismatch { name: partial.item.name, what });
+        }
         let bytes = chunk.plain()?;
         if chunk.offset != partial.offset {
             return Err(ReceiveError::OutOfOrder { name: partial.item.name });
@@ -263,11 +290,16 @@ impl Writer {
 
     fn create(&self, key: ItemKey, chunk: &Chunk) -> Result<Partial, ReceiveError> {
         let item = self.expected.item(key).ok_or(ReceiveError::NotAsked(key))?;
-        if item.size.is_some_and(|size| size != chunk.size) {
-            return Err(ReceiveError::Mismatch { name: item.name, what: "its size is another" });
+        if !item.size.allows(chunk.size) {
+            let what = match item.size {
+                Size::Exactly(_) => "its size is another",
+                Size::AtMost(_) => "it is larger than such a file can be",
+            };
+            return Err(ReceiveError::Mismatch { name: item.name, what });
         }
         let file = item.directory.create(&item.temporary()).map_err(|source| item.io(source))?;
-        Ok(Partial { item, file: file.into(), hasher: blake3::Hasher::new(), offset: 0 })
+        let hasher = blake3::Hasher::new();
+        Ok(Partial { item, file: file.into(), size: chunk.size, hasher, offset: 0 })
     }
 }
 
@@ -343,8 +375,8 @@ mod tests {
     impl Expected for Asked {
         fn item(&self, key: ItemKey) -> Option<Item> {
             let (name, size, replaces) = match key {
-                (1, 1, 7) => ("7.", Some(5), false),
-                (1, 3, 0) => ("cyrus.index", None, true),
+                (1, 1, 7) => ("7.", Size::Exactly(5), false),
+                (1, 3, 0) => ("cyrus.index", Size::AtMost(100), true),
                 _ => return None,
             };
             let directory = Arc::clone(&self.0);
@@ -419,6 +451,17 @@ mod tests {
         assert!(matches!(stranger, Err(ReceiveError::NotAsked((1, 1, 8)))), "{stranger:?}");
         let longer = receive(dir.path(), &[chunk((1, 1, 7), b"hello!")]);
         assert!(matches!(longer, Err(ReceiveError::Mismatch { .. })), "{longer:?}");
+        let huge = Chunk { size: 101, last: false, ..chunk((1, 3, 0), b"index") };
+        let huge = receive(dir.path(), &[huge]).unwrap_err();
+        assert!(huge.to_string().contains("larger than such a file can be"), "{huge}");
+        // The first piece keeps to what was asked for, the second does not.
+        let first = Chunk { last: false, ..chunk((1, 1, 7), b"hello") };
+        let more = Chunk { size: 1 << 40, offset: 5, last: false, ..chunk((1, 1, 7), b"more") };
+        let grown = receive(dir.path(), &[first, more]).unwrap_err();
+        assert!(grown.to_string().contains("its size changes on the way"), "{grown}");
+        let gone = Chunk { gone: true, size: 0, ..chunk((1, 1, 8), b"") };
+        let gone = receive(dir.path(), &[gone]);
+        assert!(matches!(gone, Err(ReceiveError::NotAsked((1, 1, 8)))), "{gone:?}");
         let changed = Chunk { blake3: [1; 32], ..chunk((1, 1, 7), b"hello") };
         let changed = receive(dir.path(), &[changed]);
         assert!(matches!(changed, Err(ReceiveError::Mismatch { .. })), "{changed:?}");

@@ -10,9 +10,11 @@ use super::{mailbox_places, plan};
 use crate::cyrus::annotation::{self, AnnotationKey, Scope};
 use crate::cyrus::config::{DbKind, MetaFile};
 use crate::cyrus::db::{Database, Engine, flat, twoskip};
-use crate::cyrus::index::IndexView;
+use crate::cyrus::index::{IndexView, Record};
 use crate::cyrus::name::MailboxName;
 use crate::cyrus::path::{DirStyle, Layout};
+use crate::cyrus::release::Release;
+use crate::cyrus::sieve;
 use crate::host::Host;
 use crate::inventory::records_digest;
 use crate::moves::sealed::PathBytes;
@@ -109,6 +111,7 @@ pub fn drop_skipped(
     top: &Top,
     inventory: &Inventory,
 ) -> Option<v1::Problem> {
+    lacking(stage, inventory)?;
     let arguments: Vec<&str> = match &top.userid {
         Some(userid) => vec!["-q", "-u", userid],
         None => vec!["-q", "-r", &top.external],
@@ -121,24 +124,23 @@ pub fn drop_skipped(
     if let Err(error) = ran {
         return Some(problem(error.to_string()));
     }
-    for mailbox in inventory.mailboxes.values().filter(|m| !m.name_only) {
-        let lacks = mailbox.meta_directory(stage, FileKind::Index).ok().and_then(|directory| {
-            let bytes = directory.read("cyrus.index").ok()?;
-            let index = IndexView::parse(&bytes).ok()?;
-            index
-                .records()
-                .filter_map(Result::ok)
-                .find(|r| !r.is_expunged() && !r.is_unlinked() && !mailbox.has(r.uid))
-                .map(|r| r.uid)
-        });
-        if let Some(uid) = lacks {
-            return Some(problem(format!(
-                "{}: message {uid} is still listed although it was skipped",
-                mailbox.name.display()
-            )));
-        }
-    }
-    None
+    lacking(stage, inventory).map(|(mailbox, uid)| {
+        let name = mailbox.name.display();
+        problem(format!("{name}: message {uid} is still listed although it was skipped"))
+    })
+}
+
+/// A message that a staged index lists and that is not staged.
+fn lacking<'a>(stage: &Stage, inventory: &'a Inventory) -> Option<(&'a StagedMailbox, u32)> {
+    inventory.mailboxes.values().filter(|m| !m.name_only).find_map(|mailbox| {
+        let directory = mailbox.meta_directory(stage, FileKind::Index).ok()?;
+        let bytes = directory.read("cyrus.index").ok()?;
+        let index = IndexView::parse(&bytes).ok()?;
+        let listed = |r: &Record| !r.is_expunged() && !r.is_unlinked();
+        let mut records = index.records().filter_map(Result::ok);
+        let lacks = records.find(|r| listed(r) && !mailbox.has(r.uid))?;
+        Some((mailbox, lacks.uid))
+    })
 }
 
 /// Has this server's Cyrus bring all staged indexes to its own version; what it said.
@@ -177,6 +179,29 @@ pub fn user_databases(host: &Host, stage: &Stage, inventory: &Inventory) -> Resu
         std::fs::write(&path, new).map_err(|e| failed(&e))?;
     }
     Ok(())
+}
+
+/// Scripts that this server's Cyrus will not show to the user any more.
+pub fn unknown_scripts(
+    stage: &Stage,
+    inventory: &Inventory,
+    release: &Release,
+) -> Vec<v1::Problem> {
+    let scripts = inventory.user_files.iter().filter(|f| f.kind == FileKind::SieveScript);
+    scripts
+        .filter_map(|file| {
+            let text = std::fs::read(file.place.path(stage)).ok()?;
+            let extension = sieve::unknown_extension(&text, release)?;
+            let name = file.place.relative.file_stem()?.to_string_lossy();
+            let (major, minor) = release.since;
+            let text = format!(
+                "the sieve script {name} requires {extension}, which Cyrus {major}.{minor} and \
+                 later do not know: no client is shown the script"
+            );
+            let advice = "have it written anew with imap4flags; its file is kept";
+            Some(plan::problem(Severity::Note, "unknown-sieve-extension", text, advice))
+        })
+        .collect()
 }
 
 /// What publishing will do.

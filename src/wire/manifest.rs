@@ -8,6 +8,12 @@ pub const ENTRY: usize = 36;
 /// Most entries of one part.
 pub const MAX_ENTRIES: usize = 65_536;
 
+/// Most messages of one mailbox that a peer may list.
+pub const MAX_MESSAGES: usize = 1 << 24;
+
+/// Most mailboxes of one move that a peer may list.
+pub const MAX_MAILBOXES: usize = 1_000_000;
+
 /// A message as a manifest names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
@@ -60,12 +66,14 @@ pub fn runs(uids: impl IntoIterator<Item = u32>) -> Vec<u32> {
     runs
 }
 
-/// Unpacks runs of (first, count) lazily. UIDs beyond the largest are left out.
-pub fn uids(runs: &[u32]) -> impl Iterator<Item = u32> + '_ {
-    runs.as_chunks::<2>()
-        .0
-        .iter()
-        .flat_map(|&[first, count]| (0..count).map_while(move |i| first.checked_add(i)))
+/// Runs of (first, count) as inclusive ranges, in any order. They are never counted
+/// out: eight bytes of a peer may stand for four billion UIDs. What goes beyond the
+/// largest UID is left out.
+pub fn ranges(runs: &[u32]) -> Vec<(u32, u32)> {
+    let ranges = runs.as_chunks::<2>().0.iter();
+    ranges
+        .filter_map(|&[first, count]| Some((first, first.saturating_add(count.checked_sub(1)?))))
+        .collect()
 }
 
 #[cfg(test)]
@@ -88,7 +96,10 @@ mod tests {
     fn runs_pack_and_unpack() {
         let list = [1, 2, 3, 7, 9, 10, u32::MAX];
         assert_eq!(runs(list), [1, 3, 7, 1, 9, 2, u32::MAX, 1]);
-        assert_eq!(uids(&runs(list)).collect::<Vec<_>>(), list);
-        assert_eq!(uids(&[u32::MAX, 5]).count(), 1);
+        assert_eq!(ranges(&runs(list)), [(1, 3), (7, 7), (9, 10), (u32::MAX, u32::MAX)]);
+        assert_eq!(
+            ranges(&[u32::MAX, 5, 4, 0, 2, u32::MAX, 7]),
+            [(u32::MAX, u32::MAX), (2, u32::MAX)]
+        );
     }
 }

@@ -5,6 +5,7 @@
 use crate::sealed;
 use bytes::{Bytes, BytesMut};
 use mbcopy::cyrus::annotation::{AnnotationKey, AnnotationValue};
+use mbcopy::cyrus::cache;
 use mbcopy::cyrus::config::{Config, DbKind, Defaults, MetaFile};
 use mbcopy::cyrus::db::{Database, Engine, twoskip};
 use mbcopy::cyrus::dlist::Dlist;
@@ -15,10 +16,11 @@ use mbcopy::cyrus::index::{self, Header, IndexView, Record, Time, write_index};
 use mbcopy::cyrus::mboxlist::edit::{RecordEdit, ServerEdit};
 use mbcopy::cyrus::mboxlist::mbtype::Flag;
 use mbcopy::cyrus::mboxlist::{MailboxEntry, MailboxList};
-use mbcopy::cyrus::name::{MailboxName, UniqueId};
+use mbcopy::cyrus::name::{MailboxName, Namespace, UniqueId, VirtDomains};
 use mbcopy::cyrus::path::{DirStyle, Layout};
 use mbcopy::cyrus::quota::Quota;
 use mbcopy::cyrus::seen::Seen;
+use mbcopy::cyrus::sieve;
 use mbcopy::cyrus::subscription::Subscriptions;
 use mbcopy::cyrus::upgrade::{self, Beside, FileFacts, QuotaUse};
 use mbcopy::wire::bulk::Chunk;
@@ -32,7 +34,7 @@ use std::path::Path;
 pub type Check = fn(&[u8]);
 
 /// All formats that are read from disks and from peers.
-pub const FORMATS: [(&str, Check); 16] = [
+pub const FORMATS: [(&str, Check); 19] = [
     ("index", index),
     ("expunge", expunge),
     ("header", header),
@@ -46,6 +48,9 @@ pub const FORMATS: [(&str, Check); 16] = [
     ("annotations", annotations),
     ("imapd_conf", imapd_conf),
     ("mailbox_list", mailbox_list),
+    ("names", names),
+    ("cache", cache),
+    ("sieve_script", sieve_script),
     ("frames", frames),
     ("manifest", manifest),
     ("bulk", bulk),
@@ -89,7 +94,7 @@ fn written(view: &IndexView<'_>, records: &[Record]) {
 /// What becomes of an old index shows the same messages.
 fn upgraded(old: &IndexView<'_>, expunge: Option<&IndexView<'_>>) {
     let seen = Seen { uids: UidSet::from_ranges(vec![(1, 5), (9, 9)]), ..Seen::default() };
-    let beside = Beside { expunge, seen: Some(&seen), header_file: b"header" };
+    let beside = Beside { expunge, seen: Some(&seen), header_file: b"header", without: &[] };
     let facts = |record: &Record, wanted: bool| {
         let guid = wanted.then(|| Guid::of(b"message"));
         let there = !record.uid.is_multiple_of(3);
@@ -241,8 +246,8 @@ pub fn imapd_conf(bytes: &[u8]) {
         }
         let overrides = [("configdirectory", "/s/conf"), ("sievedir", "/s/sieve")];
         let overrides = overrides.map(|(option, value)| (option.to_owned(), value.to_owned()));
-        // Only the last line of a file can end with a backslash.
-        let swallows = bytes.ends_with(b"\\");
+        // Such a value would take the next line of the shadow with it.
+        let swallows = config.options().any(|(_, value)| value.ends_with('\\'));
         let Ok(shadow) = config.shadow(&overrides.into()) else {
             assert!(swallows, "the shadow of {:?}", bytes.escape_ascii().to_string());
             continue;
@@ -297,6 +302,44 @@ pub fn frames(bytes: &[u8]) {
     }
 }
 
+/// Names of mailboxes, as databases keep them and as people type them.
+pub fn names(bytes: &[u8]) {
+    let spaces = [false, true].map(|unix_separator| Namespace {
+        unix_separator,
+        virtdomains: VirtDomains::Userid,
+        default_domain: Some("home.org".into()),
+    });
+    let read = [MailboxName::from_internal(bytes), MailboxName::from_db_key(bytes)].into_iter();
+    let typed = spaces.iter().map(|space| MailboxName::from_external(bytes, space));
+    for name in read.chain(typed).flatten() {
+        assert_eq!(MailboxName::from_internal(name.as_bytes()).as_ref(), Ok(&name));
+        let (_, _, _) = (name.display(), name.userid(), name.deleted_original("DELETED"));
+        for component in name.components() {
+            assert!(!component.is_empty() && component != b".." && !component.contains(&b'/'));
+        }
+        if let Some(inbox) = name.inbox() {
+            assert!(inbox == name || name.is_below(&inbox));
+        }
+        spaces.iter().for_each(|space| drop(name.to_external(space)));
+    }
+}
+
+/// What Cyrus has parsed of a message.
+pub fn cache(bytes: &[u8]) {
+    if let Some(structure) = cache::bodystructure(bytes) {
+        assert!(structure.len() + 8 <= bytes.len());
+        let _ = cache::has_global(structure);
+    }
+}
+
+/// A sieve script that is a message.
+pub fn sieve_script(bytes: &[u8]) {
+    if let Some((name, text)) = sieve::script(bytes) {
+        assert!(!name.is_empty() && !name.contains(['/', '\n']));
+        assert!(bytes.ends_with(text));
+    }
+}
+
 /// Manifests, and runs of UIDs.
 pub fn manifest(bytes: &[u8]) {
     if let Some(entries) = manifest::entries(bytes) {
@@ -307,10 +350,14 @@ pub fn manifest(bytes: &[u8]) {
     }
     let numbers: Vec<u32> =
         bytes.as_chunks::<4>().0.iter().map(|b| u32::from_be_bytes(*b)).collect();
-    // As many as the numbers claim: only who takes them pays for them.
-    let uids: Vec<u32> = manifest::uids(&numbers).take(bytes.len()).collect();
-    let runs = manifest::runs(uids.iter().copied());
-    assert_eq!(manifest::uids(&runs).collect::<Vec<_>>(), uids);
+    let wanted = UidSet::from_ranges(manifest::ranges(&numbers));
+    for [first, count] in numbers.as_chunks::<2>().0 {
+        assert_eq!(*count > 0, *count > 0 && wanted.contains(*first));
+    }
+    let uids = numbers.iter().copied().filter(|uid| *uid > 0);
+    let uids: BTreeSet<u32> = uids.collect();
+    let again = UidSet::from_ranges(manifest::ranges(&manifest::runs(uids.iter().copied())));
+    assert_eq!(again, UidSet::from_uids(uids));
 }
 
 /// Chunks of files, compressed or not.

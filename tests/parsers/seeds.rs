@@ -78,7 +78,13 @@ fn of_server(files: &BTreeMap<String, Bytes>) -> BTreeMap<&'static str, Vec<Byte
         };
         let name = path.rsplit('/').next().unwrap_or_default();
         match name {
-            "cyrus.index" => index(bytes, &mut add),
+            "cyrus.index" => {
+                index(bytes, &mut add);
+                let beside = path.replace("cyrus.index", "cyrus.cache");
+                if let Some(cache) = files.get(&beside) {
+                    cached(bytes, cache, &mut add);
+                }
+            }
             "cyrus.expunge" => add("expunge", bytes),
             "cyrus.header" => add("header", bytes),
             "imapd.conf" => add("imapd_conf", bytes),
@@ -88,6 +94,10 @@ fn of_server(files: &BTreeMap<String, Bytes>) -> BTreeMap<&'static str, Vec<Byte
                     add("annotations", &key);
                     add("annotations", &value);
                 }
+            }
+            _ if name.ends_with(".script") => {
+                let head = format!("From: a@example.org\r\nSubject: {name}\r\n\r\n");
+                add("sieve_script", &[head.as_bytes(), bytes].concat());
             }
             _ if path.contains("/quota/") => {
                 add("quota", bytes);
@@ -107,6 +117,16 @@ fn of_server(files: &BTreeMap<String, Bytes>) -> BTreeMap<&'static str, Vec<Byte
         }
     }
     found
+}
+
+/// The records of a cache that an index leads to.
+fn cached(index: &Bytes, cache: &Bytes, add: &mut impl FnMut(&'static str, &[u8])) {
+    let view = IndexView::parse(index).unwrap();
+    for record in view.records().take(3) {
+        let at = record.unwrap().cache_offset as usize;
+        let rest = cache.get(at..).unwrap_or_default();
+        add("cache", &rest[..rest.len().min(2000)]);
+    }
 }
 
 /// An index, the same in every newer version, and what the wire says of it.
@@ -152,6 +172,7 @@ fn mailboxes(bytes: &Bytes, add: &mut impl FnMut(&'static str, &[u8])) {
     add("mailbox_list", bytes);
     let mut lines = Vec::new();
     for (key, value) in db.entries().unwrap().into_iter().take(6) {
+        add("names", &key);
         add("mailbox_list", &value);
         if value.starts_with(b"%") {
             add("dlist", &value);

@@ -222,7 +222,7 @@ impl Twoskip {
 
     /// Live records behind `from`, at the lowest level.
     fn walk(&self, from: Record) -> Walk<'_> {
-        Walk { db: self, at: Some(from), left: self.end / MIN_RECORD }
+        Walk { db: self, at: Some(from), left: self.end }
     }
 
     /// Reads the head of the record at an offset and checks it.
@@ -306,7 +306,7 @@ impl Twoskip {
 struct Walk<'a> {
     db: &'a Twoskip,
     at: Option<Record>,
-    /// Records that the file has room for: more steps are a loop.
+    /// Bytes that are left for further records: more of them are a loop, or overlap.
     left: u64,
 }
 
@@ -316,7 +316,8 @@ impl Walk<'_> {
             let Some(next) = self.db.next(&at)? else {
                 break;
             };
-            let Some(left) = self.left.checked_sub(1) else {
+            let size = (next.padded as u64).saturating_sub(next.at);
+            let Some(left) = self.left.checked_sub(size) else {
                 return Err(damaged(next.at, "the pointers form a loop"));
             };
             self.left = left;

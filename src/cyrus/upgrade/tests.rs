@@ -59,7 +59,12 @@ fn what_2_3_kept_in_three_files_is_in_one() {
     let expunged = IndexView::parse_expunge(&expunged).unwrap();
     let seen =
         Seen { last_read: 555, last_uid: 6, uids: UidSet::from_uids([1, 4, 5]), ..Seen::default() };
-    let beside = Beside { expunge: Some(&expunged), seen: Some(&seen), header_file: b"its header" };
+    let beside = Beside {
+        expunge: Some(&expunged),
+        seen: Some(&seen),
+        header_file: b"its header",
+        without: &[],
+    };
     // The \Seen of the record means nothing in 2.3.
     let old = old(&[(1, system::FLAGGED), (4, 0), (9, system::SEEN | system::ANSWERED)]);
     let new = upgraded(&old, &beside);
@@ -110,6 +115,11 @@ fn of_an_expunged_message_without_a_file_nothing_remains_but_its_uid_is_not_give
     let new = index(&view, &beside, there).unwrap();
     assert_eq!(uids(&records_of(&new), |_| true), [1, 2, 8]);
     assert_eq!(IndexView::parse(&new).unwrap().header().last_uid, 9);
+    // One that is left out is counted nowhere, and its UID is not given again either.
+    let new = index(&view, &Beside { without: &[2], ..Beside::default() }, facts).unwrap();
+    let header = IndexView::parse(&new).unwrap().header().clone();
+    assert_eq!(uids(&records_of(&new), |_| true), [1]);
+    assert_eq!((header.exists, header.quota_mailbox_used, header.last_uid), (1, 10, 2));
     // A message that the index lists stays, and is found to be missing later.
     let new = index(&view, &Beside::default(), |_, _| None).unwrap();
     assert_eq!(uids(&records_of(&new), |_| true), [1, 2]);

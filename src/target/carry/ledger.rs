@@ -253,6 +253,18 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_lines_or_refused(
+            bytes in proptest::prelude::any::<Vec<u8>>(),
+            json in "[{}\\[\\]\":,0-9A-Za-z]{0,60}",
+        ) {
+            let sealed = format!("{} {json}\n", blake3::hash(json.as_bytes()).to_hex());
+            let _ = unseal(sealed.as_bytes());
+            assert!(unseal(&bytes).is_none());
+        }
+    }
+
     #[test]
     fn a_line_that_was_changed_is_refused() {
         let dir = tempfile::tempdir().unwrap();

@@ -9,7 +9,6 @@ use crate::cyrus::mboxlist::MailboxEntry;
 use crate::fault::{self, Point};
 use crate::host::Host;
 use crate::inventory::hex;
-use crate::wire::manifest;
 use crate::wire::v1::{self, problem::Severity};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -311,11 +310,10 @@ impl Offered {
             listed.map(|s| (Different { uid: s.uid, modseq: s.modseq }, there(s))).collect();
         let Some(present) = &self.present else { return Ok(all) };
         let told: BTreeSet<u32> = all.iter().map(|(different, _)| different.uid).collect();
-        let present: BTreeSet<u32> = manifest::uids(present).collect();
         let view = here.view()?;
         for record in view.records() {
             let uid = record.map_err(unreadable)?.uid;
-            if uid <= self.last_uid && !told.contains(&uid) && !present.contains(&uid) {
+            if uid <= self.last_uid && !told.contains(&uid) && !present.contains(uid) {
                 let there = There { expunged: true, flags: Flags::new() };
                 all.push((Different { uid, modseq: u64::MAX }, there));
             }
