@@ -9,6 +9,7 @@ mod chaos;
 mod clock;
 mod commands;
 mod crash;
+mod dav;
 mod engines;
 mod failures;
 mod forgotten;
