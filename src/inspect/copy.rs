@@ -193,7 +193,7 @@ fn retired_config(live: &Config, id: &MoveId) -> Result<Config, String> {
         overrides.insert(option.to_owned(), path.display().to_string());
     };
     for (option, value) in live.options() {
-        let is_root = ["partition-", "metapartition-", "metadir-"];
+        let is_root = ["partition-", "metapartition-", "archivepartition-", "metadir-"];
         if is_root.iter().any(|prefix| option.starts_with(prefix)) {
             set(option, held(Path::new(value)));
         }

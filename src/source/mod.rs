@@ -328,6 +328,7 @@ impl Session {
             totals.messages += known.messages;
             totals.bytes += known.bytes;
             totals.expunged += known.expunged;
+            totals.archived += known.archived;
         }
         totals
     }
@@ -512,8 +513,8 @@ impl Session {
         let mut wants = Vec::new();
         for want in &items.wants {
             let mailbox = self.listing.mailboxes.iter().find(|m| m.ordinal == want.mailbox);
-            match mailbox.and_then(|m| Some((m, m.directory(host)?))) {
-                Some((mailbox, directory)) => wants.push((want, mailbox, directory)),
+            match mailbox.and_then(|m| Some((m, mailbox::Places::of(host, m)?))) {
+                Some((mailbox, places)) => wants.push((want, mailbox, places)),
                 None => {
                     let text = format!("mailbox {} was not listed", want.mailbox);
                     return Err(agent::protocol(text));
@@ -528,10 +529,10 @@ impl Session {
             of_user.push(send::user_job(*number, *kind, path.clone()));
         }
         // One mailbox after the other: only the index of one is held in memory.
-        let of_mailboxes = wants.into_iter().flat_map(|(want, mailbox, directory)| {
+        let of_mailboxes = wants.into_iter().flat_map(|(want, mailbox, places)| {
             let meta = mailbox::meta_paths(host, mailbox);
             let sizes = expected(&meta).unwrap_or_default();
-            send::jobs_of(want, mailbox, directory, meta, move |uid| sizes.get(&uid).copied())
+            send::jobs_of(want, mailbox, places, meta, move |uid| sizes.get(&uid).copied())
         });
         let jobs = of_mailboxes.chain(of_user);
         let sender = link.sender();

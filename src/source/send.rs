@@ -2,6 +2,7 @@
 //! questions faster than one after the other; small ones share a frame.
 
 use super::inventory::{SourceMailbox, problem};
+use super::mailbox::Places;
 use crate::agent::Sender;
 use crate::fault::{self, Point};
 use crate::host::Host;
@@ -66,6 +67,8 @@ pub struct Directory {
     path: PathBuf,
     /// None: it cannot be opened, as each of its files will say.
     handle: Option<File>,
+    /// Where Cyrus moves messages that it archives, at any moment.
+    archive: Option<File>,
 }
 
 /// What was sent.
@@ -345,9 +348,16 @@ impl Job {
             Place::Message(directory) => directory.handle.as_ref(),
             Place::Path(_) => None,
         };
-        match opened {
+        let here = match opened {
             Some(directory) => open_at(directory, Path::new(&format!("{}.", self.uid))),
             None => open_at(rustix::fs::CWD, &self.path()),
+        };
+        match (&self.place, here) {
+            (Place::Message(directory), Err(e)) if e.kind() == io::ErrorKind::NotFound => {
+                let archive = directory.archive.as_ref().ok_or(e)?;
+                open_at(archive, Path::new(&format!("{}.", self.uid)))
+            }
+            (_, here) => here,
         }
     }
 
@@ -393,9 +403,10 @@ impl Job {
 }
 
 impl Directory {
-    fn open(path: PathBuf) -> Arc<Self> {
-        let handle = File::open(&path).ok();
-        Arc::new(Self { path, handle })
+    fn open(places: Places) -> Arc<Self> {
+        let handle = File::open(&places.messages).ok();
+        let archive = places.archived.and_then(|path| File::open(path).ok());
+        Arc::new(Self { path: places.messages, handle, archive })
     }
 }
 
@@ -403,12 +414,12 @@ impl Directory {
 pub fn jobs_of(
     want: &v1::Want,
     mailbox: &SourceMailbox,
-    directory: PathBuf,
+    places: Places,
     meta: Vec<(FileKind, PathBuf)>,
     expected: impl Fn(u32) -> Option<(u64, Option<[u8; 20]>)>,
 ) -> impl Iterator<Item = Job> {
     let ordinal = mailbox.ordinal;
-    let directory = Directory::open(directory);
+    let directory = Directory::open(places);
     let messages = manifest::uids(&want.uid_runs).filter_map(move |uid| {
         let expected = Some(expected(uid)?);
         let place = Place::Message(Arc::clone(&directory));

@@ -1,6 +1,8 @@
 //! The target agent: stages what comes, has this server's Cyrus look at it,
 //! and publishes it.
 
+mod announce;
+mod archive;
 mod base;
 mod by_name;
 mod carry;
@@ -40,7 +42,7 @@ use publish::{Publication, Standing};
 use receive::{Expected, Receipt, Writers};
 use shadow::{Shadow, Top};
 use stage::Stage;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -870,9 +872,10 @@ impl Session {
             ));
         }
         self.stop_deferring(host)?;
+        let notes = if done { announce::announce(host, &self.top) } else { Vec::new() };
         self.record(if done { state::DONE } else { state::ABORTED })?;
         remove_stage(&self.stage);
-        Ok(v1::Finished::default())
+        Ok(v1::Finished { notes })
     }
 
     /// Once nobody can be on his way here any more, he is as unknown as before.
@@ -914,18 +917,20 @@ impl Session {
 
 /// Links what is kept of a mailbox into the stage, the first time.
 fn seed(host: &Host, stage: &Stage, base: &Base, mailbox: &Checked) -> std::io::Result<()> {
-    let place = |config, style| {
+    let dirs = |config, style| {
         let layout = Layout::new(config);
-        layout.mailbox_dir(&mailbox.name, style, &mailbox.partition)
+        layout.mailbox_dirs(&mailbox.name, style, &mailbox.partition)
     };
-    let staged = place(&stage.config, DirStyle::Id(&mailbox.id));
-    let (Ok(staged), Ok(live)) = (staged, place(&host.config, host.style(&mailbox.id))) else {
+    let staged = dirs(&stage.config, DirStyle::Id(&mailbox.id));
+    let (Ok(staged), Ok(live)) = (staged, dirs(&host.config, host.style(&mailbox.id))) else {
         return Ok(());
     };
-    let root = stage.partitions.get(&mailbox.partition);
-    let (Some(root), false) = (root, staged.exists()) else { return Ok(()) };
-    let relative = staged.strip_prefix(root).unwrap_or(&staged);
-    base.seed(&live, &stage::StagedDirectory::make(root, relative)?)
+    let places: BTreeSet<_> = staged.into_iter().zip(live).collect();
+    for ((root, staged), (_, live)) in places.into_iter().filter(|((_, at), _)| !at.exists()) {
+        let relative = staged.strip_prefix(&root).unwrap_or(&staged);
+        base.seed(&live, &stage::StagedDirectory::make(&root, relative)?)?;
+    }
+    Ok(())
 }
 
 /// What this server's Cyrus does.
@@ -1015,16 +1020,4 @@ fn journal_failure(error: &JournalError) -> v1::Failure {
             _ => "mend the journal's directory and run the same push again",
         },
     )
-}
-
-/// Where a staged mailbox lies on the stage and where it will live.
-fn mailbox_places(
-    host: &Host,
-    stage: &Stage,
-    mailbox: &offer::StagedMailbox,
-) -> Result<(PathBuf, PathBuf), crate::cyrus::path::PathError> {
-    let place =
-        |config, style| Layout::new(config).mailbox_dir(&mailbox.name, style, &mailbox.partition);
-    let staged = place(&stage.config, DirStyle::Id(&mailbox.id))?;
-    Ok((staged, place(&host.config, host.style(&mailbox.id))?))
 }

@@ -208,7 +208,9 @@ fn leftovers(
 ) -> Vec<v1::Problem> {
     let layout = Layout::new(&host.config);
     let style = host.style(id);
-    let mut places = vec![partition.and_then(|p| layout.mailbox_dir(name, style, p).ok())];
+    let dirs = partition.and_then(|p| layout.mailbox_dirs(name, style, p).ok());
+    let dirs: BTreeSet<_> = dirs.unwrap_or_default().into_iter().map(|(_, dir)| dir).collect();
+    let mut places: Vec<_> = dirs.into_iter().map(Some).collect();
     if name == top && name.is_user() {
         match host.keeps_by_id() {
             true => places.push(layout.user_dir(id).ok()),
@@ -305,8 +307,18 @@ pub fn room(
 ) {
     plan.problems.extend(host.crossings().iter().map(|path| crossing(path)));
     let used: BTreeSet<&PartitionName> = partitions.values().collect();
+    let archive = |partition| host.config.archivepartition(partition).ok().flatten();
+    let all_have_archives = used.iter().all(|partition| archive(partition).is_some());
+    let mut places = Vec::new();
     for partition in used {
-        let Some(path) = host.config.partition(partition) else { continue };
+        let ordinary = match all_have_archives {
+            true => totals.bytes.saturating_sub(totals.archived),
+            false => totals.bytes,
+        };
+        places.extend(host.config.partition(partition).map(|path| (partition, path, ordinary)));
+        places.extend(archive(partition).map(|path| (partition, path, totals.archived)));
+    }
+    for (partition, path, bytes) in places {
         let stat = match rustix::fs::statvfs(&path) {
             Ok(stat) => stat,
             Err(e) => {
@@ -336,12 +348,11 @@ pub fn room(
         plan.free_inodes = stat.f_favail;
         // What an earlier try of this move has staged need not come again.
         let staged = staged_bytes(&path.join(OUR_DIRECTORY).join(&plan.move_id));
-        if totals.bytes + SPACE_RESERVE > free + staged {
+        if bytes + SPACE_RESERVE > free + staged {
             plan.problems.push(refuse(
                 "no-space",
                 format!(
-                    "{} bytes are to come, and {} at {} has {free} bytes free",
-                    totals.bytes,
+                    "{bytes} bytes are to come, and {} at {} has {free} bytes free",
                     partition.as_str(),
                     path.display()
                 ),

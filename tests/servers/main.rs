@@ -4,6 +4,7 @@
 //! same hosts and run one after the other (`--test-threads=1`).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod archive;
 mod bulk;
 mod chaos;
 mod clock;
@@ -23,6 +24,7 @@ mod preflight;
 mod repeat;
 mod reverse;
 mod rich;
+mod search;
 mod stragglers;
 mod support;
 mod verify;
