@@ -158,6 +158,7 @@ impl Host {
             cyrus_version: self.cyrus_version().unwrap_or_default(),
             machine_id: Bytes::copy_from_slice(&self.machine_id()),
             clock_unix_ms: crate::moves::journal::now_ms(),
+            conversations: self.config.conversations().unwrap_or(false),
             ..v1::Welcome::default()
         }
     }

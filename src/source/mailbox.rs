@@ -268,7 +268,7 @@ fn examine(
 
 /// The records of an older server's mailbox as they are now, in so far as they tell
 /// which files there must be, with the lock that keeps them so.
-fn as_it_is(
+pub(crate) fn as_it_is(
     host: &Host,
     mailbox: &SourceMailbox,
     converted: &[Record],

@@ -1,11 +1,12 @@
 //! The source agent: reads the user natively, sends what is wanted, freezes
 //! him, and retires his copy.
 
+mod alarms;
 mod freeze;
 pub(crate) mod inventory;
 mod locks;
 pub(crate) mod mailbox;
-mod old;
+pub(crate) mod old;
 mod purge;
 pub(crate) mod retire;
 pub(crate) mod send;
@@ -274,6 +275,9 @@ impl Session {
     fn look(&mut self, host: &Host) -> v1::SourcePlan {
         let mut problems: Vec<_> =
             host.crossings().iter().map(|path| crate::target::crossing(path)).collect();
+        if host.offline.is_none() {
+            problems.extend(crate::target::programs(host, &["cyr_dbtool", "mbexamine"]));
+        }
         let mut minors = BTreeMap::new();
         for mailbox in &self.listing.mailboxes {
             let known = self.known.entry(mailbox.ordinal).or_default();
@@ -285,6 +289,7 @@ impl Session {
             }
             minors.insert(mailbox.ordinal, index_minor(host, mailbox));
         }
+        problems.extend(alarms::note(host, &self.listing));
         if self.old.is_some() && host.offline.is_none() {
             // Up to 3.4 every directory is by the name of its own and can be a mount.
             let planned = Retirement::new(host, &self.listing, &self.id, "");

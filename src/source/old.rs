@@ -414,9 +414,6 @@ pub fn user_files(
     if let Some((path, _)) = user_file(host, name, "counters")? {
         files.add(FileKind::UserCounters, b"", path);
     }
-    if let Some((path, _)) = user_file(host, name, "dav")? {
-        files.notes.push(format!("{} is of an older form, and stays", path.display()));
-    }
     let mut sieve = Vec::new();
     if let Some(user) = name.userid() {
         let layout = Layout::new(&host.config);

@@ -7,6 +7,8 @@ mod base;
 mod by_name;
 mod carry;
 mod convert;
+mod dav;
+mod features;
 mod offer;
 mod plan;
 mod publish;
@@ -17,7 +19,7 @@ mod shadow;
 pub(crate) mod stage;
 mod sync;
 
-pub use plan::crossing;
+pub use plan::{crossing, programs};
 pub use stage::OUR_DIRECTORY;
 
 use crate::agent::{self, Handler, Link};
@@ -55,6 +57,9 @@ const LOCK_WAIT: Duration = Duration::from_secs(5);
 /// How long a delivery may be on its way here after the route was restored: a mail
 /// server looks the route up just before it connects.
 const ON_THE_WAY: Duration = Duration::from_secs(5);
+
+/// Cyrus's programs without which nobody can be published.
+const PROGRAMS: [&str; 3] = ["cyr_dbtool", "ctl_cyrusdb", "reconstruct"];
 
 /// The target's side of one move.
 pub struct Target {
@@ -184,6 +189,8 @@ impl Target {
             let totals = plan.totals.unwrap_or_default();
             plan::room(&self.host, &partitions, &totals, &mut answer);
             answer.problems.extend(plan::release(&self.host, &plan.mailboxes));
+            answer.problems.extend(plan::programs(&self.host, &PROGRAMS));
+            answer.problems.extend(features::unserved(&self.host, &plan.mailboxes));
             base = journal
                 .as_ref()
                 .map_or(Ok(None), |journal| Base::find(&self.host, journal, top.as_bytes()))
@@ -684,6 +691,7 @@ impl Session {
             ));
         }
         let shadow = self.current_shadow(host)?;
+        prepared.problems.extend(dav::make(host, &self.stage, &self.inventory, &self.tool_names));
         let adopted = quota::adopt(host, &self.stage, &self.inventory, &self.top);
         prepared.problems.extend(adopted.map_err(|e| internal(e, "the source serves the user"))?);
         let ends = (&self.top, self.entry.peer.as_str());

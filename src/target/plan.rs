@@ -298,6 +298,13 @@ pub fn release(host: &Host, mailboxes: &[v1::Mailbox]) -> Vec<v1::Problem> {
     unknown.map(problem).collect()
 }
 
+/// Which of Cyrus's programs are not there that a move needs.
+pub fn programs(host: &Host, needed: &[&str]) -> Vec<v1::Problem> {
+    let missing = needed.iter().filter_map(|program| host.tools.find(program).err());
+    let advice = "install it, or name the directory of Cyrus's programs by --cyrus-bin";
+    missing.map(|error| refuse("missing-program", error.to_string(), advice)).collect()
+}
+
 /// Room on the partitions: whether the stage can be made, and free space.
 pub fn room(
     host: &Host,

@@ -1,7 +1,7 @@
 //! Calendars and address books, as a CalDAV and CardDAV client sees them.
 
 use crate::support::{PutBack, Servers};
-use lab::dav::{Changes, Dav, View};
+use lab::dav::{Changes, Dav, Properties, View};
 use lab::host::Host;
 use std::collections::BTreeMap;
 
@@ -212,6 +212,89 @@ fn there_and_back(source: &str, target: &str, known: &[&str]) {
 #[test]
 fn a_client_sees_them_unchanged() {
     there_and_back("bw1", "bw2", &[]);
+}
+
+/// The target has no httpd for them: they move, the admin is told, and they are as they
+/// were when they come back.
+#[test]
+#[ignore = "long: for `make matrix`"]
+fn they_move_to_a_server_that_does_not_serve_them() {
+    let (servers, _put_back) = Servers::with_options(("bw1", OPTIONS), ("bw2", &[]));
+    servers.accounts(&["dave"]);
+    servers.source.admin().unwrap().command("CREATE user.dave").unwrap();
+    let here = servers.source.dav("dave");
+    seed(&here);
+    let before = here.view().unwrap();
+    let known = tokens(&here, &before);
+    servers.push("user.dave", &["--dry-run"]).expect(0).says(&["caldav", "carddav", "httpmodules"]);
+    servers.push("user.dave", &[]).expect(0).says(&["calendars", "address books"]);
+    accepted(&servers.target);
+    servers.mbcopy(&["reverse", "user.dave"]).expect(0);
+    accepted(&servers.source);
+    assert_same(&before, &here.view().unwrap(), &[]);
+    goes_on(&here, &known, "b");
+}
+
+/// Alarms that the server sends are known to the target after what the push advises, which
+/// changes nothing that a client sees.
+#[test]
+#[ignore = "long: for `make matrix`"]
+fn alarms_are_known_after_dav_reconstruct() {
+    let (servers, _put_back) = servers("bw1", "bw2");
+    let (here, there) = (servers.source.dav("dave"), servers.target.dav("dave"));
+    seed(&here);
+    let alarm = "DTSTART:20500301T100000Z\r\nSUMMARY:far\r\nBEGIN:VALARM\r\nACTION:DISPLAY\r\n\
+        DESCRIPTION:soon\r\nTRIGGER:-PT15M\r\nEND:VALARM\r\n";
+    here.put(&format!("{}Default/far.ics", here.calendars()), &event("far", alarm)).unwrap();
+    let before = here.view().unwrap();
+    let known = tokens(&here, &before);
+    let alarms = |host: &Host| {
+        let ask = "sqlite3 /var/lib/cyrus/caldav_alarm.sqlite3 \
+                   \"SELECT count(*) FROM events WHERE mboxname LIKE 'user.dave.%'\" || true";
+        host.run_as_cyrus(&["sh", "-c", ask]).unwrap().trim().parse::<u32>().unwrap_or(0)
+    };
+    assert!(alarms(&servers.source) > 0);
+    servers.push("user.dave", &[]).expect(0).says(&["alarms", "dav_reconstruct dave"]);
+    assert_eq!(alarms(&servers.target), 0);
+    servers.target.run_as_cyrus(&["/usr/lib/cyrus/bin/dav_reconstruct", "dave"]).unwrap();
+    assert!(alarms(&servers.target) > 0);
+    let after = there.view().unwrap();
+    assert_same(&before, &after, &["creationdate"]);
+    queries(&there);
+    goes_on(&there, &known, "t");
+}
+
+/// 3.2 has another dav.db, which names mailboxes by name: it is made anew.
+#[test]
+#[ignore = "long: for `make versions`"]
+fn versions_3_2_to_3_6() {
+    let (servers, _put_back) = servers("bull", "bw1");
+    let (here, there) = (servers.source.dav("dave"), servers.target.dav("dave"));
+    seed(&here);
+    let before = here.view().unwrap();
+    let tokens_before = tokens(&here, &before);
+    servers.push("user.dave", &[]).expect(0);
+    accepted(&servers.target);
+    let after = there.view().unwrap();
+    // What a release tells of itself is another's; what the user has put there is his.
+    let of_user = |view: &View| {
+        let items = view.items.iter();
+        let items =
+            items.map(|(path, item)| (path.clone(), item.etag.clone(), item.content.clone()));
+        let told = ["displayname", "calendar-color", "calendar-order", "calendar-description"];
+        let shown = |properties: &Properties| {
+            told.map(|name| properties.get(name).cloned().unwrap_or_default())
+        };
+        let collections = view.collections.iter().map(|(path, p)| (path.clone(), shown(p)));
+        (items.collect::<Vec<_>>(), collections.collect::<BTreeMap<_, _>>())
+    };
+    let [(before, collections), (items, moved)] = [of_user(&before), of_user(&after)];
+    assert_eq!(before, items);
+    for (path, properties) in collections.iter().filter(|(path, _)| path.contains("/user/dave/")) {
+        assert_eq!(Some(properties), moved.get(path), "{path}");
+    }
+    queries(&there);
+    goes_on(&there, &tokens_before, "t");
 }
 
 #[test]

@@ -71,7 +71,7 @@ fn seed(servers: &Servers) {
     let message = NewMessage { bytes: text.to_vec(), ..NewMessage::default() };
     let mut imap = servers.source.imap("finder").unwrap();
     imap.append("INBOX", &[message.clone(), message]).unwrap();
-    imap.command("CREATE \"INBOX.50% off\"").unwrap();
+    imap.command("CREATE \"INBOX.half (off)\"").unwrap();
     imap.logout();
     squatter(&servers.source, &["-u", "finder"]);
     assert_eq!(found(&servers.source, "finder", "needle"), 2);
@@ -93,7 +93,8 @@ fn squatter_is_told_of_who_has_come() {
     moves(&servers);
     assert_eq!(index_files(&servers.target), 0, "an index has come");
     let waiting = log(&servers.target);
-    for line in ["APPEND user.finder", "APPEND user.finder.Sent", "APPEND \"user.finder.50% off\""]
+    for line in
+        ["APPEND user.finder", "APPEND user.finder.Sent", "APPEND \"user.finder.half (off)\""]
     {
         let there = waiting.lines().any(|l| l.replace('"', "") == line.replace('"', ""));
         assert!(there, "no {line} in {waiting}");
