@@ -22,8 +22,8 @@ pub fn announce(host: &Host, top: &MailboxName) -> Vec<String> {
     let user = top.userid().map(|user| String::from_utf8_lossy(user.as_bytes()).into_owned());
     let shown = host.external(top);
     let by_hand = match &user {
-        Some(user) => format!("squatter -u {user}"),
-        None => format!("squatter -r {shown}"),
+        Some(user) => format!("squatter -i -u {user}"),
+        None => format!("squatter -i -r {shown}"),
     };
     let logs = host.config.switch("sync_log", false).unwrap_or(false);
     let told = host.config.get("sync_log_channels").unwrap_or_default();

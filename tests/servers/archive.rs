@@ -7,7 +7,7 @@ use lab::seed::Seed;
 use std::collections::BTreeSet;
 
 /// Options of a server that archives, to partitions below `/var/spool/cyrus`.
-const ARCHIVES: &[(&str, &str)] = &[
+pub const ARCHIVES: &[(&str, &str)] = &[
     ("archive_enabled", "yes"),
     ("archive_after", "1d"),
     ("archive_maxsize", "20"),

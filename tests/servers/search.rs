@@ -73,7 +73,7 @@ fn seed(servers: &Servers) {
     imap.append("INBOX", &[message.clone(), message]).unwrap();
     imap.command("CREATE \"INBOX.half (off)\"").unwrap();
     imap.logout();
-    squatter(&servers.source, &["-u", "finder"]);
+    squatter(&servers.source, &["-i", "-u", "finder"]);
     assert_eq!(found(&servers.source, "finder", "needle"), 2);
     assert!(index_files(&servers.source) > 0, "there is no index");
 }
@@ -100,14 +100,14 @@ fn squatter_is_told_of_who_has_come() {
         assert!(there, "no {line} in {waiting}");
     }
     let path = "/var/lib/cyrus/sync/squatter/log";
-    squatter(&servers.target, &["-f", path]);
+    squatter(&servers.target, &["-i", "-f", path]);
     assert!(index_files(&servers.target) > 0, "squatter has made nothing");
     assert_eq!(found(&servers.target, "finder", "needle"), 2);
 
     // Back, and what he was there for is put away, too.
     servers.mbcopy(&["reverse", "user.finder"]).expect(0);
     assert_eq!([index_files(&servers.source), index_files(&servers.target)], [0, 0]);
-    squatter(&servers.source, &["-f", path]);
+    squatter(&servers.source, &["-i", "-f", path]);
     assert_eq!(found(&servers.source, "finder", "needle"), 2);
 }
 
@@ -122,7 +122,7 @@ fn the_admin_is_told_where_nobody_tells_squatter() {
     let old = format!("/var/spool/cyrus/search/user/uuid/{}/xapian", id.unwrap().trim());
     servers.target.run_as_cyrus(&["mkdir", "-p", &old]).unwrap();
     servers.target.run_as_cyrus(&["touch", &format!("{old}/old")]).unwrap();
-    moves(&servers).says(&["squatter -u finder"]);
+    moves(&servers).says(&["squatter -i -u finder"]);
     assert_eq!(index_files(&servers.target), 0, "the old index is there");
     squatter(&servers.target, &["-i", "-u", "finder"]);
     assert_eq!(found(&servers.target, "finder", "needle"), 2);
@@ -134,11 +134,11 @@ fn versions_3_6_to_3_12_with_an_index() {
     let (servers, _put_back) = servers([XAPIAN, NIGHTLY], ["bw1", "sid"]);
     servers.accounts(&["finder"]);
     seed(&servers);
-    servers.push("user.finder", &[]).expect(0).says(&["squatter -u finder"]);
+    servers.push("user.finder", &[]).expect(0).says(&["squatter -i -u finder"]);
     assert_eq!(index_files(&servers.target), 0, "an index has come");
-    squatter(&servers.target, &["-u", "finder"]);
+    squatter(&servers.target, &["-i", "-u", "finder"]);
     assert_eq!(found(&servers.target, "finder", "needle"), 2);
     servers.mbcopy(&["reverse", "user.finder"]).expect(0);
-    squatter(&servers.source, &["-u", "finder"]);
+    squatter(&servers.source, &["-i", "-u", "finder"]);
     assert_eq!(found(&servers.source, "finder", "needle"), 2);
 }

@@ -1,6 +1,7 @@
 //! Users move between different releases of Cyrus, to newer ones and back to older
 //! ones, and are the same but for what is named.
 
+use crate::archive::ARCHIVES;
 use crate::support::{Pushed, Servers, fingerprint};
 use lab::fingerprint::{self, Fingerprint, Take, volatile};
 use lab::host::Host;
@@ -348,6 +349,42 @@ fn in_order(host: &Host, keeps: bool) {
     host.run_as_cyrus(&["sh", "-c", &format!("{program} -b list && {program} -R list")]).unwrap();
     let said = host.run_as_cyrus(&["sh", "-c", &format!("{program} -A list 2>&1")]).unwrap();
     assert!(!said.contains("BROKEN"), "{said}");
+}
+
+/// Archived messages, between two releases that archive.
+#[test]
+#[ignore = "long: make versions"]
+fn archived_messages_between_releases() {
+    for (from, to) in [(V3_6, V3_12), (V3_12, V3_6), (V3_2, V3_12), (V3_6, V3_2)] {
+        println!("{} to {}", from.version, to.version);
+        let hosts = [from.hosts[0], to.hosts[0]].map(|host| (host, ARCHIVES));
+        let (servers, _put_back) = Servers::with_options(hosts[0], hosts[1]);
+        for host in servers.both() {
+            let make = "mkdir -p /var/spool/cyrus/archive /var/spool/cyrus/archive-p2";
+            host.run_as_cyrus(&["sh", "-c", make]).unwrap();
+        }
+        let archive = |host: &Host| {
+            host.run_as_cyrus(&["/usr/lib/cyrus/bin/cyr_expire", "-A", "1d"]).unwrap();
+            let count = "find /var/spool/cyrus/archive -name .mbcopy -prune -o -name '[0-9]*.' \
+                         -print | wc -l";
+            host.run(&["sh", "-c", count]).unwrap().trim().parse::<u32>().unwrap()
+        };
+        servers.accounts(&["arch", "pal"]);
+        Seed::new(&servers.source, "arch").rich("pal", 80).unwrap();
+        assert!(archive(&servers.source) > 20);
+        let before = look(&servers.source, from, "arch");
+        servers.push("user.arch", &[]).expect(0);
+        let there = look(&servers.target, to, "arch");
+        assert_same(&before, &there, &named(from, to));
+        assert_eq!(complaints(&servers.target, "arch"), "");
+        ask_for_parts(&servers.target, "arch");
+        assert!(archive(&servers.target) > 20);
+        assert_same(&there, &look(&servers.target, to, "arch"), &named(to, to));
+        servers.mbcopy(&["reverse", "user.arch"]).expect(0);
+        assert_same(&there, &look(&servers.source, from, "arch"), &named(to, from));
+        assert_eq!(complaints(&servers.source, "arch"), "");
+        ask_for_parts(&servers.source, "arch");
+    }
 }
 
 #[test]
