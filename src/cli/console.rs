@@ -201,6 +201,8 @@ impl Monitor for Console {
             }
             Event::Problem(problem) => {
                 let shown = match problem.severity {
+                    // What the admin can do something about, for the user as a whole.
+                    Severity::Note if problem.mailbox.is_empty() => !problem.advice.is_empty(),
                     Severity::Note => self.style == Style::Verbose,
                     _ => true,
                 };

@@ -246,7 +246,7 @@ fn alarms_are_known_after_dav_reconstruct() {
     let (servers, _put_back) = servers("bw1", "bw2");
     let (here, there) = (servers.source.dav("dave"), servers.target.dav("dave"));
     seed(&here);
-    let alarm = "DTSTART:20500301T100000Z\r\nSUMMARY:far\r\nBEGIN:VALARM\r\nACTION:DISPLAY\r\n\
+    let alarm = "DTSTART:20500301T100000Z\r\nDURATION:PT1H\r\nSUMMARY:far\r\nBEGIN:VALARM\r\nACTION:DISPLAY\r\n\
         DESCRIPTION:soon\r\nTRIGGER:-PT15M\r\nEND:VALARM\r\n";
     here.put(&format!("{}Default/far.ics", here.calendars()), &event("far", alarm)).unwrap();
     let before = here.view().unwrap();

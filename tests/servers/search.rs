@@ -80,7 +80,7 @@ fn seed(servers: &Servers) {
 
 fn moves(servers: &Servers) -> Pushed {
     let before = fingerprint(&servers.source, "finder", &[]);
-    let pushed = servers.push("user.finder", &[]).expect(0);
+    let pushed = servers.push("user.finder", &["-v"]).expect(0);
     assert_same(&before, &fingerprint(&servers.target, "finder", &[]), &[]);
     assert_eq!(index_files(&servers.source), 0, "the old index is left in place");
     pushed
@@ -134,7 +134,7 @@ fn versions_3_6_to_3_12_with_an_index() {
     let (servers, _put_back) = servers([XAPIAN, NIGHTLY], ["bw1", "sid"]);
     servers.accounts(&["finder"]);
     seed(&servers);
-    servers.push("user.finder", &[]).expect(0).says(&["squatter -i -u finder"]);
+    servers.push("user.finder", &["-v"]).expect(0).says(&["squatter -i -u finder"]);
     assert_eq!(index_files(&servers.target), 0, "an index has come");
     squatter(&servers.target, &["-i", "-u", "finder"]);
     assert_eq!(found(&servers.target, "finder", "needle"), 2);
