@@ -290,8 +290,8 @@ impl Session {
             minors.insert(mailbox.ordinal, index_minor(host, mailbox));
         }
         problems.extend(alarms::note(host, &self.listing));
-        if self.old.is_some() && host.offline.is_none() {
-            // Up to 3.4 every directory is by the name of its own and can be a mount.
+        if host.offline.is_none() {
+            // Any directory can be a mount.
             let planned = Retirement::new(host, &self.listing, &self.id, "");
             let crossings = planned.map(|planned| planned.crossings()).unwrap_or_default();
             problems.extend(crossings.iter().map(|path| crate::target::crossing(path)));

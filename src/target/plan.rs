@@ -12,7 +12,8 @@ use crate::cyrus::release::Release;
 use crate::host::{DatabaseError, Host};
 use crate::wire::v1::{self, problem::Severity};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 /// Free space that must be left on a partition, in bytes.
 const SPACE_RESERVE: u64 = 64 << 20;
@@ -80,6 +81,7 @@ pub fn conflicts(
     let list = MailboxList::from_database(&database).map_err(|e| failed(e.to_string()))?;
     let there = There::count(&list, top, mailboxes, base).map_err(|e| failed(e.to_string()))?;
     let mut problems = there.problems(&host.external(top));
+    let mut mounts = BTreeSet::new();
     for mailbox in mailboxes {
         let (Ok(id), Ok(name)) = (
             UniqueId::new(mailbox.unique_id.as_bytes()),
@@ -106,10 +108,27 @@ pub fn conflicts(
             ));
         } else if there.live == 0 && there.tombstones_with_files == 0 {
             let partition = partitions.get(&mailbox.partition);
+            mounts.extend(partition.and_then(|p| mounted_below(host, &name, &id, p)));
             problems.extend(leftovers(host, top, &name, &id, (partition, base)));
         }
     }
+    problems.extend(mounts.iter().map(|path| crossing(path)));
     Ok(problems)
+}
+
+/// A directory in the place of the mailbox, or above it and below its root, on another
+/// filesystem than the root.
+fn mounted_below(
+    host: &Host,
+    name: &MailboxName,
+    id: &UniqueId,
+    partition: &PartitionName,
+) -> Option<PathBuf> {
+    let there = |path: &Path| path.ancestors().find(|p| p.exists()).map(Path::to_owned);
+    let device = |path: &Path| Some(there(path)?.metadata().ok()?.dev());
+    let dirs = Layout::new(&host.config).mailbox_dirs(name, host.style(id), partition).ok()?;
+    let crosses = |(root, dir): &&(PathBuf, PathBuf)| device(root) != device(dir);
+    dirs.iter().find(crosses).and_then(|(_, dir)| there(dir))
 }
 
 /// What mailboxes.db has of the user on this server.

@@ -34,6 +34,21 @@ fn refused(servers: &Servers, user: &str, options: &[&str], says: &[&str]) -> Pu
     pushed
 }
 
+#[test]
+fn directories_that_are_filesystems_of_their_own() {
+    let servers = with_user("mounts");
+    let inbox = directory(&servers.source, "user.mounts");
+    let (below, _) = inbox.rsplit_once('/').unwrap();
+    let mount = format!("mount -t tmpfs -o mode=700,uid=$(id -u cyrus) x {below}");
+    let copied = format!("cp -a {below} /root/kept && {mount} && cp -a /root/kept/. {below}/");
+    let made = format!("mkdir -p {below} && chown -R cyrus:mail /var/spool/cyrus/mail && {mount}");
+    for (host, prepare) in servers.both().into_iter().zip([copied, made]) {
+        shell(host, &format!("set -e; rm -rf /root/kept; {prepare}"));
+        refused(&servers, "mounts", &[], &[below, "is on another filesystem"]);
+        shell(host, &format!("umount -l {below}"));
+    }
+}
+
 /// A program of Cyrus that is not there as long as this value lives.
 struct Missing<'a>(&'a Host, String);
 

@@ -390,8 +390,9 @@ fn archived_messages_between_releases() {
 #[test]
 #[ignore = "long: make versions"]
 fn conversations_and_reverse_acls_between_releases() {
-    for (from, to) in [(V3_6, V3_12), (V3_12, V3_6), (V3_10, V3_12), (V3_2, V3_12), (V3_6, V3_2)] {
-        for on in [[true, false], [false, true], [true, true]] {
+    for (from, to) in [(V3_6, V3_12), (V3_12, V3_6), (V3_2, V3_12), (V3_6, V3_2)] {
+        // The way back is of the other kind.
+        for on in [[true, false], [true, true]] {
             println!("{} to {}, {on:?}", from.version, to.version);
             with_lists(from, to, on);
         }
