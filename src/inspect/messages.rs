@@ -191,8 +191,11 @@ fn at_one_moment(copy: &Copy, mailbox: &SourceMailbox) -> Result<Moment, Trouble
         Err(e) => return Err(failed(header_path, &e)),
     };
     let header = MailboxHeader::parse(&header).map_err(|e| failed(header_path, &e))?;
-    let annotations = data::message_annotations(path(FileKind::Annotations)?, copy)
-        .map_err(Trouble::Unreadable)?;
+    // What was converted has such a file only where there are any.
+    let annotations = match path(FileKind::Annotations) {
+        Ok(path) => data::message_annotations(path, copy).map_err(Trouble::Unreadable)?,
+        Err(_) => BTreeMap::new(),
+    };
     Ok((index, header, annotations, lock))
 }
 

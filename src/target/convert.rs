@@ -69,21 +69,19 @@ fn convert_index(
 ) -> Result<(), String> {
     let directory = mailbox.meta_directory(stage, FileKind::Index).map_err(|e| e.to_string())?;
     let bytes = directory.read("cyrus.index").map_err(|e| e.to_string())?;
-    let view = IndexView::parse(&bytes).map_err(|e| e.to_string())?;
+    let mut converted = archive::placed(mailbox, &bytes)?;
+    let index = converted.as_ref().unwrap_or(&bytes);
+    let view = IndexView::parse(index).map_err(|e| e.to_string())?;
     let minor = view.header().minor;
-    if minor < OLDEST_CONVERTED {
-        return Ok(());
+    if minor >= OLDEST_CONVERTED {
+        if minor != release.index {
+            let now = u32::try_from(now_ms() / 1000).unwrap_or(u32::MAX);
+            let index = index::convert(&view, release.index, Time::from_seconds(now));
+            converted = Some(index.map_err(|e| e.to_string())?);
+        }
+        let index = converted.as_ref().unwrap_or(&bytes);
+        converted = without_foreign_cache(stage, mailbox, index, release)?.or(converted);
     }
-    let mut converted = None;
-    if minor != release.index {
-        let now = u32::try_from(now_ms() / 1000).unwrap_or(u32::MAX);
-        let index = index::convert(&view, release.index, Time::from_seconds(now));
-        converted = Some(index.map_err(|e| e.to_string())?);
-    }
-    let index = converted.as_ref().unwrap_or(&bytes);
-    converted = archive::placed(mailbox, index)?.or(converted);
-    let index = converted.as_ref().unwrap_or(&bytes);
-    converted = without_foreign_cache(stage, mailbox, index, release)?.or(converted);
     match converted {
         Some(converted) => replace(&directory, "cyrus.index", &converted),
         None => Ok(()),
