@@ -379,7 +379,8 @@ fn archived_messages_between_releases() {
         assert_eq!(complaints(&servers.target, "arch"), "");
         ask_for_parts(&servers.target, "arch");
         assert!(archive(&servers.target) > 20);
-        assert_same(&there, &look(&servers.target, to, "arch"), &named(to, to));
+        // Scripts that came as files have become messages since.
+        assert_same(&there, &look(&servers.target, to, "arch"), &named(from, to));
         servers.mbcopy(&["reverse", "user.arch"]).expect(0);
         assert_same(&there, &look(&servers.source, from, "arch"), &named(to, from));
         assert_eq!(complaints(&servers.source, "arch"), "");
