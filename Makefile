@@ -3,8 +3,9 @@
 #   make test     everything that must be true
 #   make matrix   every process killed at every point of a move, every message lost, every
 #                 write failing, the disk full at any moment; resumed and aborted
-#   make versions every release of Cyrus in the lab to every other, there and back; writes
-#                 the table in docs/cyrus.md; and old servers' disks onto the later ones
+#   make versions every release of Cyrus in the lab to every other, there and back, also with
+#                 calendars, archives and indexes; writes the table in docs/cyrus.md; and old
+#                 servers' disks onto the later ones
 #   make static   target/static/mbcopy, which starts on every Linux
 #   make power    a hundred power cuts of each server in the middle of moves
 #   make chaos    five hundred moves with harm at random (RUNS=, SEED=)
@@ -32,10 +33,10 @@ test: lab
 
 matrix: lab
 	$(CARGO) test --workspace --features mbcopy/faults --test servers -- --test-threads=1 --ignored --nocapture \
-		--skip versions::
+		--skip versions
 
 versions: lab
-	$(CARGO) test --workspace --features mbcopy/faults --test servers versions:: -- --test-threads=1 --ignored --nocapture
+	$(CARGO) test --workspace --features mbcopy/faults --test servers versions -- --test-threads=1 --ignored --nocapture
 
 static: tools
 	tools/static.sh

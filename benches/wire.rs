@@ -75,7 +75,8 @@ fn manifests(c: &mut Criterion) {
     let count = 20_000;
     let mut encoded = BytesMut::new();
     for uid in 1..=count {
-        Entry { uid, expunged: false, size: 8192, guid: [3; 20] }.encode(&mut encoded);
+        Entry { uid, expunged: false, archived: false, size: 8192, guid: [3; 20] }
+            .encode(&mut encoded);
     }
     let mut group = c.benchmark_group("manifest");
     group.throughput(Throughput::Elements(count.into()));

@@ -371,14 +371,24 @@ impl Config {
         self.path(&format!("metadir-{}-{name}", file.metadir_kind()?))
     }
 
-    /// Where metadata are kept apart from messages: `metapartition-NAME` and
-    /// `metadir-KIND-NAME`, by option.
-    pub fn metadata_roots(&self) -> Vec<(String, PathBuf)> {
+    /// What mailboxes have apart from their partitions, by option: metadata
+    /// (`metapartition-NAME` and `metadir-KIND-NAME`) and archived messages
+    /// (`archivepartition-NAME`, where `archive_enabled` is on).
+    pub fn further_roots(&self) -> Vec<(String, PathBuf)> {
+        let archive = self.switch("archive_enabled", false).unwrap_or(false);
         let ours = |option: &&String| {
-            ["metapartition-", "metadir-"].iter().any(|prefix| option.starts_with(prefix))
+            let metadata =
+                ["metapartition-", "metadir-"].iter().any(|prefix| option.starts_with(prefix));
+            metadata || (archive && option.starts_with("archivepartition-"))
         };
         let options = self.options.keys().filter(ours);
         options.filter_map(|option| Some((option.clone(), self.path(option)?))).collect()
+    }
+
+    /// Where search indexes of users are: `TIERsearchpartition-NAME` (2.5 and later).
+    pub fn search_roots(&self) -> Vec<PathBuf> {
+        let ours = |option: &&String| option.contains("searchpartition-");
+        self.options.keys().filter(ours).filter_map(|option| self.path(option)).collect()
     }
 
     /// Whether `metapartition_files` lists `file`.

@@ -21,7 +21,9 @@ mod write;
 mod tests;
 
 pub use compare::{Aspect, CompareOptions, IndexDifference, Side, compare, compare_with};
-pub use convert::{ConvertError, OLDEST_CONVERTED, convert, with_header_file, without_cache};
+pub use convert::{
+    ConvertError, OLDEST_CONVERTED, convert, edited, with_header_file, without_cache,
+};
 pub use header::{Header, options};
 pub use record::{Identity, MAX_USER_FLAGS, Record, internal, system};
 pub use time::Time;

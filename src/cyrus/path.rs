@@ -167,6 +167,26 @@ impl<'a> Layout<'a> {
         self.styled(&root, name, style)
     }
 
+    /// All directories of a mailbox, each with the root that it is below: of its messages,
+    /// of those that are archived, and of its own files.
+    pub fn mailbox_dirs(
+        &self,
+        name: &MailboxName,
+        style: DirStyle<'_>,
+        partition: &PartitionName,
+    ) -> Result<Vec<(PathBuf, PathBuf)>> {
+        let mut roots = vec![self.partition(partition)?];
+        roots.extend(self.config.archivepartition(partition)?);
+        for file in MetaFile::ALL {
+            roots.push(self.meta_root(file, partition)?);
+        }
+        let dirs = roots.into_iter().map(|root| {
+            let dir = self.styled(&root, name, style)?;
+            Ok((root, dir))
+        });
+        dirs.collect()
+    }
+
     /// Path of one of a mailbox's own files (`imap/mboxname.c:mboxname_metapath`).
     pub fn meta_file(
         &self,
@@ -201,6 +221,27 @@ impl<'a> Layout<'a> {
     /// with the id of his INBOX (`imap/mboxname.c:mboxid_conf_getpath`).
     pub fn user_dir(&self, inbox_id: &UniqueId) -> Result<PathBuf> {
         Ok(id_dir(&self.config.configdirectory()?.join("user"), inbox_id))
+    }
+
+    /// Directory of a user's search index below one of the search partitions
+    /// (`imap/user.c:user_hash_xapian`; up to 3.4 `imap/search_xapian.c:xapian_basedir`).
+    pub fn search_dir(
+        &self,
+        inbox: &MailboxName,
+        style: DirStyle<'_>,
+        root: &Path,
+    ) -> Result<PathBuf> {
+        if let DirStyle::Id(id) = style {
+            return Ok(id_dir(&root.join("user"), id));
+        }
+        let internal = inbox.components().nth(1).filter(|_| inbox.is_user());
+        let local = dots(internal.ok_or_else(|| PathError::NoUser(inbox.clone()))?);
+        let mut dir = root.to_owned();
+        if let Some(domain) = inbox.domain() {
+            dir.extend([OsStr::new("domain"), os(self.hash(domain)?.as_bytes()), os(domain)]);
+        }
+        dir.extend([os(self.hash(&local)?.as_bytes()), OsStr::new("user"), os(&local)]);
+        Ok(dir)
     }
 
     /// A user's file of a kind (`seen`, `sub`, `conversations`, `counters`, ...).
@@ -320,6 +361,19 @@ mod tests {
 
     fn part() -> PartitionName {
         PartitionName::new("default").unwrap()
+    }
+
+    #[test]
+    fn search_indexes() {
+        let c = config("virtdomains: userid\n", Defaults::V3);
+        let l = Layout::new(&c);
+        let dir = |n: &str, style| l.search_dir(&name(n), style, Path::new("/s")).unwrap();
+        let id = UniqueId::new(b"3ee19b1b-3a55").unwrap();
+        let by_id = "/s/user/uuid/3/e/3ee19b1b-3a55";
+        assert_eq!(dir("user.x", DirStyle::Id(&id)), Path::new(by_id));
+        assert_eq!(dir("user.joe^smith", DirStyle::Name), Path::new("/s/j/user/joe.smith"));
+        assert_eq!(dir("a.b!user.x", DirStyle::Name), Path::new("/s/domain/a/a.b/x/user/x"));
+        assert!(l.search_dir(&name("team"), DirStyle::Name, Path::new("/s")).is_err());
     }
 
     // Worked examples of a real server's mbpath, hashimapspool on.

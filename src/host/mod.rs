@@ -135,9 +135,9 @@ impl Host {
     /// into and out of them nothing can be renamed.
     pub fn crossings(&self) -> Vec<PathBuf> {
         let partitions = self.config.partitions().unwrap_or_default().into_values();
-        let metadata = self.config.metadata_roots().into_iter().map(|(_, root)| root);
+        let further = self.config.further_roots().into_iter().map(|(_, root)| root);
         let mut pairs: Vec<(PathBuf, &str)> =
-            partitions.chain(metadata).map(|root| (root, "uuid")).collect();
+            partitions.chain(further).map(|root| (root, "uuid")).collect();
         if let Ok(root) = self.config.configdirectory() {
             pairs.extend(["user", "user/uuid", "quota", "mbcopy"].map(|d| (root.clone(), d)));
         }
@@ -159,6 +159,7 @@ impl Host {
             cyrus_version: self.cyrus_version().unwrap_or_default(),
             machine_id: Bytes::copy_from_slice(&self.machine_id()),
             clock_unix_ms: crate::moves::journal::now_ms(),
+            conversations: self.config.conversations().unwrap_or(false),
             ..v1::Welcome::default()
         }
     }

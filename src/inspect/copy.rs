@@ -3,16 +3,18 @@
 //! own, so that each is read as a server with another configuration.
 
 use super::{refused, unreadable};
-use crate::cyrus::config::Config;
+use crate::cyrus::config::{Config, MetaFile};
 use crate::cyrus::header::MailboxHeader;
 use crate::cyrus::mboxlist::mbtype::{Flag, Mbtype};
 use crate::cyrus::mboxlist::{MailboxEntry, MailboxList};
 use crate::cyrus::name::{MailboxName, PartitionName, UniqueId};
+use crate::cyrus::path::{DirStyle, Layout};
 use crate::host::Host;
 use crate::moves::journal::{Entry, state};
 use crate::moves::{Journal, MoveId};
-use crate::source::inventory::{Listing, SourceMailbox};
+use crate::source::inventory::{Listing, Ordinals, SourceMailbox};
 use crate::source::mailbox::meta_paths;
+use crate::source::old::{Locking, OldDisk};
 use crate::source::retire::{RetireError, Retirement};
 use crate::target::stage::Stage;
 use crate::wire::v1::{self, CopyKind, FileKind};
@@ -20,6 +22,7 @@ use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::io::ErrorKind::NotFound;
 use std::path::{Path, PathBuf};
+use tempfile::TempDir;
 
 /// One copy of a user.
 pub struct Copy {
@@ -33,15 +36,27 @@ pub struct Copy {
     pub listing: Listing,
     /// Records of mailboxes that were here.
     pub tombstones: Vec<MailboxEntry>,
+    /// Of a server before 3.6: what was converted into the form of 3.6, as long as it is
+    /// looked at.
+    _converted: Option<(OldDisk, TempDir)>,
 }
 
 /// The copies that are here of the user.
 pub fn of_user(host: &Host, top: &MailboxName) -> Result<Vec<v1::UserCopy>, v1::Failure> {
     let mut copies = Vec::new();
     let (entries, _) = records(host, top)?;
-    let listing = listing(top, entries)?;
-    if listing.mailboxes.iter().any(|m| m.entry.name == *top && has_index(host, m)) {
-        let moving = listing.mailboxes.iter().filter(|m| m.entry.mbtype.has(Flag::Moving));
+    let here = match host.keeps_by_id() {
+        true => {
+            let listing = listing(top, entries.clone())?;
+            listing.mailboxes.iter().any(|m| m.entry.name == *top && has_index(host, m))
+        }
+        false => {
+            let index = entries.iter().find(|e| e.name == *top).and_then(|e| old_index(host, e));
+            index.is_some_and(|path| path.exists())
+        }
+    };
+    if here {
+        let moving = entries.iter().filter(|entry| entry.mbtype.has(Flag::Moving));
         let state = match moving.clone().count() {
             0 => String::new(),
             n => format!("{n} mailboxes are marked as moving to another server"),
@@ -57,6 +72,8 @@ pub fn of_user(host: &Host, top: &MailboxName) -> Result<Vec<v1::UserCopy>, v1::
                     _ => CopyKind::Retired,
                 }
             }
+            // There its files are by id, and in the form of before.
+            (v1::Role::Target, _) if !host.keeps_by_id() => continue,
             (v1::Role::Target, state::PLANNED | state::COPYING | state::PREPARED) => {
                 let stage = stage(host, &entry.id)?;
                 if !stage.conf.is_dir() {
@@ -95,7 +112,8 @@ impl Copy {
                 let retirement =
                     Retirement::load(host, &id).map_err(|e| unreadable(e.to_string()))?;
                 let files = as_server(retired_config(&host.config, &id).map_err(unreadable)?);
-                (files, host.clone(), retired_records(&retirement)?, Vec::new())
+                let by_id = host.keeps_by_id();
+                (files, host.clone(), retired_records(&retirement, by_id)?, Vec::new())
             }
             CopyKind::Stage => {
                 let files = as_server(stage(host, &id()?)?.config);
@@ -109,8 +127,16 @@ impl Copy {
                 return Err(crate::agent::protocol("a kind of copy that is not known"));
             }
         };
-        let listing = listing(top, entries)?;
-        Ok(Self { kind, files, databases, listing, tombstones })
+        let (listing, converted) = match host.keeps_by_id() {
+            true => (listing(top, entries)?, None),
+            false => {
+                let locking =
+                    if kind == CopyKind::Live { Locking::Needed } else { Locking::Offline };
+                let (listing, old) = converted(&files, top, entries, locking)?;
+                (listing, Some(old))
+            }
+        };
+        Ok(Self { kind, files, databases, listing, tombstones, _converted: converted })
     }
 
     /// Whether Cyrus may change it while it is read.
@@ -156,6 +182,37 @@ fn listing(top: &MailboxName, entries: Vec<MailboxEntry>) -> Result<Listing, v1:
     Ok(Listing { top: top.clone(), mailboxes, converted: None })
 }
 
+/// The same of a server before 3.6: everything is converted.
+fn converted(
+    files: &Host,
+    top: &MailboxName,
+    entries: Vec<MailboxEntry>,
+    locking: Locking,
+) -> Result<(Listing, (OldDisk, TempDir)), v1::Failure> {
+    let failed = |e: std::io::Error| unreadable(format!("a directory to convert into: {e}"));
+    let place = tempfile::tempdir().map_err(failed)?;
+    let mut old = OldDisk::new(place.path().join("converted"), locking).map_err(failed)?;
+    let (mut ordinals, mut mailboxes) = (Ordinals::new(), Vec::new());
+    for mut entry in entries {
+        if entry.mbtype.has(Flag::Intermediate) {
+            entry.partition = None;
+        }
+        let deleted = entry.name != *top && !entry.name.is_below(top);
+        mailboxes.extend(old.mailbox(files, top, &entry, deleted, &mut ordinals));
+    }
+    for (ordinal, mailbox) in mailboxes.iter_mut().enumerate() {
+        mailbox.ordinal = ordinal as u32;
+    }
+    let directory = Some(old.directory().to_owned());
+    Ok((Listing { top: top.clone(), mailboxes, converted: directory }, (old, place)))
+}
+
+fn old_index(host: &Host, entry: &MailboxEntry) -> Option<PathBuf> {
+    let partition = entry.partition.as_ref()?;
+    let layout = Layout::new(&host.config);
+    layout.meta_file(MetaFile::Index, &entry.name, DirStyle::Name, partition).ok()
+}
+
 fn has_index(host: &Host, mailbox: &SourceMailbox) -> bool {
     index_path(host, mailbox).is_some_and(|path| path.exists())
 }
@@ -193,7 +250,7 @@ fn retired_config(live: &Config, id: &MoveId) -> Result<Config, String> {
         overrides.insert(option.to_owned(), path.display().to_string());
     };
     for (option, value) in live.options() {
-        let is_root = ["partition-", "metapartition-", "metadir-"];
+        let is_root = ["partition-", "metapartition-", "archivepartition-", "metadir-"];
         if is_root.iter().any(|prefix| option.starts_with(prefix)) {
             set(option, held(Path::new(value)));
         }
@@ -207,11 +264,17 @@ fn retired_config(live: &Config, id: &MoveId) -> Result<Config, String> {
 }
 
 /// The records that retiring has replaced.
-fn retired_records(retirement: &Retirement) -> Result<Vec<MailboxEntry>, v1::Failure> {
+fn retired_records(retirement: &Retirement, by_id: bool) -> Result<Vec<MailboxEntry>, v1::Failure> {
     let mut entries = Vec::new();
     for (key, record) in retirement.records() {
-        let Some(name) = key.strip_prefix(b"N") else { continue };
-        let name = MailboxName::from_db_key(name).map_err(|e| unreadable(e.to_string()))?;
+        let name = match (by_id, key.strip_prefix(b"N")) {
+            (true, Some(name)) => MailboxName::from_db_key(name),
+            (true, None) => continue,
+            // One of Cyrus's own lists.
+            (false, _) if key.starts_with(b"$") => continue,
+            (false, _) => MailboxName::from_internal(key),
+        };
+        let name = name.map_err(|e| unreadable(e.to_string()))?;
         let (key, record) = (Bytes::copy_from_slice(key), Bytes::copy_from_slice(record));
         entries
             .push(MailboxEntry::parse(name, key, record).map_err(|e| unreadable(e.to_string()))?);

@@ -8,12 +8,12 @@ use crate::cyrus::header::MailboxHeader;
 use crate::cyrus::index::{IndexError, IndexView, Record};
 use crate::cyrus::path::Layout;
 use crate::source::inventory::SourceMailbox;
-use crate::source::mailbox::{meta_paths, read_index};
+use crate::source::mailbox::{as_it_is, meta_paths, read_index};
 use crate::source::send;
 use crate::wire::v1::{self, CopyItem, CopyKind, FileKind, copy_record::File as Standing};
 use bytes::Bytes;
 use sha1::{Digest, Sha1};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -125,7 +125,15 @@ fn read(copy: &Copy, mailbox: &SourceMailbox) -> Result<Snapshot, Trouble> {
         let record = record.map_err(|e| bad_index(copy, mailbox, &e))?;
         look(copy, mailbox, &record, &mut odd);
     }
-    if odd.is_empty() || !copy.is_live() {
+    if copy.is_live() && mailbox.converted.is_some() && !odd.is_empty() {
+        // What was converted is of a moment ago.
+        let records = view.records().filter_map(Result::ok).collect::<Vec<_>>();
+        let now = as_it_is(&copy.files, mailbox, &records).map_err(Trouble::Unreadable)?.0;
+        let gone = now.iter().filter(|r| r.is_expunged() || r.is_unlinked()).map(|r| r.uid);
+        let gone: BTreeSet<u32> = gone.collect();
+        odd.retain(|uid, _| !gone.contains(uid));
+    }
+    if odd.is_empty() || !copy.is_live() || mailbox.converted.is_some() {
         return Ok(Snapshot { index, header, annotations, odd });
     }
     // What is odd, and what has come since, is looked at again under the lock,
@@ -183,8 +191,11 @@ fn at_one_moment(copy: &Copy, mailbox: &SourceMailbox) -> Result<Moment, Trouble
         Err(e) => return Err(failed(header_path, &e)),
     };
     let header = MailboxHeader::parse(&header).map_err(|e| failed(header_path, &e))?;
-    let annotations = data::message_annotations(path(FileKind::Annotations)?, copy)
-        .map_err(Trouble::Unreadable)?;
+    // What was converted has such a file only where there are any.
+    let annotations = match path(FileKind::Annotations) {
+        Ok(path) => data::message_annotations(path, copy).map_err(Trouble::Unreadable)?,
+        Err(_) => BTreeMap::new(),
+    };
     Ok((index, header, annotations, lock))
 }
 

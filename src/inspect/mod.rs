@@ -7,7 +7,6 @@ mod messages;
 mod tops;
 
 use crate::agent::{self, Handler, Link, LinkError};
-use crate::cyrus::release::Release;
 use crate::host::Host;
 use crate::wire::v1::{self, failure::Kind, reply::Result as Answer, request::Op};
 use copy::Copy;
@@ -70,15 +69,6 @@ impl Inspector {
             return Err(refused(
                 format!("{shown} is a folder of a user; a user is compared as a whole"),
                 "name the user's top mailbox: user.x",
-            ));
-        }
-        if host.release().is_some_and(|release| !Release::of(release).by_id) {
-            let version = host.cyrus_version().unwrap_or_default();
-            return Err(refused(
-                format!(
-                    "copies of Cyrus {version} cannot be compared, only those of 3.6 and later"
-                ),
-                "what was moved from there was compared record by record before it was published",
             ));
         }
         let copies = copy::of_user(host, &top)?;

@@ -16,7 +16,10 @@ impl Push<'_> {
         let target = release(&self.target).unwrap_or_else(|| Release::of((3, 6)));
         // Of a disk on which nothing runs nobody knows what wrote it.
         let source = release(&self.source).unwrap_or(target);
-        release::differences(source, target).into_iter().map(str::to_owned).collect()
+        let mut differences = release::differences(source, target);
+        let [before, after] = [&self.source, &self.target].map(|peer| peer.welcome.conversations);
+        differences.extend((before != after).then_some("conversations"));
+        differences.into_iter().map(str::to_owned).collect()
     }
 
     /// Ends the move on both servers, or lets the source go, and says so.

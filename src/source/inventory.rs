@@ -260,7 +260,7 @@ impl Listing {
             for (suffix, kind) in USER_FILES {
                 let path = layout.user_file(&inbox.entry.name, DirStyle::Name, suffix);
                 let path = path.map_err(|e| e.to_string())?;
-                if path.exists() {
+                if path.exists() && kind != FileKind::UserXapianActive {
                     files.add(kind, b"", path);
                 }
             }
@@ -268,6 +268,8 @@ impl Listing {
             let directory = layout.user_dir(&inbox.id).map_err(|e| e.to_string())?;
             for (name, path) in names_in(&directory)? {
                 match user_file_kind(&name) {
+                    // It names the parts of an index that does not move.
+                    Some(FileKind::UserXapianActive) => {}
                     Some(kind) => files.add(kind, b"", path),
                     // SQLite's own, gone when nobody writes.
                     None if name.ends_with("-journal") || name.ends_with(".NEW") => {}

@@ -32,10 +32,11 @@ const LOOKERS: usize = 16;
 const LEAST_SHARE: usize = 256;
 
 /// The files of a mailbox besides its messages.
-pub const META: [(FileKind, MetaFile); 4] = [
+pub const META: [(FileKind, MetaFile); 5] = [
     (FileKind::Header, MetaFile::Header),
     (FileKind::Index, MetaFile::Index),
     (FileKind::Cache, MetaFile::Cache),
+    (FileKind::ArchiveCache, MetaFile::ArchiveCache),
     (FileKind::Annotations, MetaFile::Annotations),
 ];
 
@@ -228,16 +229,16 @@ fn examine(
     if let Some(Err(text)) = mailbox.converted.as_ref().map(|c| &c.files) {
         return Err(text.clone());
     }
-    let directory = mailbox.directory(host).ok_or("it has no directory")?;
+    let places = Places::of(host, mailbox).ok_or("it has no directory")?;
     let index = paths.iter().find(|(kind, _)| *kind == FileKind::Index);
-    let index_path = index.map_or(directory.as_path(), |(_, path)| path);
+    let index_path = index.map_or(places.messages.as_path(), |(_, path)| path);
     let read = |known: &mut Known, keep_locked: bool| -> Result<_, String> {
         let (bytes, lock) = read_index(index_path, frozen).map_err(|e| at(index_path, &e))?;
         let lock = lock.filter(|_| keep_locked);
         let index = IndexView::parse(&bytes).map_err(|e| format!("cyrus.index: {e}"))?;
         let records = index.records().collect::<Result<Vec<_>, _>>();
         let records = records.map_err(|e| at(index_path, &e))?;
-        let problems = check_files((host, mailbox), &directory, &records, known)?;
+        let problems = check_files((host, mailbox), &places, &records, known)?;
         drop(lock);
         Ok(Examined { bytes, records, problems })
     };
@@ -251,13 +252,13 @@ fn examine(
         if mailbox.converted.is_some() && host.offline.is_none() {
             // What was converted is of a moment ago.
             let (records, _lock) = as_it_is(host, mailbox, &examined.records)?;
-            examined.problems = check_files((host, mailbox), &directory, &records, known)?;
+            examined.problems = check_files((host, mailbox), &places, &records, known)?;
         } else {
             examined = read(known, true)?;
         }
     }
     for (uid, code, text) in mailbox.converted.iter().flat_map(|c| &c.flawed) {
-        let (path, advice) = (directory.join(format!("{uid}.")), MEND);
+        let (path, advice) = (places.messages.join(format!("{uid}.")), MEND);
         let at = (host, mailbox);
         let flaw = problem(Severity::BadMessage, code, at, *uid, &path, text.clone(), advice);
         examined.problems.push(flaw);
@@ -268,6 +269,7 @@ fn examine(
         messages: kept.len() as u64,
         bytes: kept.iter().map(|r| r.size).sum(),
         expunged: kept.iter().filter(|r| r.is_expunged()).count() as u64,
+        archived: kept.iter().filter(|r| r.is_archived()).map(|r| r.size).sum(),
     };
     known.totals = totals;
     Ok(examined)
@@ -275,7 +277,7 @@ fn examine(
 
 /// The records of an older server's mailbox as they are now, in so far as they tell
 /// which files there must be, with the lock that keeps them so.
-fn as_it_is(
+pub(crate) fn as_it_is(
     host: &Host,
     mailbox: &SourceMailbox,
     converted: &[Record],
@@ -306,60 +308,77 @@ fn kept<'a>(records: &'a [Record], known: &Known) -> Vec<&'a Record> {
 
 /// What to do about a message whose file cannot be copied.
 const MEND: &str = "mend its owner, mode or content, or go on without it: --bad-messages=skip";
+/// Where a mailbox's messages are.
+#[derive(Debug, Clone)]
+pub struct Places {
+    /// Those that are not archived.
+    pub messages: PathBuf,
+    /// The others, where that is another directory.
+    pub archived: Option<PathBuf>,
+}
+
+impl Places {
+    /// Of a mailbox that has a directory.
+    pub fn of(host: &Host, mailbox: &SourceMailbox) -> Option<Self> {
+        let messages = mailbox.directory(host)?;
+        let partition = mailbox.entry.partition.as_ref()?;
+        let layout = Layout::new(&host.config);
+        let archived = layout.archive_dir(&mailbox.entry.name, mailbox.style(), partition).ok();
+        Some(Self { archived: archived.filter(|path| *path != messages), messages })
+    }
+}
 
 /// Checks that each message that the index lists is there, whole and readable,
 /// and that no file is there that it does not list. Only what was not looked
 /// at before is looked at: a message's file never changes.
 fn check_files(
     mailbox: (&Host, &SourceMailbox),
-    directory: &Path,
+    places: &Places,
     records: &[Record],
     known: &mut Known,
 ) -> Result<Vec<v1::Problem>, String> {
     let mut problems = Vec::new();
     let first_time = known.checked == 0;
-    let mut bad = |severity, code, uid, text: String, advice| {
-        let path = directory.join(format!("{uid}."));
-        problems.push(problem(severity, code, mailbox, uid, &path, text, advice));
-    };
-    if records.iter().any(|r| r.is_archived() && !r.is_unlinked()) {
-        return Err("it has messages on an archive partition, which are not moved yet".into());
-    }
-    let dir = match File::open(directory) {
-        Ok(dir) => dir,
-        // Where metadata are elsewhere, the first message makes the directory.
-        Err(e)
-            if e.kind() == io::ErrorKind::NotFound && records.iter().all(Record::is_unlinked) =>
-        {
-            return Ok(problems);
+    let there: Vec<&Record> = records.iter().filter(|r| !r.is_unlinked()).collect();
+    let (archived, ordinary): (Vec<&Record>, _) =
+        there.into_iter().partition(|r| r.is_archived() && places.archived.is_some());
+    let archive = places.archived.as_deref().map(|directory| (directory, archived));
+    for (directory, listed) in [(places.messages.as_path(), ordinary)].into_iter().chain(archive) {
+        let mut bad = |severity, code, uid, text: String, advice| {
+            let path = directory.join(format!("{uid}."));
+            problems.push(problem(severity, code, mailbox, uid, &path, text, advice));
+        };
+        let dir = match File::open(directory) {
+            Ok(dir) => dir,
+            // Where metadata are elsewhere, the first message makes the directory.
+            Err(e) if e.kind() == io::ErrorKind::NotFound && listed.is_empty() => continue,
+            Err(e) => return Err(at(directory, &e)),
+        };
+        let unseen: Vec<&Record> = listed.into_iter().filter(|r| r.uid > known.checked).collect();
+        let me = rustix::process::geteuid().as_raw();
+        for (uid, flaw) in look_at_all(&unseen, |record| look_at(&dir, directory, record, me)) {
+            known.bad.insert(uid);
+            if let Flaw::Bad(code, text) = flaw {
+                bad(Severity::BadMessage, code, uid, text, MEND);
+            }
         }
-        Err(e) => return Err(at(directory, &e)),
-    };
-    let unseen: Vec<&Record> =
-        records.iter().filter(|r| !r.is_unlinked() && r.uid > known.checked).collect();
-    let me = rustix::process::geteuid().as_raw();
-    for (uid, flaw) in look_at_all(&unseen, |record| look_at(&dir, directory, record, me)) {
-        known.bad.insert(uid);
-        if let Flaw::Bad(code, text) = flaw {
-            bad(Severity::BadMessage, code, uid, text, MEND);
-        }
-    }
-    if first_time {
-        let mut listed: BTreeSet<u32> = records.iter().map(|r| r.uid).collect();
-        let flawed = mailbox.1.converted.iter().flat_map(|c| &c.flawed);
-        listed.extend(flawed.map(|(uid, ..)| uid));
-        for entry in std::fs::read_dir(directory).map_err(|e| at(directory, &e))? {
-            let entry = entry.map_err(|e| at(directory, &e))?;
-            let name = entry.file_name();
-            let uid = name.to_str().and_then(|n| n.strip_suffix('.')?.parse::<u32>().ok());
-            if let Some(uid) = uid.filter(|uid| !listed.contains(uid)) {
-                bad(
-                    Severity::BadMessage,
-                    "orphan-file",
-                    uid,
-                    format!("{} has no record in the index", entry.path().display()),
-                    "reconstruct the mailbox on this server, or move the file away",
-                );
+        if first_time {
+            let mut listed: BTreeSet<u32> = records.iter().map(|r| r.uid).collect();
+            let flawed = mailbox.1.converted.iter().flat_map(|c| &c.flawed);
+            listed.extend(flawed.map(|(uid, ..)| uid));
+            for entry in std::fs::read_dir(directory).map_err(|e| at(directory, &e))? {
+                let entry = entry.map_err(|e| at(directory, &e))?;
+                let name = entry.file_name();
+                let uid = name.to_str().and_then(|n| n.strip_suffix('.')?.parse::<u32>().ok());
+                if let Some(uid) = uid.filter(|uid| !listed.contains(uid)) {
+                    bad(
+                        Severity::BadMessage,
+                        "orphan-file",
+                        uid,
+                        format!("{} has no record in the index", entry.path().display()),
+                        "reconstruct the mailbox on this server, or move the file away",
+                    );
+                }
             }
         }
     }
@@ -455,6 +474,7 @@ fn manifest(records: &[&Record]) -> Bytes {
         let entry = Entry {
             uid: record.uid,
             expunged: record.is_expunged(),
+            archived: record.is_archived(),
             size: record.size,
             guid: record.guid.as_ref().map_or([0; 20], |g| *g.as_bytes()),
         };
@@ -470,13 +490,23 @@ pub fn meta_paths(host: &Host, mailbox: &SourceMailbox) -> Vec<(FileKind, PathBu
     }
     let Some(partition) = &mailbox.entry.partition else { return Vec::new() };
     let layout = Layout::new(&host.config);
-    META.iter()
+    let mut paths: Vec<(FileKind, PathBuf)> = META
+        .iter()
         .filter_map(|(kind, file)| {
             let path =
                 layout.meta_file(*file, &mailbox.entry.name, mailbox.style(), partition).ok()?;
             Some((*kind, path))
         })
-        .collect()
+        .collect();
+    one_cache(&mut paths);
+    paths
+}
+
+/// Archived messages have a cache of their own only where it is another file.
+pub fn one_cache(paths: &mut Vec<(FileKind, PathBuf)>) {
+    let cache = paths.iter().find(|(kind, _)| *kind == FileKind::Cache).cloned();
+    let same = |path: &PathBuf| cache.as_ref().is_some_and(|(_, cache)| cache == path);
+    paths.retain(|(kind, path)| *kind != FileKind::ArchiveCache || !same(path));
 }
 
 /// Reads an index, and keeps it locked against writers unless it is frozen anyway.

@@ -1,11 +1,12 @@
 //! The source agent: reads the user natively, sends what is wanted, freezes
 //! him, and retires his copy.
 
+mod alarms;
 mod freeze;
 pub(crate) mod inventory;
 mod locks;
 pub(crate) mod mailbox;
-mod old;
+pub(crate) mod old;
 mod purge;
 pub(crate) mod retire;
 pub(crate) mod send;
@@ -279,6 +280,9 @@ impl Session {
         let crossings = if host.offline.is_none() { host.crossings() } else { Vec::new() };
         let mut problems: Vec<_> =
             crossings.iter().map(|path| crate::target::crossing(path)).collect();
+        if host.offline.is_none() {
+            problems.extend(crate::target::programs(host, &["cyr_dbtool", "mbexamine"]));
+        }
         let mut minors = BTreeMap::new();
         for mailbox in &self.listing.mailboxes {
             let known = self.known.entry(mailbox.ordinal).or_default();
@@ -290,8 +294,9 @@ impl Session {
             }
             minors.insert(mailbox.ordinal, index_minor(host, mailbox));
         }
-        if self.old.is_some() && host.offline.is_none() {
-            // Up to 3.4 every directory is by the name of its own and can be a mount.
+        problems.extend(alarms::note(host, &self.listing));
+        if host.offline.is_none() {
+            // Any directory can be a mount.
             let planned = Retirement::new(host, &self.listing, &self.id, "");
             let crossings = planned.map(|planned| planned.crossings()).unwrap_or_default();
             problems.extend(crossings.iter().map(|path| crate::target::crossing(path)));
@@ -333,6 +338,7 @@ impl Session {
             totals.messages += known.messages;
             totals.bytes += known.bytes;
             totals.expunged += known.expunged;
+            totals.archived += known.archived;
         }
         totals
     }
@@ -517,8 +523,8 @@ impl Session {
         let mut wants = Vec::new();
         for want in &items.wants {
             let mailbox = self.listing.mailboxes.iter().find(|m| m.ordinal == want.mailbox);
-            match mailbox.and_then(|m| Some((m, m.directory(host)?))) {
-                Some((mailbox, directory)) => wants.push((want, mailbox, directory)),
+            match mailbox.and_then(|m| Some((m, mailbox::Places::of(host, m)?))) {
+                Some((mailbox, places)) => wants.push((want, mailbox, places)),
                 None => {
                     let text = format!("mailbox {} was not listed", want.mailbox);
                     return Err(agent::protocol(text));
@@ -533,10 +539,10 @@ impl Session {
             of_user.push(send::user_job(*number, *kind, path.clone()));
         }
         // One mailbox after the other: only the index of one is held in memory.
-        let of_mailboxes = wants.into_iter().flat_map(|(want, mailbox, directory)| {
+        let of_mailboxes = wants.into_iter().flat_map(|(want, mailbox, places)| {
             let meta = mailbox::meta_paths(host, mailbox);
             let sizes = expected(&meta).unwrap_or_default();
-            send::jobs_of(want, mailbox, directory, meta, sizes)
+            send::jobs_of(want, mailbox, places, meta, sizes)
         });
         let jobs = of_mailboxes.chain(of_user);
         let sender = link.sender();

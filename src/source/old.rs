@@ -276,7 +276,12 @@ impl OldDisk {
             header_file: &header_file,
             without: &without,
         };
-        let new = upgrade::index(&index, &beside, |record, hash| facts(&directory, record, hash));
+        let archive = layout
+            .archive_dir(&entry.name, DirStyle::Name, partition)
+            .map_err(|e| e.to_string())?;
+        let new = upgrade::index(&index, &beside, |record, hash| {
+            facts(if record.is_archived() { &archive } else { &directory }, record, hash)
+        });
         let new = new.map_err(|e| format!("{}: {e}", directory.display()))?;
 
         let place = self.directory.join(id.as_str());
@@ -293,6 +298,8 @@ impl OldDisk {
         // Up to 2.3 a cache has no checksums that could be trusted.
         if header.has_seen() {
             converted.push((FileKind::Cache, path(MetaFile::Cache)?));
+            converted.push((FileKind::ArchiveCache, path(MetaFile::ArchiveCache)?));
+            mailbox::one_cache(&mut converted);
         }
         if let Some(bytes) = annotated {
             let new = message_annotations(bytes, top).map_err(|e| at(&annotations, &e))?;
@@ -440,11 +447,6 @@ pub fn user_files(
     // Every later version reads those of every older one.
     if let Some((path, _)) = user_file(host, name, "counters")? {
         files.add(FileKind::UserCounters, b"", path);
-    }
-    for suffix in ["dav", "xapianactive"] {
-        if let Some((path, _)) = user_file(host, name, suffix)? {
-            files.notes.push(format!("{} is of an older form, and stays", path.display()));
-        }
     }
     let mut sieve = Vec::new();
     if let Some(user) = name.userid() {

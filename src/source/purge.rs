@@ -59,8 +59,9 @@ pub fn purge(host: &Host, purge: &v1::Purge) -> Result<v1::Purged, v1::Failure> 
 /// Where retiring has put things.
 fn places(host: &Host, configdirectory: &Path, id: &MoveId) -> Vec<PathBuf> {
     let spools = host.config.partitions().unwrap_or_default().into_values();
-    let metadata = host.config.metadata_roots().into_iter().map(|(_, root)| root);
-    let roots = spools.chain(metadata).chain([host.config.sievedir()]);
+    let further = host.config.further_roots().into_iter().map(|(_, root)| root);
+    let roots =
+        spools.chain(further).chain(host.config.search_roots()).chain([host.config.sievedir()]);
     let mut places: Vec<_> = roots.map(|root| root.join(OUR_DIRECTORY).join(id.as_str())).collect();
     // But the plan: it tells which records send clients away.
     let of_move = configdirectory.join("mbcopy/moves").join(id.as_str());

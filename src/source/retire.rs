@@ -23,7 +23,6 @@
 
 use super::inventory::{Listing, SourceMailbox, user_places};
 use crate::cyrus::config::DbKind;
-use crate::cyrus::config::MetaFile;
 use crate::cyrus::db::Engine;
 use crate::cyrus::mboxlist::MailboxList;
 use crate::cyrus::mboxlist::edit::{RecordEdit, ServerEdit};
@@ -348,17 +347,9 @@ fn renames(
     for mailbox in &listing.mailboxes {
         let Some(partition) = &mailbox.entry.partition else { continue };
         let name = &mailbox.entry.name;
-        if let (Some(path), Some(root)) =
-            (mailbox.directory(host), host.config.partition(partition))
-        {
+        let dirs = layout.mailbox_dirs(name, mailbox.style(), partition);
+        for (root, path) in dirs.map_err(|e| e.to_string())? {
             mailboxes.hold(&path, &root, &ours(&root));
-        }
-        for file in MetaFile::ALL {
-            let path = layout.meta_file(file, name, mailbox.style(), partition);
-            let root = layout.meta_root(file, partition).map_err(|e| e.to_string())?;
-            if let Some(parent) = path.map_err(|e| e.to_string())?.parent() {
-                mailboxes.hold(parent, &root, &ours(&root));
-            }
         }
         if !mailbox.deleted && host.config.db_engine(DbKind::Quota) == Engine::QuotaLegacy {
             let path = layout.quota_file(name).map_err(|e| e.to_string())?;
@@ -372,6 +363,10 @@ fn renames(
         if let Some(sieve) = sieve_dir(host, inbox) {
             let root = host.config.sievedir();
             others.hold(&sieve, &root, &ours(&root));
+        }
+        for root in host.config.search_roots() {
+            let index = layout.search_dir(&inbox.entry.name, inbox.style(), &root);
+            others.hold(&index.map_err(|e| e.to_string())?, &root, &ours(&root));
         }
     }
     Ok(Renames { mailboxes: mailboxes.renames, others: others.renames })

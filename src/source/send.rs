@@ -2,6 +2,7 @@
 //! questions faster than one after the other; small ones share a frame.
 
 use super::inventory::{SourceMailbox, problem};
+use super::mailbox::Places;
 use crate::agent::Sender;
 use crate::cyrus::imap_set::UidSet;
 use crate::fault::{self, Point};
@@ -71,6 +72,8 @@ pub struct Directory {
     path: PathBuf,
     /// None: it cannot be opened, as each of its files will say.
     handle: Option<File>,
+    /// Where Cyrus moves messages that it archives, at any moment.
+    archive: Option<File>,
 }
 
 /// What was sent.
@@ -350,9 +353,16 @@ impl Job {
             Place::Message(directory) => directory.handle.as_ref(),
             Place::Path(_) => None,
         };
-        match opened {
+        let here = match opened {
             Some(directory) => open_at(directory, Path::new(&format!("{}.", self.uid))),
             None => open_at(rustix::fs::CWD, &self.path()),
+        };
+        match (&self.place, here) {
+            (Place::Message(directory), Err(e)) if e.kind() == io::ErrorKind::NotFound => {
+                let archive = directory.archive.as_ref().ok_or(e)?;
+                open_at(archive, Path::new(&format!("{}.", self.uid)))
+            }
+            (_, here) => here,
         }
     }
 
@@ -398,9 +408,10 @@ impl Job {
 }
 
 impl Directory {
-    fn open(path: PathBuf) -> Arc<Self> {
-        let handle = File::open(&path).ok();
-        Arc::new(Self { path, handle })
+    fn open(places: Places) -> Arc<Self> {
+        let handle = File::open(&places.messages).ok();
+        let archive = places.archived.and_then(|path| File::open(path).ok());
+        Arc::new(Self { path: places.messages, handle, archive })
     }
 }
 
@@ -408,12 +419,12 @@ impl Directory {
 pub fn jobs_of(
     want: &v1::Want,
     mailbox: &SourceMailbox,
-    directory: PathBuf,
+    places: Places,
     meta: Vec<(FileKind, PathBuf)>,
     listed: Listed,
 ) -> impl Iterator<Item = Job> {
     let ordinal = mailbox.ordinal;
-    let directory = Directory::open(directory);
+    let directory = Directory::open(places);
     let wanted = UidSet::from_ranges(manifest::ranges(&want.uid_runs));
     let listed = listed.into_iter().filter(move |(uid, _)| wanted.contains(*uid));
     let messages = listed.map(move |(uid, expected)| {

@@ -11,7 +11,6 @@ use super::convert::replace;
 use super::offer::{Inventory, StagedMailbox, message_name, script_name};
 use super::publish::KeyValue;
 use super::stage::Stage;
-use crate::cyrus::config::MetaFile;
 use crate::cyrus::db::crc::crc32;
 use crate::cyrus::downgrade;
 use crate::cyrus::header::MailboxHeader;
@@ -108,7 +107,7 @@ pub fn scripts(stage: &Stage, inventory: &Inventory) -> Result<(), String> {
         if record.is_expunged() || record.is_unlinked() {
             continue;
         }
-        let message = mailbox.directory.read(&message_name(record.uid));
+        let message = mailbox.message_directory(record.uid).read(&message_name(record.uid));
         let message = message.map_err(|e| format!("the script {}: {e}", record.uid))?;
         let script = sieve::script(&message);
         let script =
@@ -169,18 +168,13 @@ impl View {
         }
         let layout = Layout::new(&stage.config);
         for mailbox in in_order(inventory).filter(|m| !m.name_only && m.is_published(host)) {
-            let path = |style| {
-                let messages = layout.mailbox_dir(&mailbox.name, style, &mailbox.partition);
-                let meta = MetaFile::ALL.map(|file| {
-                    let path = layout.meta_file(file, &mailbox.name, style, &mailbox.partition);
-                    path.map(|path| path.parent().unwrap_or(&path).to_owned())
-                });
-                [messages].into_iter().chain(meta).collect::<Result<Vec<_>, _>>()
+            let dirs = |style| {
+                let dirs = layout.mailbox_dirs(&mailbox.name, style, &mailbox.partition);
+                dirs.map_err(io::Error::other)
             };
-            let pair =
-                path(DirStyle::Id(&mailbox.id)).and_then(|ids| Ok((ids, path(DirStyle::Name)?)));
-            let (ids, names) = pair.map_err(io::Error::other)?;
-            let pairs: BTreeSet<_> = names.into_iter().zip(ids).collect();
+            let (ids, names) = (dirs(DirStyle::Id(&mailbox.id))?, dirs(DirStyle::Name)?);
+            let pairs = names.into_iter().zip(ids).map(|((_, name), (_, id))| (name, id));
+            let pairs: BTreeSet<_> = pairs.collect();
             for (name, id) in pairs {
                 if let Some(parent) = name.parent() {
                     std::fs::create_dir_all(parent)?;

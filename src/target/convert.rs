@@ -5,9 +5,9 @@
 //! so without harm; the rest is converted here, in the stage only. It is done as soon as
 //! a file has arrived, so that under the freeze only what changed last is left to do.
 
-use super::by_name;
 use super::offer::{Inventory, OfferedUserFile, StagedMailbox};
 use super::stage::{Stage, StagedDirectory};
+use super::{archive, by_name};
 use crate::cyrus::cache;
 use crate::cyrus::index::{self, IndexView, OLDEST_CONVERTED, Record, Time};
 use crate::cyrus::name::MailboxName;
@@ -69,19 +69,19 @@ fn convert_index(
 ) -> Result<(), String> {
     let directory = mailbox.meta_directory(stage, FileKind::Index).map_err(|e| e.to_string())?;
     let bytes = directory.read("cyrus.index").map_err(|e| e.to_string())?;
-    let view = IndexView::parse(&bytes).map_err(|e| e.to_string())?;
-    let minor = view.header().minor;
-    if minor < OLDEST_CONVERTED {
-        return Ok(());
-    }
-    let mut converted = None;
-    if minor != release.index {
-        let now = u32::try_from(now_ms() / 1000).unwrap_or(u32::MAX);
-        let index = index::convert(&view, release.index, Time::from_seconds(now));
-        converted = Some(index.map_err(|e| e.to_string())?);
-    }
+    let mut converted = archive::placed(mailbox, &bytes)?;
     let index = converted.as_ref().unwrap_or(&bytes);
-    converted = without_foreign_cache(stage, mailbox, index, release)?.or(converted);
+    let view = IndexView::parse(index).map_err(|e| e.to_string())?;
+    let minor = view.header().minor;
+    if minor >= OLDEST_CONVERTED {
+        if minor != release.index {
+            let now = u32::try_from(now_ms() / 1000).unwrap_or(u32::MAX);
+            let index = index::convert(&view, release.index, Time::from_seconds(now));
+            converted = Some(index.map_err(|e| e.to_string())?);
+        }
+        let index = converted.as_ref().unwrap_or(&bytes);
+        converted = without_foreign_cache(stage, mailbox, index, release)?.or(converted);
+    }
     match converted {
         Some(converted) => replace(&directory, "cyrus.index", &converted),
         None => Ok(()),
@@ -113,18 +113,22 @@ fn without_foreign_cache(
         .filter_map(Result::ok)
         .filter(|r| r.uid > looked.upto && r.cache_offset > 0 && foreign(r))
         .collect();
-    if let Some(last) = new.last() {
-        let directory = mailbox.meta_directory(stage, FileKind::Cache);
+    for (kind, archived) in [(FileKind::Cache, false), (FileKind::ArchiveCache, true)] {
+        let mut of_file = new.iter().filter(|r| r.is_archived() == archived).peekable();
+        if of_file.peek().is_none() {
+            continue;
+        }
+        let directory = mailbox.meta_directory(stage, kind);
         let file = directory.map_err(|e| e.to_string())?.open("cyrus.cache");
         let file = file.map_err(|e| format!("cyrus.cache: {e}"))?;
-        for record in &new {
+        for record in of_file {
             let offset = record.cache_offset;
             if has_global(&file, offset).map_err(|e| format!("cyrus.cache: {e}"))? {
                 mailbox.looked.global.insert(record.uid);
             }
         }
-        mailbox.looked.upto = last.uid;
     }
+    mailbox.looked.upto = new.last().map_or(mailbox.looked.upto, |last| last.uid);
     if mailbox.looked.global.is_empty() {
         return Ok(None);
     }
@@ -148,12 +152,17 @@ fn has_global(file: &File, offset: u64) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Puts new content in the place of a staged file.
-/// Replaces a file of a staged mailbox.
+/// Replaces a file of a staged mailbox. It keeps its time of modification, which clients
+/// of calendars are told (imap/http_dav.c: getlastmodified).
 pub fn replace(directory: &StagedDirectory, name: &str, content: &[u8]) -> Result<(), String> {
     let new = format!("{name}.mbcopy-new");
     let write = || -> io::Result<()> {
-        File::from(directory.create(&new)?).write_all(content)?;
+        let modified = directory.open(name).and_then(|old| old.metadata()?.modified());
+        let mut file = File::from(directory.create(&new)?);
+        file.write_all(content)?;
+        if let Ok(modified) = modified {
+            file.set_modified(modified)?;
+        }
         directory.rename(&new, name)
     };
     write().map_err(|e| format!("{name}: {e}"))

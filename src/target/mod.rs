@@ -1,10 +1,14 @@
 //! The target agent: stages what comes, has this server's Cyrus look at it,
 //! and publishes it.
 
+mod announce;
+mod archive;
 mod base;
 mod by_name;
 mod carry;
 mod convert;
+mod dav;
+mod features;
 mod offer;
 mod plan;
 mod publish;
@@ -15,7 +19,7 @@ mod shadow;
 pub(crate) mod stage;
 mod sync;
 
-pub use plan::crossing;
+pub use plan::{crossing, programs};
 pub use stage::OUR_DIRECTORY;
 
 use crate::agent::{self, Handler, Link};
@@ -40,7 +44,7 @@ use publish::{Publication, Standing};
 use receive::{Expected, Receipt, Writers};
 use shadow::{Shadow, Top};
 use stage::Stage;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -53,6 +57,9 @@ const LOCK_WAIT: Duration = Duration::from_secs(5);
 /// How long a delivery may be on its way here after the route was restored: a mail
 /// server looks the route up just before it connects.
 const ON_THE_WAY: Duration = Duration::from_secs(5);
+
+/// Cyrus's programs without which nobody can be published.
+const PROGRAMS: [&str; 3] = ["cyr_dbtool", "ctl_cyrusdb", "reconstruct"];
 
 /// The target's side of one move.
 pub struct Target {
@@ -182,6 +189,8 @@ impl Target {
             let totals = plan.totals.unwrap_or_default();
             plan::room(&self.host, &partitions, &totals, &mut answer);
             answer.problems.extend(plan::release(&self.host, &plan.mailboxes));
+            answer.problems.extend(plan::programs(&self.host, &PROGRAMS));
+            answer.problems.extend(features::unserved(&self.host, &plan.mailboxes));
             base = journal
                 .as_ref()
                 .map_or(Ok(None), |journal| Base::find(&self.host, journal, top.as_bytes()))
@@ -705,6 +714,7 @@ impl Session {
             ));
         }
         let shadow = self.current_shadow(host)?;
+        prepared.problems.extend(dav::make(host, &self.stage, &self.inventory, &self.tool_names));
         let adopted = quota::adopt(host, &self.stage, &self.inventory, &self.top);
         prepared.problems.extend(adopted.map_err(|e| internal(e, "the source serves the user"))?);
         let release = this_release(host)?;
@@ -895,9 +905,10 @@ impl Session {
             ));
         }
         self.stop_deferring(host)?;
+        let notes = if done { announce::announce(host, &self.top) } else { Vec::new() };
         self.record(if done { state::DONE } else { state::ABORTED })?;
         remove_stage(&self.stage);
-        Ok(v1::Finished::default())
+        Ok(v1::Finished { notes })
     }
 
     /// Once nobody can be on his way here any more, he is as unknown as before.
@@ -939,18 +950,20 @@ impl Session {
 
 /// Links what is kept of a mailbox into the stage, the first time.
 fn seed(host: &Host, stage: &Stage, base: &Base, mailbox: &Checked) -> std::io::Result<()> {
-    let place = |config, style| {
+    let dirs = |config, style| {
         let layout = Layout::new(config);
-        layout.mailbox_dir(&mailbox.name, style, &mailbox.partition)
+        layout.mailbox_dirs(&mailbox.name, style, &mailbox.partition)
     };
-    let staged = place(&stage.config, DirStyle::Id(&mailbox.id));
-    let (Ok(staged), Ok(live)) = (staged, place(&host.config, host.style(&mailbox.id))) else {
+    let staged = dirs(&stage.config, DirStyle::Id(&mailbox.id));
+    let (Ok(staged), Ok(live)) = (staged, dirs(&host.config, host.style(&mailbox.id))) else {
         return Ok(());
     };
-    let root = stage.partitions.get(&mailbox.partition);
-    let (Some(root), false) = (root, staged.exists()) else { return Ok(()) };
-    let relative = staged.strip_prefix(root).unwrap_or(&staged);
-    base.seed(&live, &stage::StagedDirectory::make(root, relative)?)
+    let places: BTreeSet<_> = staged.into_iter().zip(live).collect();
+    for ((root, staged), (_, live)) in places.into_iter().filter(|((_, at), _)| !at.exists()) {
+        let relative = staged.strip_prefix(&root).unwrap_or(&staged);
+        base.seed(&live, &stage::StagedDirectory::make(&root, relative)?)?;
+    }
+    Ok(())
 }
 
 /// What this server's Cyrus does.
@@ -1040,16 +1053,4 @@ fn journal_failure(error: &JournalError) -> v1::Failure {
             _ => "mend the journal's directory and run the same push again",
         },
     )
-}
-
-/// Where a staged mailbox lies on the stage and where it will live.
-fn mailbox_places(
-    host: &Host,
-    stage: &Stage,
-    mailbox: &offer::StagedMailbox,
-) -> Result<(PathBuf, PathBuf), crate::cyrus::path::PathError> {
-    let place =
-        |config, style| Layout::new(config).mailbox_dir(&mailbox.name, style, &mailbox.partition);
-    let staged = place(&stage.config, DirStyle::Id(&mailbox.id))?;
-    Ok((staged, place(&host.config, host.style(&mailbox.id))?))
 }

@@ -4,6 +4,7 @@
 //! what it wants. A file counts as held once its bytes were verified in this
 //! session; what an earlier session left is verified by its GUID first.
 
+use super::archive::Archive;
 use super::convert::Looked;
 use super::receive::{Arrived, Expected, Item, ItemKey, Size};
 use super::stage::{Stage, StageError, StagedDirectory};
@@ -22,10 +23,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// The files of a mailbox besides its messages.
-const META: [(FileKind, MetaFile); 4] = [
+const META: [(FileKind, MetaFile); 5] = [
     (FileKind::Header, MetaFile::Header),
     (FileKind::Index, MetaFile::Index),
     (FileKind::Cache, MetaFile::Cache),
+    (FileKind::ArchiveCache, MetaFile::ArchiveCache),
     (FileKind::Annotations, MetaFile::Annotations),
 ];
 
@@ -46,6 +48,8 @@ pub struct StagedMailbox {
     pub id_record: Vec<u8>,
     /// Where its messages are staged.
     pub directory: Arc<StagedDirectory>,
+    /// Where those are staged that are archived, if that is another place.
+    pub archive: Option<Archive>,
     /// UIDs whose files are staged and verified, ascending.
     have: Vec<u32>,
     /// Files that an earlier session left: UID to size.
@@ -138,8 +142,15 @@ pub struct Asked {
     files: BTreeMap<ItemKey, Item>,
 }
 
-/// Messages of one mailbox: where they go, and UID and size of each, in UID order.
-type AskedMessages = (Arc<StagedDirectory>, Vec<(u32, u64)>);
+/// Messages of one mailbox.
+struct AskedMessages {
+    /// Where they go.
+    directory: Arc<StagedDirectory>,
+    /// UID and size of each, in UID order.
+    sizes: Vec<(u32, u64)>,
+    /// Where some go instead, and which.
+    archive: Option<(Arc<StagedDirectory>, BTreeSet<u32>)>,
+}
 
 impl Inventory {
     /// Takes the source's list of mailboxes: new ones get a place in the
@@ -228,8 +239,16 @@ impl Inventory {
         let mut asked = Asked { messages: BTreeMap::new(), files: BTreeMap::new() };
         for (ordinal, wants) in wants {
             let Some(mailbox) = self.mailboxes.get(ordinal) else { continue };
-            let messages = wants.messages.iter().map(|e| (e.uid, e.size)).collect();
-            asked.messages.insert(*ordinal, (Arc::clone(&mailbox.directory), messages));
+            let messages = AskedMessages {
+                directory: Arc::clone(&mailbox.directory),
+                sizes: wants.messages.iter().map(|e| (e.uid, e.size)).collect(),
+                archive: mailbox.archive.as_ref().map(|archive| {
+                    let wanted = wants.messages.iter().map(|e| e.uid);
+                    let there = wanted.filter(|uid| archive.uids.contains(uid)).collect();
+                    (Arc::clone(&archive.directory), there)
+                }),
+            };
+            asked.messages.insert(*ordinal, messages);
             for kind in &wants.files {
                 let item = Item {
                     directory: mailbox.meta_directory(stage, *kind)?,
@@ -335,14 +354,18 @@ impl StagedMailbox {
             StagedDirectory::make(root, path.strip_prefix(root).unwrap_or(&path)).map_err(io)?;
         // What a shadow by names has left that was killed.
         directory.remove_links().map_err(io)?;
-        let mut unverified = BTreeMap::new();
-        for (name, size) in directory.files().map_err(io)? {
-            match message_uid(&name) {
-                Some(uid) => {
-                    unverified.insert(uid, size);
+        let mut unverified = leftovers(&directory).map_err(io)?;
+        let mut archive = Archive::open(stage, &checked, &path)?;
+        if let Some(archive) = &mut archive {
+            for (uid, size) in leftovers(&archive.directory).map_err(io)? {
+                // An earlier session may have had it in the other place.
+                match unverified.contains_key(&uid) {
+                    true => archive.directory.remove(&message_name(uid)),
+                    false => {
+                        unverified.insert(uid, size);
+                        archive.uids.insert(uid);
+                    }
                 }
-                None if name.ends_with(".mbcopy-new") => directory.remove(&name),
-                None => {}
             }
         }
         Ok(Self {
@@ -353,6 +376,7 @@ impl StagedMailbox {
             name_record: mailbox.name_record.to_vec(),
             id_record: mailbox.id_record.to_vec(),
             directory: Arc::new(directory),
+            archive,
             have: Vec::new(),
             unverified,
             files: BTreeMap::new(),
@@ -422,6 +446,9 @@ impl StagedMailbox {
         for entry in entries {
             listing.take(entry.uid)?;
             if !self.has(entry.uid) && !self.verify_leftover(&entry) {
+                if let Some(archive) = self.archive.as_mut().filter(|_| entry.archived) {
+                    archive.uids.insert(entry.uid);
+                }
                 wants.messages.push(entry);
             }
         }
@@ -443,8 +470,9 @@ impl StagedMailbox {
         let stale = |uid: &u32| listed.binary_search(uid).is_err();
         let gone: Vec<u32> = self.have.iter().copied().filter(stale).collect();
         self.dirty |= !gone.is_empty();
-        for uid in gone.iter().chain(self.unverified.keys().filter(|uid| stale(uid))) {
-            self.directory.remove(&message_name(*uid));
+        let left = self.unverified.keys().copied().filter(|uid| stale(uid));
+        for uid in gone.into_iter().chain(left).collect::<Vec<_>>() {
+            self.remove_message(uid);
         }
         self.have.retain(|uid| !stale(uid));
         self.unverified.clear();
@@ -455,7 +483,9 @@ impl StagedMailbox {
             if !META.iter().any(|(k, _)| *k == kind) {
                 return Err(OfferError::Nonsense("a file of unknown kind in a mailbox".into()));
             }
-            if !file.absent {
+            // Where all messages have one cache, or are all in one place, Cyrus makes it anew.
+            let archive = self.archive.as_ref().is_some_and(|archive| archive.cache.is_some());
+            if !file.absent && (kind != FileKind::ArchiveCache || archive) {
                 files.insert(kind, hash(&file.blake3)?);
             }
         }
@@ -466,7 +496,12 @@ impl StagedMailbox {
                 // Cyrus's own, made anew when the index was brought to its version.
                 None if self.offered.files == files => {}
                 None => {
-                    self.directory.remove(meta_name(kind));
+                    let archive = self.archive.as_ref().and_then(|a| a.cache.as_ref());
+                    let directory = match kind {
+                        FileKind::ArchiveCache => archive,
+                        _ => Some(&self.directory),
+                    };
+                    directory.into_iter().for_each(|d| d.remove(meta_name(kind)));
                     self.files.remove(&kind);
                 }
             }
@@ -493,7 +528,7 @@ impl StagedMailbox {
         let same = size == entry.size
             && entry.guid != [0; 20]
             && self
-                .directory
+                .message_directory(entry.uid)
                 .read(&name)
                 .is_ok_and(|bytes| Sha1::digest(&bytes).as_slice() == entry.guid);
         if same {
@@ -501,9 +536,24 @@ impl StagedMailbox {
                 self.have.insert(at, entry.uid);
             }
         } else {
-            self.directory.remove(&name);
+            self.remove_message(entry.uid);
         }
         same
+    }
+
+    /// Where a message is staged.
+    pub fn message_directory(&self, uid: u32) -> &StagedDirectory {
+        match self.archive.as_ref().filter(|archive| archive.uids.contains(&uid)) {
+            Some(archive) => &archive.directory,
+            None => &self.directory,
+        }
+    }
+
+    fn remove_message(&mut self, uid: u32) {
+        self.message_directory(uid).remove(&message_name(uid));
+        if let Some(archive) = &mut self.archive {
+            archive.uids.remove(&uid);
+        }
     }
 
     /// Whether all that is staged is of one moment: the metadata files are as
@@ -546,11 +596,12 @@ impl Expected for Asked {
     fn item(&self, key: ItemKey) -> Option<Item> {
         let (mailbox, kind, uid) = key;
         if kind == FileKind::Message as u8 {
-            let (directory, uids) = self.messages.get(&mailbox)?;
-            let at = uids.binary_search_by_key(&uid, |(uid, _)| *uid).ok()?;
-            let (_, size) = uids.get(at)?;
+            let AskedMessages { directory, sizes, archive } = self.messages.get(&mailbox)?;
+            let at = sizes.binary_search_by_key(&uid, |(uid, _)| *uid).ok()?;
+            let (_, size) = sizes.get(at)?;
+            let archived = archive.as_ref().filter(|(_, uids)| uids.contains(&uid));
             return Some(Item {
-                directory: Arc::clone(directory),
+                directory: Arc::clone(archived.map_or(directory, |(archive, _)| archive)),
                 name: message_name(uid),
                 size: Size::Exactly(*size),
                 replaces: false,
@@ -558,6 +609,22 @@ impl Expected for Asked {
         }
         self.files.get(&key).cloned()
     }
+}
+
+/// Messages that an earlier session left in a directory: UID to size. What had not arrived
+/// whole is removed.
+fn leftovers(directory: &StagedDirectory) -> std::io::Result<BTreeMap<u32, u64>> {
+    let mut messages = BTreeMap::new();
+    for (name, size) in directory.files()? {
+        match message_uid(&name) {
+            Some(uid) => {
+                messages.insert(uid, size);
+            }
+            None if name.ends_with(".mbcopy-new") => directory.remove(&name),
+            None => {}
+        }
+    }
+    Ok(messages)
 }
 
 const USER_KINDS: [FileKind; 9] = [
@@ -723,7 +790,8 @@ mod tests {
 
     #[test]
     fn sizes_that_cannot_be_added_are_too_many_bytes() {
-        let entry = Entry { uid: 1, expunged: false, size: u64::MAX - 5, guid: [0; 20] };
+        let entry =
+            Entry { uid: 1, expunged: false, size: u64::MAX - 5, guid: [0; 20], archived: false };
         let wants = MailboxWants { messages: vec![entry; 3], files: Vec::new() };
         assert_eq!(wants.bytes(), u64::MAX);
     }

@@ -12,7 +12,8 @@ use crate::cyrus::release::Release;
 use crate::host::{DatabaseError, Host};
 use crate::wire::v1::{self, problem::Severity};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 /// Free space that must be left on a partition, in bytes.
 const SPACE_RESERVE: u64 = 64 << 20;
@@ -80,6 +81,7 @@ pub fn conflicts(
     let list = MailboxList::from_database(&database).map_err(|e| failed(e.to_string()))?;
     let there = There::count(&list, top, mailboxes, base).map_err(|e| failed(e.to_string()))?;
     let mut problems = there.problems(&host.external(top));
+    let mut mounts = BTreeSet::new();
     for mailbox in mailboxes {
         let (Ok(id), Ok(name)) = (
             UniqueId::new(mailbox.unique_id.as_bytes()),
@@ -106,10 +108,27 @@ pub fn conflicts(
             ));
         } else if there.live == 0 && there.tombstones_with_files == 0 {
             let partition = partitions.get(&mailbox.partition);
+            mounts.extend(partition.and_then(|p| mounted_below(host, &name, &id, p)));
             problems.extend(leftovers(host, top, &name, &id, (partition, base)));
         }
     }
+    problems.extend(mounts.iter().map(|path| crossing(path)));
     Ok(problems)
+}
+
+/// A directory in the place of the mailbox, or above it and below its root, on another
+/// filesystem than the root.
+fn mounted_below(
+    host: &Host,
+    name: &MailboxName,
+    id: &UniqueId,
+    partition: &PartitionName,
+) -> Option<PathBuf> {
+    let there = |path: &Path| path.ancestors().find(|p| p.exists()).map(Path::to_owned);
+    let device = |path: &Path| Some(there(path)?.metadata().ok()?.dev());
+    let dirs = Layout::new(&host.config).mailbox_dirs(name, host.style(id), partition).ok()?;
+    let crosses = |(root, dir): &&(PathBuf, PathBuf)| device(root) != device(dir);
+    dirs.iter().find(crosses).and_then(|(_, dir)| there(dir))
 }
 
 /// What mailboxes.db has of the user on this server.
@@ -208,7 +227,9 @@ fn leftovers(
 ) -> Vec<v1::Problem> {
     let layout = Layout::new(&host.config);
     let style = host.style(id);
-    let mut places = vec![partition.and_then(|p| layout.mailbox_dir(name, style, p).ok())];
+    let dirs = partition.and_then(|p| layout.mailbox_dirs(name, style, p).ok());
+    let dirs: BTreeSet<_> = dirs.unwrap_or_default().into_iter().map(|(_, dir)| dir).collect();
+    let mut places: Vec<_> = dirs.into_iter().map(Some).collect();
     if name == top && name.is_user() {
         match host.keeps_by_id() {
             true => places.push(layout.user_dir(id).ok()),
@@ -296,6 +317,13 @@ pub fn release(host: &Host, mailboxes: &[v1::Mailbox]) -> Vec<v1::Problem> {
     unknown.map(problem).collect()
 }
 
+/// Which of Cyrus's programs are not there that a move needs.
+pub fn programs(host: &Host, needed: &[&str]) -> Vec<v1::Problem> {
+    let missing = needed.iter().filter_map(|program| host.tools.find(program).err());
+    let advice = "install it, or name the directory of Cyrus's programs by --cyrus-bin";
+    missing.map(|error| refuse("missing-program", error.to_string(), advice)).collect()
+}
+
 /// Room on the partitions: whether the stage can be made, and free space.
 pub fn room(
     host: &Host,
@@ -305,8 +333,18 @@ pub fn room(
 ) {
     plan.problems.extend(host.crossings().iter().map(|path| crossing(path)));
     let used: BTreeSet<&PartitionName> = partitions.values().collect();
+    let archive = |partition| host.config.archivepartition(partition).ok().flatten();
+    let all_have_archives = used.iter().all(|partition| archive(partition).is_some());
+    let mut places = Vec::new();
     for partition in used {
-        let Some(path) = host.config.partition(partition) else { continue };
+        let ordinary = match all_have_archives {
+            true => totals.bytes.saturating_sub(totals.archived),
+            false => totals.bytes,
+        };
+        places.extend(host.config.partition(partition).map(|path| (partition, path, ordinary)));
+        places.extend(archive(partition).map(|path| (partition, path, totals.archived)));
+    }
+    for (partition, path, bytes) in places {
         let stat = match rustix::fs::statvfs(&path) {
             Ok(stat) => stat,
             Err(e) => {
@@ -336,12 +374,11 @@ pub fn room(
         plan.free_inodes = stat.f_favail;
         // What an earlier try of this move has staged need not come again.
         let staged = staged_bytes(&path.join(OUR_DIRECTORY).join(&plan.move_id));
-        if totals.bytes.saturating_add(SPACE_RESERVE) > free.saturating_add(staged) {
+        if bytes.saturating_add(SPACE_RESERVE) > free.saturating_add(staged) {
             plan.problems.push(refuse(
                 "no-space",
                 format!(
-                    "{} bytes are to come, and {} at {} has {free} bytes free",
-                    totals.bytes,
+                    "{bytes} bytes are to come, and {} at {} has {free} bytes free",
                     partition.as_str(),
                     path.display()
                 ),

@@ -3,10 +3,10 @@
 
 use super::by_name;
 use super::offer::{Inventory, StagedMailbox, script_name};
+use super::plan;
 use super::publish::{KeyValue, Publication};
 use super::shadow::{Shadow, Top};
 use super::stage::Stage;
-use super::{mailbox_places, plan};
 use crate::cyrus::annotation::{self, AnnotationKey, Scope};
 use crate::cyrus::config::{DbKind, MetaFile};
 use crate::cyrus::db::{Database, Engine, flat, twoskip};
@@ -226,26 +226,21 @@ pub fn publication(
     }
     let live = Layout::new(&host.config);
     let staged = Layout::new(&stage.config);
-    let mut indexes = Vec::new();
+    let (mut indexes, mut aside) = (Vec::new(), Vec::new());
     let mailboxes = by_name::in_order(inventory).filter(|m| m.is_published(host));
     for mailbox in mailboxes.filter(|m| !m.name_only) {
-        let (from, to) = mailbox_places(host, stage, mailbox).map_err(|e| e.to_string())?;
-        add(&from, &to);
         let (id, here) = (DirStyle::Id(&mailbox.id), host.style(&mailbox.id));
-        for file in MetaFile::ALL {
-            let path = |layout: &Layout<'_>, style| {
-                layout.meta_file(file, &mailbox.name, style, &mailbox.partition)
-            };
-            let from = path(&staged, id).map_err(|e| e.to_string())?;
-            let to = path(&live, here).map_err(|e| e.to_string())?;
-            if let (Some(from), Some(to)) = (from.parent(), to.parent()) {
-                add(from, to);
-            }
-            if file == MetaFile::Index {
-                let bytes = std::fs::read(&from).map_err(|e| format!("{}: {e}", from.display()))?;
-                indexes.push((PathBytes::from(to.as_path()), *blake3::hash(&bytes).as_bytes()));
-            }
-        }
+        let (name, partition) = (&mailbox.name, &mailbox.partition);
+        let from = staged.mailbox_dirs(name, id, partition).map_err(|e| e.to_string())?;
+        let to = live.mailbox_dirs(name, here, partition).map_err(|e| e.to_string())?;
+        from.iter().zip(&to).for_each(|((_, from), (_, to))| add(from, to));
+        let index = |layout: &Layout<'_>, style| {
+            let path = layout.meta_file(MetaFile::Index, name, style, partition);
+            path.map_err(|e| e.to_string())
+        };
+        let (from, to) = (index(&staged, id)?, index(&live, here)?);
+        let bytes = std::fs::read(&from).map_err(|e| format!("{}: {e}", from.display()))?;
+        indexes.push((PathBytes::from(to.as_path()), *blake3::hash(&bytes).as_bytes()));
         if mailbox.name.inbox().as_ref() == Some(&mailbox.name) {
             let user = |layout: &Layout<'_>, style, suffix| {
                 let path = layout.user_file(&mailbox.name, style, suffix);
@@ -260,6 +255,14 @@ pub fn publication(
             } else {
                 for suffix in by_name::USER_SUFFIXES {
                     add(&user(&staged, id, suffix)?, &user(&live, here, suffix)?);
+                }
+            }
+            for (root, place) in &stage.search {
+                let index =
+                    live.search_dir(&mailbox.name, here, root).map_err(|e| e.to_string())?;
+                if index.exists() {
+                    aside
+                        .push((PathBytes::from(index.as_path()), PathBytes::from(place.as_path())));
                 }
             }
             let sieve = |layout: &Layout<'_>, style| {
@@ -284,7 +287,7 @@ pub fn publication(
         quota_files,
         quota_records,
         annotations: annotations(host, inventory)?,
-        aside: Vec::new(),
+        aside,
         directories_first: !by_id,
         records,
         stale_annotations: Vec::new(),

@@ -6,7 +6,7 @@
 //! | live | stage |
 //! |---|---|
 //! | `<partition>` | `<partition>/.mbcopy/<move>/spool` |
-//! | `<metapartition>`, `<metadir>` | the same below each of them |
+//! | `<metapartition>`, `<metadir>`, `<archivepartition>` | the same below each of them |
 //! | `<configdirectory>` | `<configdirectory>/mbcopy/moves/<move>/conf` |
 //! | `<sievedir>` | `<sievedir>/.mbcopy/<move>` |
 //!
@@ -36,8 +36,10 @@ pub struct Stage {
     pub sieve: PathBuf,
     /// The shadow's partitions.
     pub partitions: BTreeMap<PartitionName, PathBuf>,
-    /// The shadow's partitions of metadata alone.
-    metadata: Vec<PathBuf>,
+    /// The shadow's partitions of metadata or archived messages alone.
+    further: Vec<PathBuf>,
+    /// The live search partitions, and where an index is put aside that is in the way.
+    pub search: Vec<(PathBuf, PathBuf)>,
     /// The shadow's imapd.conf.
     pub imapd_conf: PathBuf,
     /// The shadow's configuration.
@@ -89,19 +91,24 @@ impl Stage {
             set(format!("partition-{}", name.as_str()), path);
         }
         // Each on the filesystem of its own: they are renamed into place.
-        let mut metadata = Vec::new();
-        for (option, path) in live.metadata_roots() {
+        let mut further = Vec::new();
+        for (option, path) in live.further_roots() {
             let spool = path.join(OUR_DIRECTORY).join(id.as_str()).join("spool");
             set(option, &spool);
-            metadata.push(spool);
+            further.push(spool);
         }
+        let aside = |root: PathBuf| {
+            let aside = root.join(OUR_DIRECTORY).join(id.as_str()).join("aside");
+            (root, aside)
+        };
+        let search = live.search_roots().into_iter().map(aside).collect();
         overrides.insert("syslog_prefix".into(), "mbcopy".into());
         let text = live.shadow(&overrides)?;
         let config = Config::parse(text.as_bytes(), live.defaults(), &mut |_| {
             Err("a shadow includes nothing".into())
         })?;
         let imapd_conf = directory.join("imapd.conf");
-        Ok(Self { directory, conf, sieve, partitions, metadata, imapd_conf, config })
+        Ok(Self { directory, conf, sieve, partitions, further, search, imapd_conf, config })
     }
 
     /// Makes the directories that Cyrus's tools expect, and the private imapd.conf.
@@ -135,7 +142,8 @@ impl Stage {
 
     /// Every directory that belongs to this stage alone.
     pub fn roots(&self) -> Vec<PathBuf> {
-        let spools = self.partitions.values().chain(&self.metadata);
+        let aside = self.search.iter().map(|(_, aside)| aside);
+        let spools = self.partitions.values().chain(&self.further).chain(aside);
         let spools = spools.filter_map(|p| p.parent().map(Path::to_path_buf));
         spools.chain([self.sieve.clone(), self.directory.clone()]).collect()
     }

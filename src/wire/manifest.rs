@@ -21,6 +21,8 @@ pub struct Entry {
     pub uid: u32,
     /// Expunged, but still on disk (delayed expunge).
     pub expunged: bool,
+    /// On the source's archive partition.
+    pub archived: bool,
     /// Size of the message, in bytes.
     pub size: u64,
     /// SHA-1 of the message; zero when the source does not know it.
@@ -31,7 +33,7 @@ impl Entry {
     /// Appends the entry to a manifest.
     pub fn encode(&self, out: &mut BytesMut) {
         out.put_u32(self.uid);
-        out.put_u32(u32::from(self.expunged));
+        out.put_u32(u32::from(self.expunged) | u32::from(self.archived) << 1);
         out.put_u64(self.size);
         out.put_slice(&self.guid);
     }
@@ -49,6 +51,7 @@ fn parse(entry: &[u8; ENTRY]) -> Entry {
     Entry {
         uid: u32::from_be_bytes([u0, u1, u2, u3]),
         expunged: flags & 1 != 0,
+        archived: flags & 2 != 0,
         size: u64::from_be_bytes([s0, s1, s2, s3, s4, s5, s6, s7]),
         guid,
     }
@@ -83,8 +86,8 @@ mod tests {
     #[test]
     fn entries_come_back_as_they_were() {
         let all = [
-            Entry { uid: 1, expunged: false, size: 77, guid: [9; 20] },
-            Entry { uid: u32::MAX, expunged: true, size: 1 << 40, guid: [0; 20] },
+            Entry { uid: 1, expunged: false, archived: true, size: 77, guid: [9; 20] },
+            Entry { uid: u32::MAX, expunged: true, archived: false, size: 1 << 40, guid: [0; 20] },
         ];
         let mut out = BytesMut::new();
         all.iter().for_each(|e| e.encode(&mut out));

@@ -59,7 +59,7 @@ annotation_allow_undefined: yes
 E
 }
 
-cyrus_conf() { # extra: extra.start and extra.services hold further lines
+cyrus_conf() { # extra imapd.conf: extra.start and extra.services hold further lines
   cat <<E
 START {
   recover      cmd="/usr/sbin/cyrus ctl_cyrusdb -r"
@@ -72,6 +72,7 @@ SERVICES {
   lmtp         cmd="lmtpd -a" listen="lmtp" prefork=0 maxchild=20
   sieve        cmd="timsieved" listen="sieve" prefork=0 maxchild=20
   csync        cmd="sync_server" listen="csync" prefork=0 maxchild=50
+$(! grep -q "^httpmodules:" "$2" || echo '  http         cmd="httpd" listen="http" prefork=0 maxchild=20')
 $(cat "$1.services" 2>/dev/null)
 }
 EVENTS {

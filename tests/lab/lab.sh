@@ -51,6 +51,7 @@ NET=10.77.0
 PACKAGES="cyrus-imapd cyrus-admin cyrus-clients cyrus-replication cyrus-murder
   sasl2-bin libsasl2-modules openssh-server openssh-client rsync rsyslog
   iproute2 procps strace netbase sqlite3"
+MORE="cyrus-caldav" # added to roots that were built without
 
 . "$HERE/cyrus-conf.sh"
 
@@ -115,7 +116,11 @@ build() {
   case $suite in bookworm|bullseye|trixie|sid) ;; *) die "unknown suite $suite";; esac
   need_tools debootstrap:debootstrap unshare:util-linux flock:util-linux
   lock 9 "build-$suite" 1800
-  if is_built "$suite"; then echo "$suite is built"; return; fi
+  if is_built "$suite"; then
+    has_more "$suite" || unshare --mount --pid --fork --kill-child --mount-proc "$HERE/lab.sh" _add "$suite"
+    echo "$suite is built"
+    return
+  fi
   local host
   for host in $(hosts); do
     if [ "$(cat "$LAB/hosts/$host/suite")" = "$suite" ] && init_pid "$host" >/dev/null; then
@@ -127,6 +132,17 @@ build() {
 }
 
 is_built() { [ "$(cat "$LAB/roots/$1/.lab-built" 2>/dev/null)" = "$PACKAGES" ]; }
+has_more() { [ "$(cat "$LAB/roots/$1/.lab-more" 2>/dev/null)" = "$MORE" ]; }
+
+add_more() { # to a root that may be in use: only new files come
+  local root=$LAB/roots/$1
+  mount -t proc proc "$root/proc"
+  mount --bind /dev "$root/dev"
+  DEBIAN_FRONTEND=noninteractive LC_ALL=C chroot "$root" \
+    sh -ec "get() { apt-get -q -y --no-upgrade install $MORE; }; get || { apt-get -q update; get; }; apt-get clean"
+  umount "$root/dev" "$root/proc"
+  echo "$MORE" > "$root/.lab-more"
+}
 
 build_root() { # beside the final place: a half-finished root never gets its name
   local suite=$1 root=$LAB/roots/$1 new=$LAB/roots/$1.new
@@ -143,10 +159,11 @@ build_root() { # beside the final place: a half-finished root never gets its nam
   mount -t proc proc "$new/proc"
   mount --bind /dev "$new/dev"
   DEBIAN_FRONTEND=noninteractive LC_ALL=C chroot "$new" \
-    sh -ec "apt-get -q update; apt-get -q -y install $(echo $PACKAGES); apt-get clean"
+    sh -ec "apt-get -q update; apt-get -q -y install $(echo $PACKAGES $MORE); apt-get clean"
   umount "$new/dev" "$new/proc"
   rm -f "$new"/etc/ssh/ssh_host_*
   echo "$PACKAGES" > "$new/.lab-built"
+  echo "$MORE" > "$new/.lab-more"
   rm -rf --one-file-system "$root"
   mv "$new" "$root"
   chroot "$root" dpkg-query -W cyrus-imapd openssh-server rsync
@@ -192,7 +209,7 @@ up() {
     die "$host exists as $(cat "$dir/suite"): destroy it first"
   fi
   need_tools ip:iproute2 nsenter:util-linux pgrep:procps ssh-keygen:openssh-client
-  is_built "$suite" || "$HERE/lab.sh" build "$suite" >&2
+  { is_built "$suite" && has_more "$suite"; } || "$HERE/lab.sh" build "$suite" >&2
 
   mkdir -p "$dir"/{upper,work,mnt,data,ssh}
   echo "$suite" > "$dir/suite"; echo "$ip" > "$dir/ip"
@@ -330,7 +347,7 @@ write_conf() {
   local host=$1 dir=$LAB/hosts/$1 etc
   etc=/proc/$(need_pid "$host")/root/etc
   imapd_conf "$host" "$dir/imapd.conf.extra" > "$etc/imapd.conf"
-  cyrus_conf "$dir/cyrus.conf.extra" > "$etc/cyrus.conf"
+  cyrus_conf "$dir/cyrus.conf.extra" "$etc/imapd.conf" > "$etc/cyrus.conf"
 }
 
 set_options() { # host [--reset] "option: value"...: kept in its imapd.conf.extra
@@ -459,14 +476,14 @@ unsnap() { # host name
 command=${1:-help}; [ $# = 0 ] || shift
 case $command in
   help|-h|--help) usage; exit;;
-  build|status|client|_build) ;;
+  build|status|client|_build|_add) ;;
   down|destroy) [ $# = 1 ] || die "$command <host>|--all";;
   *) [ $# -ge 1 ] || die "$command <host> ...; see lab.sh help";;
 esac
 [ "$(id -u)" = 0 ] || die "must run as root"
 host=${1:-}
 case $command in
-  up|build|down|destroy|status|client|_build) ;;
+  up|build|down|destroy|status|client|_build|_add) ;;
   *) [ -e "$LAB/hosts/$host/suite" ] || die "no host $host; see lab.sh status";;
 esac
 [ "$command" != up ] || [[ $host =~ ^[a-z][a-z0-9-]{0,11}$ ]] || die "not a host name for the lab: $host"
@@ -485,6 +502,7 @@ fi
 case $command in
   build)        build "$@";;
   _build)       build_root "$1";;
+  _add)         add_more "$1";;
   up)           up "$@";;
   down)         if [ "$host" = --all ]; then down_all; else down "$host"; fi;;
   kill)         kill_host "$host";;

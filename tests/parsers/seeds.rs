@@ -143,7 +143,14 @@ fn index(bytes: &Bytes, add: &mut impl FnMut(&'static str, &[u8])) {
     for record in &records {
         let guid = record.guid.map_or([0; 20], |g| *g.as_bytes());
         let expunged = record.is_expunged();
-        Entry { uid: record.uid, expunged, size: record.size, guid }.encode(&mut manifest);
+        Entry {
+            uid: record.uid,
+            expunged,
+            archived: record.is_archived(),
+            size: record.size,
+            guid,
+        }
+        .encode(&mut manifest);
     }
     add("manifest", &manifest);
     let scan = v1::MailboxScan {

@@ -4,11 +4,13 @@
 //! same hosts and run one after the other (`--test-threads=1`).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod archive;
 mod bulk;
 mod chaos;
 mod clock;
 mod commands;
 mod crash;
+mod dav;
 mod engines;
 mod failures;
 mod forgotten;
@@ -22,6 +24,7 @@ mod preflight;
 mod repeat;
 mod reverse;
 mod rich;
+mod search;
 mod stragglers;
 mod support;
 mod verify;

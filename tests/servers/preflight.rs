@@ -35,6 +35,58 @@ fn refused(servers: &Servers, user: &str, options: &[&str], says: &[&str]) -> Pu
 }
 
 #[test]
+fn directories_that_are_filesystems_of_their_own() {
+    let servers = with_user("mounts");
+    let inbox = directory(&servers.source, "user.mounts");
+    let (below, _) = inbox.rsplit_once('/').unwrap();
+    let mount = format!("mount -t tmpfs -o mode=700,uid=$(id -u cyrus) x {below}");
+    let copied = format!("cp -a {below} /root/kept && {mount} && cp -a /root/kept/. {below}/");
+    let made = format!("mkdir -p {below} && chown -R cyrus:mail /var/spool/cyrus/mail && {mount}");
+    for (host, prepare) in servers.both().into_iter().zip([copied, made]) {
+        shell(host, &format!("set -e; rm -rf /root/kept; {prepare}"));
+        refused(&servers, "mounts", &[], &[below, "is on another filesystem"]);
+        shell(host, &format!("umount -l {below}"));
+    }
+}
+
+/// A program of Cyrus that is not there as long as this value lives.
+struct Missing<'a>(&'a Host, String);
+
+impl<'a> Missing<'a> {
+    fn new(host: &'a Host, program: &str) -> Self {
+        let path = format!("/usr/lib/cyrus/bin/{program}");
+        shell(host, &format!("mount --bind /dev/null {path}"));
+        Self(host, path)
+    }
+}
+
+impl Drop for Missing<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.run(&["umount", &self.1]);
+    }
+}
+
+#[test]
+fn servers_that_lack_programs_of_cyrus() {
+    let servers = with_user("bare");
+    for program in ["reconstruct", "ctl_cyrusdb", "cyr_dbtool"] {
+        let _missing = Missing::new(&servers.target, program);
+        let says = format!("Cyrus's program {program} was not found");
+        refused(&servers, "bare", &[], &[&says, "--cyrus-bin"]);
+    }
+    {
+        let _missing = Missing::new(&servers.source, "cyr_dbtool");
+        refused(&servers, "bare", &[], &["Cyrus's program cyr_dbtool was not found"]);
+    }
+    // What only serves clients is needed by nobody here.
+    let before = fingerprint(&servers.source, "bare", &[]);
+    let without = ["httpd", "squatter", "cyr_synclog", "sync_client"];
+    let _missing = without.map(|program| Missing::new(&servers.target, program));
+    servers.push("user.bare", &[]).expect(0);
+    assert_same(&before, &fingerprint(&servers.target, "bare", &[]), &[]);
+}
+
+#[test]
 fn messages_that_cannot_be_copied_are_named_or_skipped() {
     let servers = with_user("bad");
     let inbox = directory(&servers.source, "user.bad");

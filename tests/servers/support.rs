@@ -24,14 +24,24 @@ pub struct OptionsPutBack;
 
 impl Drop for OptionsPutBack {
     fn drop(&mut self) {
-        for name in ["bw1", "bw2"] {
-            let host = Host::new(name);
-            // What is converted does not fit the options that come back.
-            let _ = host.empty();
-            let _ = host.reset_options();
-            let _ = host.empty();
-        }
+        ["bw1", "bw2"].map(Host::new).iter().for_each(put_back);
     }
+}
+
+/// Puts the options of these servers back when a test that changed them ends.
+pub struct PutBack(pub Vec<Host>);
+
+impl Drop for PutBack {
+    fn drop(&mut self) {
+        self.0.iter().for_each(put_back);
+    }
+}
+
+fn put_back(host: &Host) {
+    // What is converted does not fit the options that come back.
+    let _ = host.empty();
+    let _ = host.reset_options();
+    let _ = host.empty();
 }
 
 /// How a push ended.
@@ -62,6 +72,21 @@ impl Servers {
             host.install(program, PROGRAM).expect("mbcopy is installed");
         }
         servers
+    }
+
+    /// Sets each server's options, for a test that ends when the second value does.
+    pub fn with_options(
+        source: (&str, &[(&str, &str)]),
+        target: (&str, &[(&str, &str)]),
+    ) -> (Servers, PutBack) {
+        let servers = Self::between(source.0, target.0);
+        let put_back = PutBack(servers.both().map(Host::clone).to_vec());
+        for (host, (_, options)) in servers.both().into_iter().zip([source, target]) {
+            host.configure(options).unwrap();
+            // What is there already may be of another engine.
+            host.empty().unwrap();
+        }
+        (servers, put_back)
     }
 
     /// Both hosts.

@@ -411,3 +411,38 @@ fn what_cannot_be_compared_is_said_in_words_and_by_the_exit_code() {
     assert!(told[0].starts_with("unreadable-mailbox user.none.Sent 0"), "{told:?}");
     said.says(&["user.none.Sent: it cannot be read on bw2", "checksum"]);
 }
+
+/// A server before 3.6 has everything in another form; it is compared as it would be moved.
+#[test]
+#[ignore = "long: for `make versions`"]
+fn versions_3_2_on_either_side() {
+    for (source, target) in [("bull", "bw1"), ("bw1", "bull"), ("bull", "bull2")] {
+        println!("{source} to {target}");
+        let servers = Servers::between(source, target);
+        servers.accounts(&["vera", "pal"]);
+        Seed::new(&servers.source, "vera").rich("pal", 60).unwrap();
+        let old_target = target.starts_with("bull");
+        servers.push("user.vera", &["--copy-only"]).expect(0);
+        if !old_target {
+            verify(&servers, "user.vera", &["--content"]).expect(0);
+        }
+        servers.push("user.vera", &[]).expect(0);
+        // Scripts are messages on the newer, and files that nobody has compiled on the older.
+        let said = verify(&servers, "user.vera", &["--content", "--json"]);
+        let odd = differences(&said).into_iter().filter(|d| !d.contains("sieve"));
+        assert_eq!(odd.collect::<Vec<_>>(), Vec::<String>::new());
+        if source == "bw1" {
+            said.expect(8);
+            continue;
+        }
+        said.expect(0);
+
+        // What has come since is no difference; what has rotted is.
+        deliver(&servers.target, "vera", 1);
+        verify(&servers, "user.vera", &[]).expect(0).says(&["since the move"]);
+        let spoil = "cd /var/spool/cyrus/mail && f=$(find . -path '*retired*' -prune -o \
+                     -name '3.' -print | head -1) && printf X | dd of=$f conv=notrunc status=none";
+        shell(&servers.target, spoil);
+        verify(&servers, "user.vera", &["--content"]).expect(8);
+    }
+}

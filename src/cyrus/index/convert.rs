@@ -86,14 +86,28 @@ pub fn without_cache(
     index: &IndexView<'_>,
     mut stale: impl FnMut(&Record) -> bool,
 ) -> Result<Option<Vec<u8>>, ConvertError> {
+    edited(index, |record| {
+        let lost = record.cache_offset > 0 && stale(record);
+        if lost {
+            record.forget_cache();
+        }
+        lost
+    })
+}
+
+/// The bytes of the same index with other records; `edit` says whether it has changed one.
+/// `None` if it has changed none.
+///
+/// Fails if a record is damaged.
+pub fn edited(
+    index: &IndexView<'_>,
+    mut edit: impl FnMut(&mut Record) -> bool,
+) -> Result<Option<Vec<u8>>, ConvertError> {
     let mut any = false;
     let mut records = Vec::new();
     for record in index.records() {
         let mut record = record?;
-        if record.cache_offset > 0 && stale(&record) {
-            (record.cache_offset, record.cache_version, record.cache_crc) = (0, 0, 0);
-            any = true;
-        }
+        any |= edit(&mut record);
         records.push(record);
     }
     let header = index.header();

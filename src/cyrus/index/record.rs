@@ -122,6 +122,11 @@ impl Record {
         self.internal_flags & internal::UNLINKED != 0
     }
 
+    /// Makes Cyrus parse the message again when it needs to.
+    pub fn forget_cache(&mut self) {
+        (self.cache_offset, self.cache_version, self.cache_crc) = (0, 0, 0);
+    }
+
     /// Whether the message's file is on the archive partition.
     pub fn is_archived(&self) -> bool {
         self.internal_flags & internal::ARCHIVED != 0

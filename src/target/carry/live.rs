@@ -99,8 +99,12 @@ impl Mailbox {
 pub fn message(host: &Host, entry: &MailboxEntry, uid: u32) -> Option<Vec<u8>> {
     let (id, partition) = (entry.uniqueid.as_ref()?, entry.partition.as_ref()?);
     let layout = Layout::new(&host.config);
-    let directory = layout.mailbox_dir(&entry.name, style(host, entry, id), partition).ok()?;
-    std::fs::read(directory.join(format!("{uid}."))).ok()
+    let style = style(host, entry, id);
+    let directories = [
+        layout.mailbox_dir(&entry.name, style, partition),
+        layout.archive_dir(&entry.name, style, partition),
+    ];
+    directories.into_iter().find_map(|d| std::fs::read(d.ok()?.join(format!("{uid}."))).ok())
 }
 
 /// The uniqueid of a mailbox, as text.

@@ -1,6 +1,6 @@
 //! The handle on one lab host, a container with a Cyrus server that `lab.sh` runs.
 
-use crate::{ADMIN, PASSWORD, imap::Imap, sieve::Sieve};
+use crate::{ADMIN, PASSWORD, dav::Dav, imap::Imap, sieve::Sieve};
 use anyhow::{Context, Result, bail};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -243,6 +243,11 @@ impl Host {
     /// A ManageSieve session of that user.
     pub fn sieve(&self, user: &str) -> Result<Sieve> {
         Sieve::connect(self.ip(), user, PASSWORD)
+    }
+
+    /// A CalDAV and CardDAV client of that user; the option `httpmodules` starts the service.
+    pub fn dav(&self, user: &str) -> Dav {
+        Dav::new(self.ip(), user, PASSWORD)
     }
 
     /// Waits until the administrator can log in.

@@ -8,6 +8,7 @@
 #![warn(missing_docs)]
 
 pub mod chaos;
+pub mod dav;
 pub mod disk;
 pub mod fingerprint;
 pub mod host;
