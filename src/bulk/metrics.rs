@@ -136,6 +136,7 @@ mod tests {
         let store = Store::create(dir.path(), "a \"run\"").unwrap();
         let user = Planned {
             mailbox: "user.x".into(),
+            source: String::new(),
             destination: "bw2".into(),
             partition: None,
             not_before: 0,

@@ -53,6 +53,8 @@ pub struct Status {
 pub struct Current {
     /// The user's top mailbox.
     pub mailbox: String,
+    /// The server that has him, by name.
+    pub source: String,
     /// Where to.
     pub destination: String,
     /// What is done.
@@ -83,6 +85,7 @@ impl Status {
             since_ms: (now - job.started).max(0),
             progress: progress(&outputs, job.attempt),
             mailbox: job.mailbox,
+            source: job.source,
             destination: job.place,
             task: job.task,
         });
@@ -91,7 +94,7 @@ impl Status {
             run: store.name().to_owned(),
             mode: store.mode()?.map_or("none", |mode| mode.word()),
             control: store.control()?.word(),
-            coordinated: store.is_coordinated(),
+            coordinated: store.is_coordinated()?,
             users,
             ended,
             troubled: sum(&State::is_trouble),

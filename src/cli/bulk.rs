@@ -2,13 +2,14 @@
 
 mod admin;
 mod plan;
+mod sources;
 mod start;
 mod status;
 mod tell;
 
 use super::Common;
 use super::push::{MoveOptions, USAGE, duration};
-use crate::bulk::store::{Mode, Order, Store, StoreError};
+use crate::bulk::store::{Mode, Order, Place, Store, StoreError};
 use crate::bulk::window::Windows;
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
@@ -74,9 +75,10 @@ struct Of {
     /// The run's name [default: made of the plan's and the destination's, or the only one]
     #[arg(long, value_name = "NAME")]
     run: Option<String>,
-    /// Where runs are kept
-    #[arg(long, value_name = "DIR")]
-    store: Option<PathBuf>,
+    /// Where runs are kept: a directory, or the URL of a PostgreSQL database that
+    /// coordinators on several servers share (its password may be in PGPASSWORD)
+    #[arg(long, value_name = "DIR|postgres://…")]
+    store: Option<String>,
 }
 
 /// How a run is done.
@@ -100,6 +102,10 @@ struct How {
     /// How often each user is tried, where it is worth it
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     attempts: u32,
+    /// How long another coordinator of a shared run waits for a word of this one before
+    /// it takes its users over
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    lease: Duration,
     /// The pause after a first failure; it doubles each time
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
     retry_after: Duration,
@@ -213,25 +219,29 @@ impl How {
 }
 
 impl Of {
-    fn root(&self) -> Result<PathBuf, Failure> {
+    fn place(&self) -> Result<Place, Failure> {
+        let own = || {
+            super::request::state_directory().map(|d| d.join("bulk")).map_err(Failure::failed)
+        };
         match &self.store {
-            Some(directory) => Ok(directory.clone()),
-            None => {
-                super::request::state_directory().map(|d| d.join("bulk")).map_err(Failure::failed)
+            Some(url) if url.starts_with("postgres://") || url.starts_with("postgresql://") => {
+                Ok(Place::Postgres { url: url.clone(), directory: own()? })
             }
+            Some(directory) => Ok(Place::Directory(directory.into())),
+            None => Ok(Place::Directory(own()?)),
         }
     }
 
     /// The run that is named, or the only one.
     fn open(&self) -> Result<Store, Failure> {
-        let root = self.root()?;
+        let place = self.place()?;
         if let Some(name) = &self.run {
-            return Ok(Store::open(&root, name_of(name)?)?);
+            return Ok(place.open(name_of(name)?)?);
         }
-        let runs = Store::runs(&root)?;
+        let runs = place.runs()?;
         match runs.as_slice() {
-            [] => Err(Failure::usage(format!("there is no run in {}", root.display()))),
-            [only] => Ok(Store::open(&root, only)?),
+            [] => Err(Failure::usage(format!("there is no run in {place}"))),
+            [only] => Ok(place.open(only)?),
             several => Err(Failure::usage(format!(
                 "there are {} runs, name one by --run: {}",
                 several.len(),

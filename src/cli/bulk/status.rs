@@ -3,7 +3,6 @@
 use super::{Done, Failure, Of};
 use crate::bulk::report;
 use crate::bulk::status::{Current, Status};
-use crate::bulk::store::Store;
 use crate::moves::journal::now_ms;
 use clap::{Args, ValueEnum};
 use indicatif::{HumanBytes, HumanCount, HumanDuration};
@@ -54,11 +53,11 @@ enum Format {
 
 pub(super) fn status(args: StatusArgs) -> Done {
     if args.of.run.is_none() && !args.watch {
-        let root = args.of.root()?;
-        let runs = Store::runs(&root)?;
+        let place = args.of.place()?;
+        let runs = place.runs()?;
         if runs.len() > 1 {
             for name in runs {
-                let status = Status::of(&Store::open(&root, &name)?, now_ms())?;
+                let status = Status::of(&place.open(&name)?, now_ms())?;
                 show(&status, args.json, true);
             }
             return Ok(0);
