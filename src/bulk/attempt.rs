@@ -195,7 +195,8 @@ impl Launcher {
         if let Some(done) = done {
             ended.outcome = Outcome::Done;
             ended.move_id = text(&done, "move_id");
-            ended.serving = if job.task == Task::Reverse { ended.serving.clone() } else { text(&done, "peer") };
+            ended.serving =
+                if job.task == Task::Reverse { ended.serving.clone() } else { text(&done, "peer") };
             (ended.text, ended.advice) = (String::new(), String::new());
         }
     }
@@ -505,8 +506,13 @@ mod tests {
             ("copying", true, Outcome::Refused, "bw1"),
         ] {
             let (_dir, launcher) = launcher(&script(state));
-            let ended = run(&launcher, &Job { again, source: "bw9".into(), ..job(Task::Move) }).await;
-            assert_eq!((ended.outcome, ended.serving.as_str()), (outcome, serving), "{state} {again}");
+            let ended =
+                run(&launcher, &Job { again, source: "bw9".into(), ..job(Task::Move) }).await;
+            assert_eq!(
+                (ended.outcome, ended.serving.as_str()),
+                (outcome, serving),
+                "{state} {again}"
+            );
         }
         // It never began.
         let (_dir, launcher) = launcher("kill -9 $$");
@@ -530,7 +536,10 @@ mod tests {
         assert_eq!((seen.phase.as_str(), seen.messages, seen.bytes_in_all), ("copying", 7, 200));
         let other = launcher.clone();
         assert!(other.lives(&job));
-        assert_eq!(other.of_all(&Job { source: "bw9".into(), ..job.clone() })[2], "--from=root@bw9");
+        assert_eq!(
+            other.of_all(&Job { source: "bw9".into(), ..job.clone() })[2],
+            "--from=root@bw9"
+        );
         // A stranger of that number is left alone.
         other.stop(&Job { attempt: 8, ..job.clone() });
         assert!(other.lives(&job));

@@ -6,6 +6,7 @@
 //! for what still runs, and reads what has ended meanwhile.
 
 use super::attempt::Launcher;
+use super::pulse::Pace;
 use super::schedule::{Control, End, Limits, Reason, Situation, Step, next};
 use super::state::{Outcome, Retries, State};
 use super::store::{Coordinator, Ended, Job, Store, StoreError};
@@ -13,6 +14,7 @@ use crate::moves::journal::now_ms;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 /// How often is looked what the admin says, and whose time has come.
@@ -30,6 +32,8 @@ pub struct Options {
     pub retries: Retries,
     /// How attempts are started.
     pub launcher: Launcher,
+    /// How each target fares that is watched.
+    pub paces: Vec<watch::Receiver<Pace>>,
 }
 
 /// Something that happened.
@@ -89,6 +93,7 @@ pub async fn run(
     };
     run.recover(watcher).await?;
     let mut taken_over: Option<Instant> = None;
+    let mut paces = Vec::new();
     let mut waiting = None;
     let mut told_to_stop = false;
     loop {
@@ -112,6 +117,7 @@ pub async fn run(
                 n => watcher.event(Event::TakenOver(n)),
             }
         }
+        run.note_paces(&mut paces)?;
         match next(&run.situation(control)?, &options.limits) {
             Step::Start { unfinished_only } => {
                 if run.start(unfinished_only, watcher)? {
@@ -173,6 +179,22 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// By the target that fares worst.
+    fn allowed(&self) -> usize {
+        let each = self.options.paces.iter().map(|pace| pace.borrow().allowed);
+        each.min().unwrap_or(usize::MAX)
+    }
+
+    /// Writes down how the targets fare, where that has changed.
+    fn note_paces(&self, noted: &mut Vec<Pace>) -> Result<(), StoreError> {
+        let now: Vec<Pace> = self.options.paces.iter().map(|pace| pace.borrow().clone()).collect();
+        if *noted != now {
+            self.store.set_paces(&now)?;
+            *noted = now;
+        }
+        Ok(())
+    }
+
     fn situation(&self, control: Control) -> Result<Situation, StoreError> {
         let clock = jiff::ZonedDateTime::now();
         Ok(Situation {
@@ -180,6 +202,7 @@ impl Run<'_> {
             minute: (clock.hour() as u16) * 60 + clock.minute() as u16,
             control,
             running: self.jobs.len(),
+            allowed: self.allowed(),
             others: self.store.waits_for_others()?,
             troubled: self.store.troubled()?,
             waiting_since: self.store.next_turn(State::Waiting)?,
@@ -349,6 +372,7 @@ mod tests {
                 outputs: store.attempts(),
                 from: Default::default(),
             },
+            paces: Vec::new(),
         };
         (dir, store, options)
     }

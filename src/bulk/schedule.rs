@@ -58,6 +58,8 @@ pub struct Situation {
     pub control: Control,
     /// Attempts under way.
     pub running: usize,
+    /// Attempts that the targets' load allows.
+    pub allowed: usize,
     /// Whether other coordinators have users whom we could take if those died.
     pub others: bool,
     /// Users in trouble.
@@ -91,6 +93,8 @@ pub enum Step {
 pub enum Reason {
     /// As many as may are at work.
     Busy,
+    /// As many as may while a target is loaded.
+    Throttled,
     /// The admin has asked for it.
     Paused,
     /// No window is open.
@@ -110,6 +114,7 @@ impl Reason {
     pub fn text(self) -> &'static str {
         match self {
             Self::Busy => "as many as may are at work",
+            Self::Throttled => "fewer moves at once: the target is loaded, or not known yet",
             Self::Paused => "paused; `mbcopy bulk resume` goes on",
             Self::Window => "waiting for the window to open",
             Self::Later => "waiting for the time of the next user",
@@ -161,6 +166,9 @@ pub fn next(seen: &Situation, limits: &Limits) -> Step {
     if seen.running >= limits.jobs {
         return Step::Wait(None, Reason::Busy);
     }
+    if seen.running >= seen.allowed {
+        return Step::Wait(None, Reason::Throttled);
+    }
     if let Some(until) = holds_back(seen, limits).filter(|until| *until > seen.now) {
         return Step::Wait(Some(until), Reason::Failing);
     }
@@ -209,6 +217,7 @@ mod tests {
             minute: 12 * 60,
             control: Control::Go,
             running: 0,
+            allowed: 9,
             others: false,
             troubled: 0,
             waiting_since: Some(0),
@@ -225,6 +234,8 @@ mod tests {
         assert_eq!(next(&seen(), &limits()), START);
         let busy = Situation { running: 2, ..seen() };
         assert_eq!(next(&busy, &limits()), Step::Wait(None, Reason::Busy));
+        let throttled = Situation { running: 1, allowed: 1, ..seen() };
+        assert_eq!(next(&throttled, &limits()), Step::Wait(None, Reason::Throttled));
         let last = Situation { running: 1, waiting_since: None, ..seen() };
         assert_eq!(next(&last, &limits()), Step::Wait(None, Reason::Ending));
         assert_eq!(next(&Situation { running: 0, ..last }, &limits()), Step::End(End::Over));
@@ -288,17 +299,17 @@ mod tests {
             minute in 0..1440_u16, running in 0..4_usize, troubled in 0..5_u64, failing in 0..9_u32,
             waiting in proptest::option::of(0..2_000_000_i64),
             unfinished in proptest::option::of(0..2_000_000_i64), control in 0..3,
-            others in any::<bool>(),
+            others in any::<bool>(), allowed in 1..4_usize,
         ) {
             let control = [Control::Go, Control::Paused, Control::Draining][control as usize];
             let limits = Limits { windows: "22:00-05:00".parse().unwrap(), ..limits() };
             let seen = Situation {
-                minute, control, running, others, troubled, failing, failed_at: 999_000,
+                minute, control, running, allowed, others, troubled, failing, failed_at: 999_000,
                 waiting_since: waiting, unfinished_since: unfinished, ..seen()
             };
             match next(&seen, &limits) {
                 Step::Start { unfinished_only } => {
-                    prop_assert!(running < limits.jobs && troubled < 3);
+                    prop_assert!(running < limits.jobs.min(allowed) && troubled < 3);
                     prop_assert_eq!(control, Control::Go);
                     let since = if unfinished_only { unfinished } else { waiting };
                     prop_assert!(since.is_some_and(|since| since <= seen.now));

@@ -1,6 +1,7 @@
 //! How far a run is: one document, of which screens and metrics are views.
 
 use super::attempt::{Progress, progress};
+use super::pulse::Pace;
 use super::state::{State, Task};
 use super::store::{Count, Store, StoreError, User};
 use crate::push::report::SCHEMA;
@@ -40,6 +41,8 @@ pub struct Status {
     /// When it may be over: milliseconds since 1970.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub end_unix_ms: Option<i64>,
+    /// How the targets fare, where that is watched.
+    pub paces: Vec<Pace>,
     /// What is under way.
     pub current: Vec<Current>,
     /// Who got into trouble last, or is to be tried again.
@@ -101,6 +104,7 @@ impl Status {
             users_per_hour: rate * 3600.0,
             bytes_per_second: bytes as f64 / seconds,
             end_unix_ms: end,
+            paces: store.paces()?,
             current: current.collect(),
             troubles: store.last_troubles(TROUBLES)?,
             states,

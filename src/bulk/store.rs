@@ -21,6 +21,7 @@ mod turns;
 pub use coordinators::{Coordinator, Served};
 pub use place::Place;
 
+use super::pulse::Pace;
 use super::schedule::Control;
 use super::state::{Outcome, State, Task};
 use database::{Database, DatabaseError, Row, Value};
@@ -254,6 +255,9 @@ pub struct Added {
     pub elsewhere: u64,
 }
 
+/// The remark under which it is kept how the targets fare.
+const PACES: &str = "paces";
+
 /// The reason of those that a cut-over leaves out.
 pub const NOT_COPIED: &str = "he was not copied before";
 
@@ -342,6 +346,26 @@ impl Store {
     /// was begun last.
     pub fn mode(&self) -> Result<Option<Mode>> {
         Ok(self.remark("mode")?.and_then(|word| Mode::from_word(&word)))
+    }
+
+    /// Notes how the targets of this machine's moves fare.
+    pub fn set_paces(&self, paces: &[Pace]) -> Result<()> {
+        self.set_own_remark(PACES, &serde_json::to_string(paces).unwrap_or_default())
+    }
+
+    /// How the targets fare, as each coordinator has seen it.
+    pub fn paces(&self) -> Result<Vec<Pace>> {
+        let query = "SELECT value FROM run WHERE key = ?1 OR key LIKE ?2 ORDER BY key";
+        let rows = self.all(query, &[PACES.into(), format!("{PACES} of %").as_str().into()])?;
+        let read = |row: Row| serde_json::from_str::<Vec<Pace>>(&row.text(0)).unwrap_or_default();
+        Ok(rows.into_iter().flat_map(read).collect())
+    }
+
+    /// Where those are to go with whom something is to be done still.
+    pub fn destinations(&self) -> Result<Vec<String>> {
+        let query = "SELECT DISTINCT destination FROM users \
+                     WHERE state IN ('waiting', 'running', 'unfinished') ORDER BY destination";
+        Ok(self.all(query, &[])?.into_iter().map(|row| row.text(0)).collect())
     }
 
     fn error(&self, source: DatabaseError) -> StoreError {

@@ -1,11 +1,11 @@
 //! Who is on the source, as its inspecting agent tells.
 
 use super::resolve::Top;
-use std::collections::HashMap;
 use crate::push::peer::{Peer, PeerError};
 use crate::wire::frame::{FrameError, Kind};
 use crate::wire::printable;
 use crate::wire::v1::{self, part::Part, reply::Result as Answer, request::Op};
+use std::collections::HashMap;
 
 /// Everybody that could be moved.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -9,8 +9,11 @@ mod tell;
 
 use super::Common;
 use super::push::{MoveOptions, USAGE, duration};
+use crate::bulk::pulse;
 use crate::bulk::store::{Mode, Order, Place, Store, StoreError};
+use crate::bulk::throttle::Ceiling;
 use crate::bulk::window::Windows;
+use crate::transport::Destination;
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
@@ -99,6 +102,16 @@ struct How {
     /// Begin nothing more once so many users are in trouble
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     max_failures: Option<u64>,
+    /// Fewer moves at once while a target's load average of a minute is above N for each
+    /// of its processors
+    #[arg(long, value_name = "N", value_parser = positive)]
+    max_load: Option<f64>,
+    /// A user of the targets, as whom it is tried how long a client waits
+    #[arg(long, value_name = "USER", requires = "max_latency")]
+    canary: Option<String>,
+    /// Fewer moves at once while the canary's login and look at his INBOX take longer
+    #[arg(long, value_name = "TIME", requires = "canary", value_parser = duration)]
+    max_latency: Option<Duration>,
     /// How often each user is tried, where it is worth it
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     attempts: u32,
@@ -192,6 +205,11 @@ impl From<StoreError> for Failure {
 
 type Done = Result<u8, Failure>;
 
+fn positive(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| "no number")?;
+    if number.is_finite() && number > 0.0 { Ok(number) } else { Err("it must be above 0".into()) }
+}
+
 fn window(text: &str) -> Result<String, String> {
     text.parse::<Windows>().map(|windows| windows.to_string()).map_err(|e| e.to_string())
 }
@@ -203,6 +221,17 @@ impl How {
             (_, true) => Mode::Cutover,
             _ => Mode::Move,
         }
+    }
+
+    fn ceiling(&self) -> Ceiling {
+        Ceiling { load: self.max_load, latency: self.max_latency }
+    }
+
+    /// How a target is asked how it fares.
+    fn watched(&self, destination: Destination) -> pulse::Target {
+        let (program, config) = self.each.remote();
+        let canary = self.canary.clone().unwrap_or_default();
+        pulse::Target { destination, program, config, canary }
     }
 
     /// Options of every push of the run.
@@ -220,9 +249,8 @@ impl How {
 
 impl Of {
     fn place(&self) -> Result<Place, Failure> {
-        let own = || {
-            super::request::state_directory().map(|d| d.join("bulk")).map_err(Failure::failed)
-        };
+        let own =
+            || super::request::state_directory().map(|d| d.join("bulk")).map_err(Failure::failed);
         match &self.store {
             Some(url) if url.starts_with("postgres://") || url.starts_with("postgresql://") => {
                 Ok(Place::Postgres { url: url.clone(), directory: own()? })

@@ -92,6 +92,11 @@ pub(super) struct MoveOptions {
 }
 
 impl MoveOptions {
+    /// mbcopy and Cyrus's configuration on the target.
+    pub(super) fn remote(&self) -> (String, String) {
+        (self.remote_program.clone(), self.remote_config.clone())
+    }
+
     /// The same, as a command line has them.
     pub(super) fn to_arguments(&self) -> Vec<OsString> {
         let time = |time: Duration| format!("{}ms", time.as_millis());
@@ -334,7 +339,8 @@ pub(super) async fn local_agent(
 ) -> Result<(Lifeline, Peer), Box<dyn std::error::Error>> {
     let arguments = agent_arguments(common, role);
     if let Some(from) = common.from.first() {
-        let session = Session::connect(&Destination::parse(from)?, &ConnectOptions::from_env()).await?;
+        let session =
+            Session::connect(&Destination::parse(from)?, &ConnectOptions::from_env()).await?;
         let words = arguments.iter().map(|word| word.to_str());
         let words: Option<Vec<&str>> =
             std::iter::once(Some(common.from_program.as_str())).chain(words).collect();

@@ -127,8 +127,7 @@ impl Store {
         let before = self.remark(&key)?.and_then(|word| Mode::from_word(&word));
         let open = "SELECT count(*) FROM users \
                     WHERE state IN ('waiting', 'running', 'unfinished') AND source = ?1";
-        if before == Some(mode)
-            && (mode != Mode::Copy || self.number(open, &[source.into()])? > 0)
+        if before == Some(mode) && (mode != Mode::Copy || self.number(open, &[source.into()])? > 0)
         {
             return Ok(false);
         }

@@ -88,7 +88,8 @@ impl Postgres {
             .build()
             .map_err(|e| DatabaseError::Silent(format!("cannot start: {e}")))?;
         // Never the password.
-        let hosts: Vec<String> = config.get_hosts().iter().map(|host| format!("{host:?}")).collect();
+        let hosts: Vec<String> =
+            config.get_hosts().iter().map(|host| format!("{host:?}")).collect();
         let at = format!(
             "PostgreSQL at {} (database {})",
             hosts.join(", "),
@@ -194,7 +195,10 @@ impl Drop for Postgres {
 }
 
 impl Session {
-    async fn open(config: &Config, schema: &str) -> std::result::Result<Self, tokio_postgres::Error> {
+    async fn open(
+        config: &Config,
+        schema: &str,
+    ) -> std::result::Result<Self, tokio_postgres::Error> {
         let (client, connection) = config.connect(NoTls).await?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
@@ -283,10 +287,9 @@ fn row(row: &tokio_postgres::Row) -> std::result::Result<Row, tokio_postgres::Er
         .unwrap_or(Value::Null))
     };
     let columns = row.columns().iter().enumerate();
-    Ok(Row(columns.map(|(at, column)| value(at, column.type_())).collect::<std::result::Result<
-        _,
-        tokio_postgres::Error,
-    >>()?))
+    Ok(Row(columns
+        .map(|(at, column)| value(at, column.type_()))
+        .collect::<std::result::Result<_, tokio_postgres::Error>>()?))
 }
 
 fn rows(found: &[tokio_postgres::Row]) -> std::result::Result<Vec<Row>, tokio_postgres::Error> {

@@ -1,7 +1,7 @@
 use super::*;
-use std::time::Duration;
 use crate::bulk::resolve::Planned;
 use crate::bulk::state::Retries;
+use std::time::Duration;
 
 const RETRIES: Retries = Retries { attempts: 2, pause: Duration::from_secs(30) };
 

@@ -39,7 +39,8 @@ impl Sources {
         };
         let mut silent = None;
         for host in &hosts {
-            let of_one = Common { from: host.iter().map(ToString::to_string).collect(), ..common.clone() };
+            let of_one =
+                Common { from: host.iter().map(ToString::to_string).collect(), ..common.clone() };
             match Self::ask_one(&of_one, sizes).await {
                 Ok((name, survey)) => {
                     sources.survey.join(survey).map_err(Failure::usage)?;

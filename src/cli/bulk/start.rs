@@ -4,6 +4,7 @@ use super::sources::{self, Source, Sources};
 use super::tell::{Metrics, Teller};
 use super::{Done, Failure, How, NOT_FINISHED, StartArgs, Whom, name_of};
 use crate::bulk::attempt::Launcher;
+use crate::bulk::pulse::{self, Pace};
 use crate::bulk::resolve::Planned;
 use crate::bulk::run::{self, Event, Finish, Options, Stop, Watcher};
 use crate::bulk::schedule::{Control, End, Limits};
@@ -13,12 +14,14 @@ use crate::bulk::store::{Coordinator, Count, Job, Mode, Order, Store, StoreError
 use crate::bulk::window::Windows;
 use crate::cli::Common;
 use crate::moves::journal::now_ms;
+use crate::transport::Destination;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 /// How long a store that does not answer is let rest.
 const STORE_AGAIN: Duration = Duration::from_secs(5);
@@ -139,7 +142,7 @@ fn go(started: &Started, store: Store, right: Coordinator, mut teller: Teller) -
         verbose: 0,
         quiet: false,
     };
-    let options = Options {
+    let mut options = Options {
         limits: Limits {
             jobs: usize::from(how.jobs),
             max_failures: how.max_failures,
@@ -148,6 +151,7 @@ fn go(started: &Started, store: Store, right: Coordinator, mut teller: Teller) -
         },
         retries: Retries { attempts: how.attempts, pause: how.retry_after },
         launcher: launcher(&common, &started.sources, how.of_each(), store.attempts())?,
+        paces: Vec::new(),
     };
     teller.metrics = Metrics::start(how)?;
     teller.store = Some(store.again()?);
@@ -155,6 +159,7 @@ fn go(started: &Started, store: Store, right: Coordinator, mut teller: Teller) -
     let finish = in_runtime(async {
         let stop = Stop::default();
         tokio::spawn(watch_signals(Arc::clone(&stop)));
+        options.paces = paces(how, &store)?;
         loop {
             match run::run(&store, &right, &options, &mut teller, &stop).await {
                 Err(error) if error.is_passing() && stop.load(Ordering::Relaxed) == 0 => {
@@ -166,6 +171,7 @@ fn go(started: &Started, store: Store, right: Coordinator, mut teller: Teller) -
             }
         }
     })??;
+    store.set_paces(&[])?;
     if finish != Finish::Abandoned {
         store.leave(right)?;
     }
@@ -180,6 +186,25 @@ fn go(started: &Started, store: Store, right: Coordinator, mut teller: Teller) -
 fn in_runtime<T>(future: impl Future<Output = T>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     Ok(runtime.map_err(Failure::failed)?.block_on(future))
+}
+
+/// Watches the targets, if their load matters.
+fn paces(how: &How, store: &Store) -> Result<Vec<watch::Receiver<Pace>>, StoreError> {
+    let ceiling = how.ceiling();
+    if !ceiling.is_any() {
+        return Ok(Vec::new());
+    }
+    let mut hosts = std::collections::BTreeSet::new();
+    let mut watched = Vec::new();
+    for place in store.destinations()? {
+        if let Ok((destination, _)) = Destination::parse_with_partition(&place)
+            && hosts.insert(destination.host().to_owned())
+        {
+            let target = how.watched(destination);
+            watched.push(pulse::watch(target, ceiling, usize::from(how.jobs)));
+        }
+    }
+    Ok(watched)
 }
 
 /// The exit code of a run, by the users of the servers that it was started for:

@@ -16,6 +16,7 @@ const USER: &str = "postgres";
 pub struct Postgres {
     child: Child,
     directory: PathBuf,
+    in_lab: bool,
 }
 
 impl Postgres {
@@ -38,30 +39,32 @@ impl Postgres {
             .output()
             .context("setpriv initdb")?;
         ensure!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
-        let mut command = match in_lab {
-            true => {
-                let hba = directory.join("data/pg_hba.conf");
-                let rules = std::fs::read_to_string(&hba)?;
-                std::fs::write(&hba, format!("{rules}host all all {IN_LAB}/24 scram-sha-256\n"))?;
-                let mut enter = Command::new("nsenter");
-                enter.arg(format!("--net={}", crate::net::client_netns().display())).arg("setpriv");
-                enter
-            }
-            false => Command::new("setpriv"),
-        };
-        command = as_postgres(command);
-        let child = command
-            .arg(programs.join("postgres"))
-            .args(["-D", &at("data"), "-k", &directory.display().to_string()])
-            .args(["-h", if in_lab { IN_LAB } else { "" }])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(std::fs::File::create(directory.join("log"))?)
-            .spawn()
-            .context("starting postgres")?;
-        let mut server = Postgres { child, directory };
+        if in_lab {
+            let hba = directory.join("data/pg_hba.conf");
+            let rules = std::fs::read_to_string(&hba)?;
+            std::fs::write(&hba, format!("{rules}host all all {IN_LAB}/24 scram-sha-256\n"))?;
+        }
+        let child = serve(&directory, &programs, in_lab)?;
+        let mut server = Postgres { child, directory, in_lab };
         server.await_answer(&programs)?;
         Ok(server)
+    }
+
+    /// Kills it, leaves it dead for some seconds, and starts it on what it has left.
+    pub fn restart(&mut self) -> Result<()> {
+        self.quit();
+        std::thread::sleep(Duration::from_secs(4));
+        let programs = programs()?;
+        self.child = serve(&self.directory, &programs, self.in_lab)?;
+        self.await_answer(&programs)
+    }
+
+    fn quit(&mut self) {
+        if let Some(pid) = rustix::process::Pid::from_raw(self.child.id() as i32) {
+            // At once, and its children with it.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::QUIT);
+        }
+        let _ = self.child.wait();
     }
 
     /// The URL of its database, by its socket.
@@ -93,13 +96,29 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        if let Some(pid) = rustix::process::Pid::from_raw(self.child.id() as i32) {
-            // At once, and its children with it; nobody needs its data again.
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::QUIT);
-        }
-        let _ = self.child.wait();
+        self.quit();
         let _ = std::fs::remove_dir_all(&self.directory);
     }
+}
+
+/// The server itself, on a directory that is made.
+fn serve(directory: &Path, programs: &Path, in_lab: bool) -> Result<Child> {
+    let mut command = Command::new(if in_lab { "nsenter" } else { "setpriv" });
+    if in_lab {
+        command.arg(format!("--net={}", crate::net::client_netns().display())).arg("setpriv");
+    }
+    as_postgres(command)
+        .arg(programs.join("postgres"))
+        .arg("-D")
+        .arg(directory.join("data"))
+        .arg("-k")
+        .arg(directory)
+        .args(["-h", if in_lab { IN_LAB } else { "" }])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(std::fs::File::create(directory.join("log"))?)
+        .spawn()
+        .context("starting postgres")
 }
 
 /// It refuses to run as root.
