@@ -28,7 +28,7 @@ demo: lab
 	$(CARGO) run -p mbcopy-lab --bin lab -- demo --mbcopy target/release/mbcopy
 
 test: lab
-	$(CARGO) test --workspace --features mbcopy/faults --lib --bins --test parsers --test spools --test ssh --test paper
+	$(CARGO) test --workspace --features mbcopy/faults --lib --bins --test parsers --test spools --test ssh --test paper --test stores
 	$(CARGO) test --workspace --features mbcopy/faults --test servers -- --test-threads=1
 
 matrix: lab
@@ -85,16 +85,16 @@ audit:
 	$(CARGO) deny check advisories
 
 # What the tests need of Debian: a C compiler for the bundled libraries, sshd
-# for the transport's own test, a browser that looks at reports, and what the lab
+# for the transport's own test, a browser that looks at reports, a PostgreSQL (tests start their own), and what the lab
 # builds its hosts with.
 tools:
-	@missing=; for tool in cc debootstrap ip nsenter /usr/sbin/sshd ssh-keygen rsync chromium musl-gcc; do \
+	@missing=; for tool in cc psql debootstrap ip nsenter /usr/sbin/sshd ssh-keygen rsync chromium musl-gcc; do \
 		command -v $$tool >/dev/null || missing=1; done; \
 	ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || missing=1; \
 	if [ -n "$$missing" ]; then \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
 			gcc libc6-dev debootstrap iproute2 util-linux openssh-server openssh-client rsync libfaketime chromium \
-			musl-tools ca-certificates; fi
+			musl-tools postgresql ca-certificates; fi
 	@[ -d "$$(rustc --print target-libdir --target $(MUSL))" ] || rustup target add $(MUSL) || \
 		echo "no $(MUSL) for this toolchain: tools/static.sh builds in the lab's oldest root instead"
 

@@ -48,6 +48,7 @@ fn run(root: &Path, users: usize) -> Store {
     let planned: Vec<Planned> = (0..users)
         .map(|n| Planned {
             mailbox: format!("user.u{n:06}"),
+            source: String::new(),
             destination: "mail2.example.org".into(),
             partition: None,
             not_before: 0,
@@ -100,12 +101,12 @@ fn all_ended(store: &Store) {
     let database = rusqlite::Connection::open(path).unwrap();
     database
         .execute_batch(
-            "UPDATE user SET state = 'moved', attempts = 1, move_id = '0011223344556677',
-               detail = (SELECT detail FROM user WHERE id = 1), freeze_ms = 40 + id % 900
+            "UPDATE users SET state = 'moved', attempts = 1, move_id = '0011223344556677',
+               detail = (SELECT detail FROM users WHERE id = 1), freeze_ms = 40 + id % 900
              WHERE state = 'waiting';
-             INSERT INTO attempt SELECT NULL, id, 'move', 1, 1760000000000 + id * 100,
+             INSERT INTO attempt SELECT NULL, id, '', 'move', 1, 1760000000000 + id * 100,
                1760000000000 + id * 100 + 30000, 'done', 5000, 400000000, 40 + id % 900, 30000, ''
-             FROM user WHERE id > 40;",
+             FROM users WHERE id > 40;",
         )
         .unwrap();
 }

@@ -9,6 +9,7 @@ use super::state::{Outcome, Task};
 use super::store::{Ended, Job};
 use crate::moves::journal::{now_ms, state};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -45,6 +46,8 @@ pub struct Launcher {
     pub push: Vec<OsString>,
     /// The directory of outputs.
     pub outputs: PathBuf,
+    /// How servers that have users are reached, by name; those not named: this one.
+    pub from: BTreeMap<String, String>,
 }
 
 /// How far an attempt is.
@@ -83,7 +86,7 @@ impl Launcher {
 
     fn arguments(&self, job: &Job) -> Vec<OsString> {
         let word = if job.task == Task::Reverse { "reverse" } else { "push" };
-        let mut arguments = self.common.clone();
+        let mut arguments = self.of_all(job);
         arguments.extend([word, "--json"].map(OsString::from));
         if job.task != Task::Reverse {
             arguments.extend(self.push.iter().cloned());
@@ -95,6 +98,14 @@ impl Launcher {
         if job.task != Task::Reverse {
             arguments.push(OsString::from(&job.place));
         }
+        arguments
+    }
+
+    /// Options of every command about this user.
+    fn of_all(&self, job: &Job) -> Vec<OsString> {
+        let mut arguments = self.common.clone();
+        let from = self.from.get(&job.source);
+        arguments.extend(from.map(|from| OsString::from(format!("--from={from}"))));
         arguments
     }
 
@@ -138,7 +149,13 @@ impl Launcher {
     pub async fn conclude(&self, job: &Job, code: Option<i32>) -> Ended {
         let said = Output::read(&self.output(job.attempt, "out"));
         match &said.report {
-            Some(report) => of_report(report, &said),
+            Some(report) => {
+                let mut ended = of_report(report, &said);
+                if ended.outcome == Outcome::Refused && job.again {
+                    self.correct(job, &mut ended).await;
+                }
+                ended
+            }
             None => {
                 let error = tail(&self.output(job.attempt, "err"), TAIL);
                 let mut ended = of_silence(job, code, error.trim(), &said);
@@ -157,24 +174,29 @@ impl Launcher {
         }
     }
 
-    /// An attempt that died may have done all that it was to do.
+    /// An attempt that died may have done all that it was to do; and one that is
+    /// refused may come after another one, of which nobody was told, that did.
     async fn correct(&self, job: &Job, ended: &mut Ended) {
         let mut command = tokio::process::Command::new(&self.program);
-        command.args(&self.common).args(["status", "--json", "--", &job.mailbox]);
+        command.args(self.of_all(job)).args(["status", "--json", "--", &job.mailbox]);
         command.stdin(Stdio::null()).kill_on_drop(true);
         let Ok(Ok(output)) = tokio::time::timeout(ASK_LIMIT, command.output()).await else {
             return;
         };
         let role = if job.task == Task::Reverse { "target" } else { "source" };
         let known = String::from_utf8_lossy(&output.stdout);
-        let done =
-            known.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).any(|line| {
-                line["move_id"] == ended.move_id.as_str()
-                    && line["role"] == role
-                    && line["state"] == state::DONE
-            });
-        if done {
+        let moves = known.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let is_done = |line: &Value| line["role"] == role && line["state"] == state::DONE;
+        let done = match ended.outcome {
+            // His last move, whoever knows its id.
+            Outcome::Refused => moves.max_by_key(|m| text(m, "since")).filter(is_done),
+            _ => moves.filter(is_done).find(|line| line["move_id"] == ended.move_id.as_str()),
+        };
+        if let Some(done) = done {
             ended.outcome = Outcome::Done;
+            ended.move_id = text(&done, "move_id");
+            ended.serving =
+                if job.task == Task::Reverse { ended.serving.clone() } else { text(&done, "peer") };
             (ended.text, ended.advice) = (String::new(), String::new());
         }
     }
@@ -395,7 +417,8 @@ mod tests {
         let outputs = dir.path().to_owned();
         let common = vec!["-C".into(), "/etc/imapd.conf".into()];
         let push = vec!["--max-freeze=2000ms".into()];
-        (dir, Launcher { program, common, push, outputs })
+        let from = [("bw9".to_owned(), "root@bw9".to_owned())].into();
+        (dir, Launcher { program, common, push, outputs, from })
     }
 
     fn job(task: Task) -> Job {
@@ -403,10 +426,12 @@ mod tests {
             attempt: 7,
             user: 1,
             mailbox: "user.x".into(),
+            source: String::new(),
             place: "bw2:ssd".into(),
             task,
             pid: 0,
             started: now_ms(),
+            again: false,
         }
     }
 
@@ -467,6 +492,28 @@ mod tests {
             assert_eq!(ended.outcome, outcome, "{state}: {}", ended.text);
             assert_eq!(ended.size, (3, 20, 200));
         }
+        // One that is refused, after one of which nobody was told.
+        let refused = r#"{"event":"report","outcome":"refused","serving":"bw1"}"#;
+        let script = |state| {
+            format!(
+                "case \"$4\" in status) echo '{{\"move_id\":\"0011223344556677\",\"role\":\"source\",\
+                 \"state\":\"{state}\",\"peer\":\"bw2\",\"since\":\"2026\"}}';; *) echo '{refused}'; exit 4;; esac"
+            )
+        };
+        for (state, again, outcome, serving) in [
+            ("done", true, Outcome::Done, "bw2"),
+            ("done", false, Outcome::Refused, "bw1"),
+            ("copying", true, Outcome::Refused, "bw1"),
+        ] {
+            let (_dir, launcher) = launcher(&script(state));
+            let ended =
+                run(&launcher, &Job { again, source: "bw9".into(), ..job(Task::Move) }).await;
+            assert_eq!(
+                (ended.outcome, ended.serving.as_str()),
+                (outcome, serving),
+                "{state} {again}"
+            );
+        }
         // It never began.
         let (_dir, launcher) = launcher("kill -9 $$");
         let ended = run(&launcher, &job(Task::Move)).await;
@@ -489,6 +536,10 @@ mod tests {
         assert_eq!((seen.phase.as_str(), seen.messages, seen.bytes_in_all), ("copying", 7, 200));
         let other = launcher.clone();
         assert!(other.lives(&job));
+        assert_eq!(
+            other.of_all(&Job { source: "bw9".into(), ..job.clone() })[2],
+            "--from=root@bw9"
+        );
         // A stranger of that number is left alone.
         other.stop(&Job { attempt: 8, ..job.clone() });
         assert!(other.lives(&job));

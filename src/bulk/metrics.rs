@@ -1,6 +1,7 @@
 //! Metrics for Prometheus: its text format, by HTTP or as a file for
 //! node_exporter's textfile collector.
 
+use super::pulse::Pace;
 use super::state::State;
 use super::status::Status;
 use std::fmt::Write as _;
@@ -44,6 +45,16 @@ pub fn text(status: &Status) -> String {
     family("mbcopy_bulk_users_per_second", "gauge", "Users that ended well, lately.", &rate);
     let bytes = alone(status.bytes_per_second);
     family("mbcopy_bulk_bytes_per_second", "gauge", "Their bytes.", &bytes);
+    let by_target = |of: &dyn Fn(&Pace) -> f64| -> Vec<(String, f64)> {
+        let label = |pace: &Pace| format!(",target=\"{}\"", escaped(&pace.target));
+        status.paces.iter().map(|pace| (label(pace), of(pace))).collect()
+    };
+    let allowed = by_target(&|pace| pace.allowed as f64);
+    family("mbcopy_bulk_moves_allowed", "gauge", "Moves that a target's load allows.", &allowed);
+    let load = by_target(&|pace| pace.load);
+    family("mbcopy_bulk_target_load", "gauge", "Its load average for each processor.", &load);
+    let canary = by_target(&|pace| pace.canary_ms / 1000.0);
+    family("mbcopy_bulk_canary_seconds", "gauge", "How long a client of it waits.", &canary);
     let up = alone(f64::from(u8::from(status.coordinated)));
     family("mbcopy_bulk_coordinated", "gauge", "Whether a coordinator is at work.", &up);
     let paused = alone(f64::from(u8::from(status.control == "paused")));
@@ -136,6 +147,7 @@ mod tests {
         let store = Store::create(dir.path(), "a \"run\"").unwrap();
         let user = Planned {
             mailbox: "user.x".into(),
+            source: String::new(),
             destination: "bw2".into(),
             partition: None,
             not_before: 0,

@@ -2,10 +2,11 @@
 //! they promise.
 //!
 //! Pure: [`plan`] (what an admin wrote), [`resolve`] (whom he means), [`state`]
-//! (what becomes of each user), [`schedule`] (what to do next), [`window`].
-//! Around them, thin: [`store`] (what is known, in SQLite), [`attempt`] (one move,
-//! a process of its own), [`run`] (the coordinator), [`survey`] (who is on the
-//! source), [`status`], [`report`] and [`metrics`].
+//! (what becomes of each user), [`schedule`] (what to do next), [`window`], [`throttle`] (how many at
+//! once). Around them, thin: [`store`] (what is known, in SQLite or PostgreSQL),
+//! [`attempt`] (one move, a process of its own), [`run`] (the coordinator), [`survey`]
+//! (who is on the source), [`pulse`] (how the target fares), [`status`], [`report`] and
+//! [`metrics`].
 //!
 //! Every move is a `mbcopy push` of its own process, whose standard output is a
 //! file: the coordinator may die at any point, and the moves go on to their end,
@@ -15,6 +16,7 @@
 pub mod attempt;
 pub mod metrics;
 pub mod plan;
+pub mod pulse;
 pub mod report;
 pub mod resolve;
 pub mod run;
@@ -23,4 +25,5 @@ pub mod state;
 pub mod status;
 pub mod store;
 pub mod survey;
+pub mod throttle;
 pub mod window;

@@ -107,15 +107,16 @@ fn spread(bars: &mut [f64], from: f64, to: f64, width: f64, sent: u64) {
 pub fn csv(store: &Store, to: &mut dyn Write) -> Result<(), ReportError> {
     writeln!(
         to,
-        "user,destination,task,state,attempts,serving,mailboxes,messages,bytes,messages_sent,\
+        "user,source,destination,task,state,attempts,serving,mailboxes,messages,bytes,messages_sent,\
          bytes_sent,freeze_ms,move_id,updated,bad_messages,reason,advice"
     )?;
     each(store, |user| {
         let bad = problems(&user).iter().filter(|p| p["severity"] == "bad-message").count();
         writeln!(
             to,
-            "{},{},{},{},{},{},{},{},{},{},{},{:.1},{},{},{bad},{},{}",
+            "{},{},{},{},{},{},{},{},{},{},{},{},{:.1},{},{},{bad},{},{}",
             field(&user.mailbox),
+            field(&user.source),
             field(&user.destination),
             user.task.word(),
             user.state.word(),
@@ -228,6 +229,7 @@ pub(super) mod tests {
             .iter()
             .map(|name| Planned {
                 mailbox: format!("user.{name}"),
+                source: String::new(),
                 destination: "bw2".into(),
                 partition: None,
                 not_before: 0,
@@ -297,7 +299,7 @@ pub(super) mod tests {
         let csv = text(|to| csv(&store, to));
         assert_eq!(csv.lines().count(), 9);
         assert!(csv.lines().nth(1).is_some_and(|line| line.contains(",refused,")), "{csv}");
-        assert!(csv.contains("user.ben,bw2,move,moved-with-losses,1,bw2,3,100,1000000,"), "{csv}");
+        assert!(csv.contains("user.ben,,bw2,move,moved-with-losses,1,bw2,3,100,1000000,"), "{csv}");
         assert!(csv.contains(",1,\"DoneWithLosses: \"\"why\"\"\",do <this>"), "{csv}");
         assert_eq!(field("=1+1"), "\"'=1+1\"");
     }

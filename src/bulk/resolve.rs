@@ -10,6 +10,10 @@ pub struct Top {
     pub name: String,
     /// The user's id; empty: nobody owns it.
     pub userid: String,
+    /// The server that was asked, by name.
+    pub source: String,
+    /// Another server that has a mailbox of that name; empty: none.
+    pub also_on: String,
     /// Its partition.
     pub partition: String,
     /// The server that it is on by now, or may be; empty: it is here.
@@ -27,6 +31,8 @@ pub struct Top {
 pub struct Planned {
     /// The top mailbox.
     pub mailbox: String,
+    /// The server that has him, by name; of whom none has: the first that was asked.
+    pub source: String,
     /// Where to: an SSH destination.
     pub destination: String,
     /// The partition there, if one is named.
@@ -51,6 +57,16 @@ pub enum ResolveError {
     /// Users whose destination is not known.
     #[error("{0} has no destination: name one by --to, or in the plan")]
     NoDestination(String),
+    /// Two of the servers have him.
+    #[error("{mailbox} is on {first} and on {second}: plan for one of them at a time")]
+    TwoSources {
+        /// The user.
+        mailbox: String,
+        /// One server.
+        first: String,
+        /// The other.
+        second: String,
+    },
     /// One user has two destinations.
     #[error("{mailbox} is to go to {first} and to {second}")]
     TwoPlaces {
@@ -90,6 +106,7 @@ pub fn resolve_again(
         return Err(ResolveError::Empty);
     }
     let source = Source::new(tops, unix_separator);
+    let first_source = tops.first().map_or("", |top| top.source.as_str());
     let mut planned: Vec<Planned> = Vec::new();
     let mut places: HashMap<String, usize> = HashMap::new();
     let mut nobody = Vec::new();
@@ -98,7 +115,15 @@ pub fn resolve_again(
         if found.is_empty() {
             nobody.push(source.why_nobody(line));
         }
-        for (mailbox, size) in found {
+        for (mailbox, top) in found {
+            let size = top.map(|top| source.size(top));
+            if let Some(top) = top.filter(|top| !top.also_on.is_empty()) {
+                return Err(ResolveError::TwoSources {
+                    first: top.source.clone(),
+                    second: top.also_on.clone(),
+                    mailbox,
+                });
+            }
             let destination = line.destination.as_deref().or(to);
             let destination =
                 destination.ok_or_else(|| ResolveError::NoDestination(mailbox.clone()))?;
@@ -108,6 +133,7 @@ pub fn resolve_again(
                 not_before: line.not_before,
                 known: size.is_some(),
                 size: size.unwrap_or_default(),
+                source: top.map_or(first_source, |top| &top.source).to_owned(),
                 mailbox,
             };
             match places.get(&user.mailbox).and_then(|at| planned.get(*at)) {
@@ -164,9 +190,9 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Whom it means, with the size of those that the source has.
-    fn find(&self, whom: &Whom) -> Vec<(String, Option<Size>)> {
-        let has = |top: &Top| (top.name.clone(), Some(self.size(top)));
+    /// Whom it means, and what the source says of those that it has.
+    fn find(&self, whom: &Whom) -> Vec<(String, Option<&'a Top>)> {
+        let has = |top: &'a Top| (top.name.clone(), Some(top));
         match whom {
             Whom::Name(typed) => {
                 let name = self.own_form(typed);

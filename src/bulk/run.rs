@@ -6,17 +6,22 @@
 //! for what still runs, and reads what has ended meanwhile.
 
 use super::attempt::Launcher;
+use super::pulse::Pace;
 use super::schedule::{Control, End, Limits, Reason, Situation, Step, next};
 use super::state::{Outcome, Retries, State};
 use super::store::{Coordinator, Ended, Job, Store, StoreError};
 use crate::moves::journal::now_ms;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 /// How often is looked what the admin says, and whose time has come.
 const TICK: Duration = Duration::from_millis(500);
+
+/// How often is looked whether another coordinator has died.
+const LOOK_FOR_THE_DEAD: Duration = Duration::from_secs(2);
 
 /// How a run is done.
 #[derive(Debug, Clone)]
@@ -27,6 +32,8 @@ pub struct Options {
     pub retries: Retries,
     /// How attempts are started.
     pub launcher: Launcher,
+    /// How each target fares that is watched.
+    pub paces: Vec<watch::Receiver<Pace>>,
 }
 
 /// Something that happened.
@@ -36,6 +43,8 @@ pub enum Event<'a> {
     Found(&'a Job),
     /// An attempt begins.
     Begun(&'a Job),
+    /// That many users of coordinators that have died are taken over.
+    TakenOver(u64),
     /// An attempt has ended.
     Ended(&'a Job, State, &'a Ended),
     /// Nothing begins now, and why; told when it changes.
@@ -83,6 +92,8 @@ pub async fn run(
         failed_at: 0,
     };
     run.recover(watcher).await?;
+    let mut taken_over: Option<Instant> = None;
+    let mut paces = Vec::new();
     let mut waiting = None;
     let mut told_to_stop = false;
     loop {
@@ -99,6 +110,14 @@ pub async fn run(
             run.jobs.values().for_each(|job| options.launcher.stop(job));
         }
         told_to_stop = stops;
+        if taken_over.is_none_or(|at| at.elapsed() >= LOOK_FOR_THE_DEAD) {
+            taken_over = Some(Instant::now());
+            match store.take_over()? {
+                0 => {}
+                n => watcher.event(Event::TakenOver(n)),
+            }
+        }
+        run.note_paces(&mut paces)?;
         match next(&run.situation(control)?, &options.limits) {
             Step::Start { unfinished_only } => {
                 if run.start(unfinished_only, watcher)? {
@@ -142,7 +161,7 @@ impl Run<'_> {
     /// Takes up what an earlier coordinator has begun.
     async fn recover(&mut self, watcher: &mut dyn Watcher) -> Result<(), StoreError> {
         let launcher = &self.options.launcher;
-        for job in self.store.under_way()? {
+        for job in self.store.under_way_here()? {
             if !launcher.was_started(&job) {
                 self.store.not_begun(&job)?;
                 continue;
@@ -160,6 +179,22 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// By the target that fares worst.
+    fn allowed(&self) -> usize {
+        let each = self.options.paces.iter().map(|pace| pace.borrow().allowed);
+        each.min().unwrap_or(usize::MAX)
+    }
+
+    /// Writes down how the targets fare, where that has changed.
+    fn note_paces(&self, noted: &mut Vec<Pace>) -> Result<(), StoreError> {
+        let now: Vec<Pace> = self.options.paces.iter().map(|pace| pace.borrow().clone()).collect();
+        if *noted != now {
+            self.store.set_paces(&now)?;
+            *noted = now;
+        }
+        Ok(())
+    }
+
     fn situation(&self, control: Control) -> Result<Situation, StoreError> {
         let clock = jiff::ZonedDateTime::now();
         Ok(Situation {
@@ -167,6 +202,8 @@ impl Run<'_> {
             minute: (clock.hour() as u16) * 60 + clock.minute() as u16,
             control,
             running: self.jobs.len(),
+            allowed: self.allowed(),
+            others: self.store.waits_for_others()?,
             troubled: self.store.troubled()?,
             waiting_since: self.store.next_turn(State::Waiting)?,
             unfinished_since: self.store.next_turn(State::Unfinished)?,
@@ -223,7 +260,10 @@ impl Run<'_> {
         ended: &Ended,
         watcher: &mut dyn Watcher,
     ) -> Result<(), StoreError> {
-        let state = self.store.ended(job, ended, &self.options.retries)?;
+        let Some(state) = self.store.ended(job, ended, &self.options.retries)? else {
+            tracing::warn!("{}: another coordinator has taken him over meanwhile", job.mailbox);
+            return Ok(());
+        };
         match ended.outcome {
             outcome if outcome.is_contagious() => {
                 self.failing += 1;
@@ -306,6 +346,7 @@ mod tests {
             .iter()
             .map(|name| Planned {
                 mailbox: (*name).into(),
+                source: String::new(),
                 destination: "bw2".into(),
                 partition: None,
                 not_before: 0,
@@ -329,7 +370,9 @@ mod tests {
                 common: Vec::new(),
                 push: Vec::new(),
                 outputs: store.attempts(),
+                from: Default::default(),
             },
+            paces: Vec::new(),
         };
         (dir, store, options)
     }

@@ -58,6 +58,10 @@ pub struct Situation {
     pub control: Control,
     /// Attempts under way.
     pub running: usize,
+    /// Attempts that the targets' load allows.
+    pub allowed: usize,
+    /// Whether other coordinators have users whom we could take if those died.
+    pub others: bool,
     /// Users in trouble.
     pub troubled: u64,
     /// When the next user may begin, if any waits: milliseconds since 1970.
@@ -89,6 +93,8 @@ pub enum Step {
 pub enum Reason {
     /// As many as may are at work.
     Busy,
+    /// As many as may while a target is loaded.
+    Throttled,
     /// The admin has asked for it.
     Paused,
     /// No window is open.
@@ -97,6 +103,8 @@ pub enum Reason {
     Later,
     /// Everything fails just now.
     Failing,
+    /// Nobody is left but those whom other coordinators have.
+    Others,
     /// The last ones are at work, and then it ends.
     Ending,
 }
@@ -106,10 +114,12 @@ impl Reason {
     pub fn text(self) -> &'static str {
         match self {
             Self::Busy => "as many as may are at work",
+            Self::Throttled => "fewer moves at once: the target is loaded, or not known yet",
             Self::Paused => "paused; `mbcopy bulk resume` goes on",
             Self::Window => "waiting for the window to open",
             Self::Later => "waiting for the time of the next user",
             Self::Failing => "one move after the other fails: waiting before the next is tried",
+            Self::Others => "waiting for the other coordinators",
             Self::Ending => "waiting for what is under way to end",
         }
     }
@@ -147,11 +157,17 @@ pub fn next(seen: &Situation, limits: &Limits) -> Step {
         return end(End::Failures);
     }
     let (waiting, unfinished) = (seen.waiting_since, seen.unfinished_since);
+    if waiting.is_none() && unfinished.is_none() && seen.others {
+        return Step::Wait(None, Reason::Others);
+    }
     if waiting.is_none() && unfinished.is_none() {
         return end(End::Over);
     }
     if seen.running >= limits.jobs {
         return Step::Wait(None, Reason::Busy);
+    }
+    if seen.running >= seen.allowed {
+        return Step::Wait(None, Reason::Throttled);
     }
     if let Some(until) = holds_back(seen, limits).filter(|until| *until > seen.now) {
         return Step::Wait(Some(until), Reason::Failing);
@@ -201,6 +217,8 @@ mod tests {
             minute: 12 * 60,
             control: Control::Go,
             running: 0,
+            allowed: 9,
+            others: false,
             troubled: 0,
             waiting_since: Some(0),
             unfinished_since: None,
@@ -216,9 +234,13 @@ mod tests {
         assert_eq!(next(&seen(), &limits()), START);
         let busy = Situation { running: 2, ..seen() };
         assert_eq!(next(&busy, &limits()), Step::Wait(None, Reason::Busy));
+        let throttled = Situation { running: 1, allowed: 1, ..seen() };
+        assert_eq!(next(&throttled, &limits()), Step::Wait(None, Reason::Throttled));
         let last = Situation { running: 1, waiting_since: None, ..seen() };
         assert_eq!(next(&last, &limits()), Step::Wait(None, Reason::Ending));
         assert_eq!(next(&Situation { running: 0, ..last }, &limits()), Step::End(End::Over));
+        let others = Situation { running: 0, others: true, ..last };
+        assert_eq!(next(&others, &limits()), Step::Wait(None, Reason::Others));
     }
 
     #[test]
@@ -271,28 +293,31 @@ mod tests {
 
     proptest! {
         /// Whatever is seen, nothing begins that may not, and nothing waits for ever
-        /// but for the admin, or for what is under way.
+        /// but for the admin, for what is under way, or for other coordinators.
         #[test]
         fn no_rule_is_broken(
             minute in 0..1440_u16, running in 0..4_usize, troubled in 0..5_u64, failing in 0..9_u32,
             waiting in proptest::option::of(0..2_000_000_i64),
             unfinished in proptest::option::of(0..2_000_000_i64), control in 0..3,
+            others in any::<bool>(), allowed in 1..4_usize,
         ) {
             let control = [Control::Go, Control::Paused, Control::Draining][control as usize];
             let limits = Limits { windows: "22:00-05:00".parse().unwrap(), ..limits() };
             let seen = Situation {
-                minute, control, running, troubled, failing, failed_at: 999_000,
+                minute, control, running, allowed, others, troubled, failing, failed_at: 999_000,
                 waiting_since: waiting, unfinished_since: unfinished, ..seen()
             };
             match next(&seen, &limits) {
                 Step::Start { unfinished_only } => {
-                    prop_assert!(running < limits.jobs && troubled < 3);
+                    prop_assert!(running < limits.jobs.min(allowed) && troubled < 3);
                     prop_assert_eq!(control, Control::Go);
                     let since = if unfinished_only { unfinished } else { waiting };
                     prop_assert!(since.is_some_and(|since| since <= seen.now));
                     prop_assert!(unfinished_only || limits.windows.is_open(minute));
                 }
-                Step::Wait(None, _) => prop_assert!(running > 0 || control == Control::Paused),
+                Step::Wait(None, _) => {
+                    prop_assert!(running > 0 || others || control == Control::Paused);
+                }
                 Step::Wait(Some(until), _) => prop_assert!(until > seen.now),
                 Step::End(_) => prop_assert_eq!(running, 0),
             }

@@ -1,6 +1,7 @@
 //! How far a run is: one document, of which screens and metrics are views.
 
 use super::attempt::{Progress, progress};
+use super::pulse::Pace;
 use super::state::{State, Task};
 use super::store::{Count, Store, StoreError, User};
 use crate::push::report::SCHEMA;
@@ -40,6 +41,8 @@ pub struct Status {
     /// When it may be over: milliseconds since 1970.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub end_unix_ms: Option<i64>,
+    /// How the targets fare, where that is watched.
+    pub paces: Vec<Pace>,
     /// What is under way.
     pub current: Vec<Current>,
     /// Who got into trouble last, or is to be tried again.
@@ -53,6 +56,8 @@ pub struct Status {
 pub struct Current {
     /// The user's top mailbox.
     pub mailbox: String,
+    /// The server that has him, by name.
+    pub source: String,
     /// Where to.
     pub destination: String,
     /// What is done.
@@ -83,6 +88,7 @@ impl Status {
             since_ms: (now - job.started).max(0),
             progress: progress(&outputs, job.attempt),
             mailbox: job.mailbox,
+            source: job.source,
             destination: job.place,
             task: job.task,
         });
@@ -91,13 +97,14 @@ impl Status {
             run: store.name().to_owned(),
             mode: store.mode()?.map_or("none", |mode| mode.word()),
             control: store.control()?.word(),
-            coordinated: store.is_coordinated(),
+            coordinated: store.is_coordinated()?,
             users,
             ended,
             troubled: sum(&State::is_trouble),
             users_per_hour: rate * 3600.0,
             bytes_per_second: bytes as f64 / seconds,
             end_unix_ms: end,
+            paces: store.paces()?,
             current: current.collect(),
             troubles: store.last_troubles(TROUBLES)?,
             states,

@@ -1,40 +1,42 @@
-//! What is known of a run: one SQLite database, `run.sqlite`, in the run's own
-//! directory. Durable before each step that it describes; the truth about each
-//! move is in the journals of its servers.
+//! What is known of a run, durable before each step that it describes; the truth
+//! about each move is in the journals of its servers.
 //!
-//! Whoever starts moves holds the file `lock` of the directory; others may change
-//! what the admin decides (control, skip, retry) at any time.
+//! One set of statements for two engines ([`database`]): SQLite, one database
+//! `run.sqlite` in the run's own directory, for a run of one coordinator; and
+//! PostgreSQL, a schema of its own for each run, for one that several share. Each
+//! coordinator takes users of the servers that it can reach, one by one, and keeps
+//! them by a lease ([`coordinators`]); others may change what the admin decides
+//! (control, skip, retry) at any time.
 
 mod admin;
+mod coordinators;
+mod database;
+mod place;
+mod postgres;
+mod sqlite;
+mod tables;
 mod tell;
 mod turns;
 
+pub use coordinators::{Coordinator, Served};
+pub use place::Place;
+
+use super::pulse::Pace;
 use super::schedule::Control;
 use super::state::{Outcome, State, Task};
-use crate::host::sqlite;
-use rusqlite::{Connection, OptionalExtension, Row};
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{Read, Seek, Write};
-use std::os::unix::fs::DirBuilderExt;
+use database::{Database, DatabaseError, Row, Value};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-
-/// The version of the tables.
-const SCHEMA: i64 = 1;
-
-/// How long another process may keep the database.
-const WAIT: Duration = Duration::from_secs(20);
 
 /// Why the store cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The database fails.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{at}: {source}")]
     Database {
         /// The database.
-        path: PathBuf,
-        /// What SQLite says.
-        source: rusqlite::Error,
+        at: String,
+        /// What it says.
+        source: DatabaseError,
     },
     /// A file or directory fails.
     #[error("cannot {verb} {path}: {source}", path = path.display())]
@@ -47,8 +49,11 @@ pub enum StoreError {
         source: std::io::Error,
     },
     /// Another version of mbcopy has made it.
-    #[error("{path} is of another version of mbcopy", path = .0.display())]
-    Version(PathBuf),
+    #[error("{0} is of another version of mbcopy")]
+    Version(String),
+    /// The name does not fit into that of a schema.
+    #[error("{0:?} is too long for the name of a run in PostgreSQL: use at most {longest} bytes", longest = postgres::LONGEST_NAME)]
+    LongName(String),
     /// There is no such run.
     #[error("there is no run {0:?}")]
     NoRun(String),
@@ -60,6 +65,13 @@ pub enum StoreError {
         /// Who, as he wrote it down.
         holder: String,
     },
+}
+
+impl StoreError {
+    /// Whether the database cannot be reached just now, and may be later.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Database { source, .. } if source.is_passing())
+    }
 }
 
 type Result<T> = std::result::Result<T, StoreError>;
@@ -113,14 +125,14 @@ pub enum Order {
 /// The state of a run.
 pub struct Store {
     name: String,
+    place: Place,
+    /// Of this machine: the outputs of its attempts, and its lock.
     directory: PathBuf,
-    database: Connection,
-}
-
-/// The right to start moves of a run; a kernel lock that ends with the process.
-#[derive(Debug)]
-pub struct Coordinator {
-    _file: File,
+    /// Who we are among the coordinators of the run; empty with SQLite, which has one.
+    own: String,
+    /// Whether there may be others.
+    shared: bool,
+    database: Box<dyn Database>,
 }
 
 /// An attempt that is under way, or begins.
@@ -132,6 +144,8 @@ pub struct Job {
     pub user: i64,
     /// The top mailbox.
     pub mailbox: String,
+    /// The server that has him, by name; empty: this one.
+    pub source: String,
     /// The destination, as push takes it.
     pub place: String,
     /// What is done.
@@ -140,6 +154,8 @@ pub struct Job {
     pub pid: i32,
     /// When it began: milliseconds since 1970.
     pub started: i64,
+    /// Whether another one may have moved him before.
+    pub again: bool,
 }
 
 /// What an attempt has come to.
@@ -174,6 +190,8 @@ pub struct Ended {
 pub struct User {
     /// The top mailbox.
     pub mailbox: String,
+    /// The server that had him when the plan was made, by name.
+    pub source: String,
     /// Where to, as push takes it.
     pub destination: String,
     /// What is done with him.
@@ -233,90 +251,33 @@ pub struct Added {
     pub known: u64,
     /// Taken out, because the plan does not name them any more.
     pub gone: u64,
+    /// In the run as users of other servers than those that have them now.
+    pub elsewhere: u64,
 }
+
+/// The remark under which it is kept how the targets fare.
+const PACES: &str = "paces";
 
 /// The reason of those that a cut-over leaves out.
 pub const NOT_COPIED: &str = "he was not copied before";
 
-const TABLES: &str = "
-    CREATE TABLE IF NOT EXISTS run (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-    CREATE TABLE IF NOT EXISTS user (
-        id INTEGER PRIMARY KEY, mailbox TEXT NOT NULL UNIQUE, destination TEXT NOT NULL,
-        mailboxes INTEGER NOT NULL, messages INTEGER NOT NULL, bytes INTEGER NOT NULL,
-        rank INTEGER NOT NULL, task TEXT NOT NULL, state TEXT NOT NULL,
-        attempts INTEGER NOT NULL, next_at INTEGER NOT NULL, copied INTEGER NOT NULL,
-        move_id TEXT NOT NULL, messages_sent INTEGER NOT NULL, bytes_sent INTEGER NOT NULL,
-        freeze_ms REAL NOT NULL, serving TEXT NOT NULL, reason TEXT NOT NULL,
-        advice TEXT NOT NULL, detail TEXT NOT NULL, updated INTEGER NOT NULL,
-        planned INTEGER NOT NULL) STRICT;
-    CREATE INDEX IF NOT EXISTS user_turn ON user (state, rank, id);
-    CREATE INDEX IF NOT EXISTS user_time ON user (state, next_at);
-    CREATE TABLE IF NOT EXISTS attempt (
-        id INTEGER PRIMARY KEY, user INTEGER NOT NULL, task TEXT NOT NULL,
-        pid INTEGER NOT NULL, started INTEGER NOT NULL, ended INTEGER, outcome TEXT NOT NULL,
-        messages_sent INTEGER NOT NULL, bytes_sent INTEGER NOT NULL, freeze_ms REAL NOT NULL,
-        total_ms REAL NOT NULL, text TEXT NOT NULL) STRICT;
-    CREATE INDEX IF NOT EXISTS attempt_end ON attempt (ended);
-    CREATE INDEX IF NOT EXISTS attempt_user ON attempt (user);";
+/// The reason of those whom no server has that a coordinator of the run can reach.
+pub const NOT_FOUND: &str = "no server of this run has him";
 
 impl Store {
-    /// Opens the run `name` below `root`, or makes it.
+    /// Opens the run `name` below the directory `root`, or makes it there.
     pub fn create(root: &Path, name: &str) -> Result<Self> {
-        let directory = root.join(name);
-        let io = |source| StoreError::Io { verb: "make", path: directory.clone(), source };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory.join("attempts"))
-            .map_err(io)?;
-        Self::at(name, directory)
+        Place::Directory(root.into()).create(name)
     }
 
-    /// Opens the run `name` below `root`.
+    /// Opens the run `name` below the directory `root`.
     pub fn open(root: &Path, name: &str) -> Result<Self> {
-        let directory = root.join(name);
-        match directory.join("run.sqlite").is_file() {
-            true => Self::at(name, directory),
-            false => Err(StoreError::NoRun(name.to_owned())),
-        }
+        Place::Directory(root.into()).open(name)
     }
 
-    /// The runs below `root`, by name.
+    /// The runs below the directory `root`, by name.
     pub fn runs(root: &Path) -> Result<Vec<String>> {
-        let io = |source| StoreError::Io { verb: "read", path: root.into(), source };
-        let entries = match std::fs::read_dir(root) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.map_err(io)?,
-        };
-        let mut runs = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(io)?;
-            if entry.path().join("run.sqlite").is_file() {
-                runs.push(entry.file_name().to_string_lossy().into_owned());
-            }
-        }
-        runs.sort();
-        Ok(runs)
-    }
-
-    fn at(name: &str, directory: PathBuf) -> Result<Self> {
-        let path = directory.join("run.sqlite");
-        let connect = || -> rusqlite::Result<(Connection, i64)> {
-            let database = sqlite::open(&path, WAIT)?;
-            let version = database.pragma_query_value(None, "user_version", |row| row.get(0))?;
-            if version == 0 {
-                database.execute_batch(&format!(
-                    "BEGIN IMMEDIATE; {TABLES}; PRAGMA user_version = {SCHEMA}; COMMIT;"
-                ))?;
-            }
-            Ok((database, version))
-        };
-        let failed = |source| StoreError::Database { path: path.clone(), source };
-        let (database, version) = connect().map_err(failed)?;
-        match version {
-            0 | SCHEMA => Ok(Self { name: name.to_owned(), directory, database }),
-            _ => Err(StoreError::Version(path)),
-        }
+        Place::Directory(root.into()).runs()
     }
 
     /// The run's name.
@@ -324,57 +285,51 @@ impl Store {
         &self.name
     }
 
-    /// The run's own directory.
+    /// Whether coordinators on several machines may share it.
+    pub fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    /// The same by another connection.
+    pub fn again(&self) -> Result<Self> {
+        self.place.open(&self.name)
+    }
+
+    /// The run's own directory on this machine.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Where the outputs of attempts are.
+    /// Where the outputs of attempts of this machine are.
     pub fn attempts(&self) -> PathBuf {
         self.directory.join("attempts")
     }
 
-    /// Takes the right to start this run's moves.
-    ///
-    /// Errors: [`StoreError::Held`] names who has it.
-    pub fn coordinate(&self) -> Result<Coordinator> {
-        let path = self.directory.join("lock");
-        let io = |verb| {
-            let path = path.clone();
-            move |source| StoreError::Io { verb, path, source }
-        };
-        let options =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).clone();
-        let mut file = options.open(&path).map_err(io("open"))?;
-        if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
-            let mut holder = String::new();
-            let _ = file.take(200).read_to_string(&mut holder);
-            let holder = crate::wire::printable(holder.trim());
-            return Err(StoreError::Held { name: self.name.clone(), holder });
-        }
-        file.set_len(0).and_then(|()| file.rewind()).map_err(io("write"))?;
-        write!(file, "process {}", std::process::id()).map_err(io("write"))?;
-        Ok(Coordinator { _file: file })
-    }
-
-    /// Whether a coordinator is at work.
-    pub fn is_coordinated(&self) -> bool {
-        let Ok(file) = File::open(self.directory.join("lock")) else { return false };
-        let shared = rustix::fs::FlockOperation::NonBlockingLockShared;
-        rustix::fs::flock(&file, shared).is_err()
-    }
-
     /// A remark about the run; none: it was never made.
     pub fn remark(&self, key: &str) -> Result<Option<String>> {
-        let query = "SELECT value FROM run WHERE key = ?1";
-        self.try_to(|db| db.query_row(query, [key], |row| row.get(0)).optional())
+        let found = self.one("SELECT value FROM run WHERE key = ?1", &[key.into()])?;
+        Ok(found.map(|row| row.text(0)))
     }
 
     /// Makes a remark about the run.
     pub fn set_remark(&self, key: &str, value: &str) -> Result<()> {
-        self.try_to(|db| {
-            db.execute("INSERT OR REPLACE INTO run VALUES (?1, ?2)", [key, value]).map(drop)
-        })
+        let put = "INSERT INTO run VALUES (?1, ?2) \
+                   ON CONFLICT (key) DO UPDATE SET value = excluded.value";
+        self.execute(put, &[key.into(), value.into()]).map(drop)
+    }
+
+    /// A remark about what this machine does for the run.
+    pub fn own_remark(&self, key: &str) -> Result<Option<String>> {
+        self.remark(&self.own_key(key))
+    }
+
+    /// Makes a remark about what this machine does for the run.
+    pub fn set_own_remark(&self, key: &str, value: &str) -> Result<()> {
+        self.set_remark(&self.own_key(key), value)
+    }
+
+    fn own_key(&self, key: &str) -> String {
+        if self.own.is_empty() { key.to_owned() } else { format!("{key} of {}", self.own) }
     }
 
     /// What the admin has asked for.
@@ -387,25 +342,67 @@ impl Store {
         self.set_remark("control", control.word())
     }
 
-    /// What the pass at hand does; none: no pass has begun.
+    /// What the pass at hand does; none: no pass has begun. Of several servers: what
+    /// was begun last.
     pub fn mode(&self) -> Result<Option<Mode>> {
         Ok(self.remark("mode")?.and_then(|word| Mode::from_word(&word)))
     }
 
-    fn all<T>(
-        &self,
-        query: &str,
-        parameters: impl rusqlite::Params,
-        read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
-    ) -> Result<Vec<T>> {
-        self.try_to(|db| db.prepare(query)?.query_map(parameters, read)?.collect())
+    /// Notes how the targets of this machine's moves fare.
+    pub fn set_paces(&self, paces: &[Pace]) -> Result<()> {
+        self.set_own_remark(PACES, &serde_json::to_string(paces).unwrap_or_default())
     }
 
-    fn try_to<T>(&self, does: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
-        does(&self.database).map_err(|source| StoreError::Database {
-            path: self.directory.join("run.sqlite"),
-            source,
-        })
+    /// How the targets fare, as each coordinator has seen it.
+    pub fn paces(&self) -> Result<Vec<Pace>> {
+        let query = "SELECT value FROM run WHERE key = ?1 OR key LIKE ?2 ORDER BY key";
+        let rows = self.all(query, &[PACES.into(), format!("{PACES} of %").as_str().into()])?;
+        let read = |row: Row| serde_json::from_str::<Vec<Pace>>(&row.text(0)).unwrap_or_default();
+        Ok(rows.into_iter().flat_map(read).collect())
+    }
+
+    /// Where those are to go with whom something is to be done still.
+    pub fn destinations(&self) -> Result<Vec<String>> {
+        let query = "SELECT DISTINCT destination FROM users \
+                     WHERE state IN ('waiting', 'running', 'unfinished') ORDER BY destination";
+        Ok(self.all(query, &[])?.into_iter().map(|row| row.text(0)).collect())
+    }
+
+    fn error(&self, source: DatabaseError) -> StoreError {
+        StoreError::Database { at: self.database.at(), source }
+    }
+
+    fn execute(&self, statement: &str, values: &[Value]) -> Result<u64> {
+        self.database.execute(statement, values).map_err(|e| self.error(e))
+    }
+
+    fn all(&self, query: &str, values: &[Value]) -> Result<Vec<Row>> {
+        self.database.query(query, values).map_err(|e| self.error(e))
+    }
+
+    fn one(&self, query: &str, values: &[Value]) -> Result<Option<Row>> {
+        Ok(self.all(query, values)?.into_iter().next())
+    }
+
+    /// The number that a query gives.
+    fn number(&self, query: &str, values: &[Value]) -> Result<i64> {
+        Ok(self.one(query, values)?.map_or(0, |row| row.integer(0)))
+    }
+
+    /// All of it, or nothing.
+    fn transaction<T>(&self, does: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.database.begin().map_err(|e| self.error(e))?;
+        match does() {
+            Ok(value) => {
+                self.database.commit().map_err(|e| self.error(e))?;
+                Ok(value)
+            }
+            Err(error) => {
+                // Whatever that says, the first error is the one to tell.
+                let _ = self.database.rollback();
+                Err(error)
+            }
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use crate::push::peer::{Peer, PeerError};
 use crate::wire::frame::{FrameError, Kind};
 use crate::wire::printable;
 use crate::wire::v1::{self, part::Part, reply::Result as Answer, request::Op};
+use std::collections::HashMap;
 
 /// Everybody that could be moved.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -13,6 +14,42 @@ pub struct Survey {
     pub tops: Vec<Top>,
     /// Whether `/` separates there.
     pub unix_separator: bool,
+}
+
+impl Survey {
+    /// Takes up who is on another server. A name that both have is noted, unless
+    /// one of them has moved it away.
+    ///
+    /// Errors: names do not mean the same on both.
+    pub fn join(&mut self, other: Self) -> Result<(), String> {
+        let name = |survey: &Self| survey.tops.first().map(|top| top.source.clone());
+        if self.tops.is_empty() {
+            *self = other;
+            return Ok(());
+        }
+        if !other.tops.is_empty() && self.unix_separator != other.unix_separator {
+            let (one, two) = (name(self).unwrap_or_default(), name(&other).unwrap_or_default());
+            return Err(format!(
+                "{one} and {two} differ in unixhierarchysep: a run is of servers on which names \
+                 are written alike"
+            ));
+        }
+        let mut known: HashMap<String, usize> =
+            self.tops.iter().enumerate().map(|(at, top)| (top.name.clone(), at)).collect();
+        for top in other.tops {
+            let twin = known.get(&top.name).and_then(|at| self.tops.get_mut(*at));
+            match twin {
+                None => {
+                    known.insert(top.name.clone(), self.tops.len());
+                    self.tops.push(top);
+                }
+                Some(twin) if !twin.away.is_empty() => *twin = top,
+                Some(_) if !top.away.is_empty() => {}
+                Some(twin) => twin.also_on = top.source,
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Asks an inspecting agent; with how many messages and bytes, if `sizes`.
@@ -25,7 +62,10 @@ pub async fn survey(peer: &mut Peer, sizes: bool) -> Result<Survey, PeerError> {
             Kind::Part => {
                 let part: v1::Part = frame.decode("part").map_err(|e| malformed(peer, e))?;
                 match part.part {
-                    Some(Part::TopList(list)) => survey.tops.extend(list.tops.into_iter().map(top)),
+                    Some(Part::TopList(list)) => {
+                        let name = &peer.welcome.servername;
+                        survey.tops.extend(list.tops.into_iter().map(|t| top(t, name)));
+                    }
                     _ => return Err(peer.unexpected("list of users")),
                 }
             }
@@ -44,8 +84,10 @@ fn malformed(peer: &Peer, source: FrameError) -> PeerError {
     PeerError::Protocol { server: peer.server().to_owned(), source }
 }
 
-fn top(top: v1::Top) -> Top {
+fn top(top: v1::Top, source: &str) -> Top {
     Top {
+        source: printable(source),
+        also_on: String::new(),
         name: printable(&top.display),
         userid: printable(&top.userid),
         partition: printable(&top.partition),

@@ -2,14 +2,18 @@
 
 mod admin;
 mod plan;
+mod sources;
 mod start;
 mod status;
 mod tell;
 
 use super::Common;
 use super::push::{MoveOptions, USAGE, duration};
-use crate::bulk::store::{Mode, Order, Store, StoreError};
+use crate::bulk::pulse;
+use crate::bulk::store::{Mode, Order, Place, Store, StoreError};
+use crate::bulk::throttle::Ceiling;
 use crate::bulk::window::Windows;
+use crate::transport::Destination;
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
@@ -74,9 +78,10 @@ struct Of {
     /// The run's name [default: made of the plan's and the destination's, or the only one]
     #[arg(long, value_name = "NAME")]
     run: Option<String>,
-    /// Where runs are kept
-    #[arg(long, value_name = "DIR")]
-    store: Option<PathBuf>,
+    /// Where runs are kept: a directory, or the URL of a PostgreSQL database that
+    /// coordinators on several servers share (its password may be in PGPASSWORD)
+    #[arg(long, value_name = "DIR|postgres://…")]
+    store: Option<String>,
 }
 
 /// How a run is done.
@@ -97,9 +102,23 @@ struct How {
     /// Begin nothing more once so many users are in trouble
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     max_failures: Option<u64>,
+    /// Fewer moves at once while a target's load average of a minute is above N for each
+    /// of its processors
+    #[arg(long, value_name = "N", value_parser = positive)]
+    max_load: Option<f64>,
+    /// A user of the targets, as whom it is tried how long a client waits
+    #[arg(long, value_name = "USER", requires = "max_latency")]
+    canary: Option<String>,
+    /// Fewer moves at once while the canary's login and look at his INBOX take longer
+    #[arg(long, value_name = "TIME", requires = "canary", value_parser = duration)]
+    max_latency: Option<Duration>,
     /// How often each user is tried, where it is worth it
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     attempts: u32,
+    /// How long another coordinator of a shared run waits for a word of this one before
+    /// it takes its users over
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    lease: Duration,
     /// The pause after a first failure; it doubles each time
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
     retry_after: Duration,
@@ -186,6 +205,11 @@ impl From<StoreError> for Failure {
 
 type Done = Result<u8, Failure>;
 
+fn positive(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| "no number")?;
+    if number.is_finite() && number > 0.0 { Ok(number) } else { Err("it must be above 0".into()) }
+}
+
 fn window(text: &str) -> Result<String, String> {
     text.parse::<Windows>().map(|windows| windows.to_string()).map_err(|e| e.to_string())
 }
@@ -197,6 +221,17 @@ impl How {
             (_, true) => Mode::Cutover,
             _ => Mode::Move,
         }
+    }
+
+    fn ceiling(&self) -> Ceiling {
+        Ceiling { load: self.max_load, latency: self.max_latency }
+    }
+
+    /// How a target is asked how it fares.
+    fn watched(&self, destination: Destination) -> pulse::Target {
+        let (program, config) = self.each.remote();
+        let canary = self.canary.clone().unwrap_or_default();
+        pulse::Target { destination, program, config, canary }
     }
 
     /// Options of every push of the run.
@@ -213,25 +248,28 @@ impl How {
 }
 
 impl Of {
-    fn root(&self) -> Result<PathBuf, Failure> {
+    fn place(&self) -> Result<Place, Failure> {
+        let own =
+            || super::request::state_directory().map(|d| d.join("bulk")).map_err(Failure::failed);
         match &self.store {
-            Some(directory) => Ok(directory.clone()),
-            None => {
-                super::request::state_directory().map(|d| d.join("bulk")).map_err(Failure::failed)
+            Some(url) if url.starts_with("postgres://") || url.starts_with("postgresql://") => {
+                Ok(Place::Postgres { url: url.clone(), directory: own()? })
             }
+            Some(directory) => Ok(Place::Directory(directory.into())),
+            None => Ok(Place::Directory(own()?)),
         }
     }
 
     /// The run that is named, or the only one.
     fn open(&self) -> Result<Store, Failure> {
-        let root = self.root()?;
+        let place = self.place()?;
         if let Some(name) = &self.run {
-            return Ok(Store::open(&root, name_of(name)?)?);
+            return Ok(place.open(name_of(name)?)?);
         }
-        let runs = Store::runs(&root)?;
+        let runs = place.runs()?;
         match runs.as_slice() {
-            [] => Err(Failure::usage(format!("there is no run in {}", root.display()))),
-            [only] => Ok(Store::open(&root, only)?),
+            [] => Err(Failure::usage(format!("there is no run in {place}"))),
+            [only] => Ok(place.open(only)?),
             several => Err(Failure::usage(format!(
                 "there are {} runs, name one by --run: {}",
                 several.len(),

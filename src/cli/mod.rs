@@ -41,6 +41,13 @@ struct Common {
     /// (without --source-conf: DIR/etc/imapd.conf)
     #[arg(long, global = true, value_name = "DIR")]
     source_root: Option<PathBuf>,
+    /// The server that has the user, if it is not this one: its agent is started over
+    /// SSH, and this machine needs no Cyrus (of `bulk`: may be given several times)
+    #[arg(long, global = true, value_name = "HOST")]
+    from: Vec<String>,
+    /// mbcopy on that server
+    #[arg(long, global = true, value_name = "PROGRAM", default_value = "mbcopy")]
+    from_program: String,
     /// Where Cyrus's own programs are, if not where packages put them
     #[arg(long, global = true, value_name = "DIR")]
     cyrus_bin: Option<PathBuf>,
@@ -91,6 +98,10 @@ enum Command {
 /// The whole program.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    if cli.common.from.len() > 1 && !matches!(cli.command, Command::Bulk(_)) {
+        eprintln!("mbcopy: only `bulk` takes several servers: name one by --from");
+        return ExitCode::from(push::USAGE);
+    }
     match cli.command {
         Command::Push(args) => push::run(&cli.common, args),
         Command::Resume(args) => resume::resume(&cli.common, args),

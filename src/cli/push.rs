@@ -92,6 +92,11 @@ pub(super) struct MoveOptions {
 }
 
 impl MoveOptions {
+    /// mbcopy and Cyrus's configuration on the target.
+    pub(super) fn remote(&self) -> (String, String) {
+        (self.remote_program.clone(), self.remote_config.clone())
+    }
+
     /// The same, as a command line has them.
     pub(super) fn to_arguments(&self) -> Vec<OsString> {
         let time = |time: Duration| format!("{}ms", time.as_millis());
@@ -203,7 +208,7 @@ pub(super) fn perform(common: &Common, task: Task, request: &Request, output: Ou
     let options = Options {
         mailbox: request.mailbox.clone(),
         destination: match request.reverse {
-            true => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            true => near_host(common),
             false => destination.host().to_owned(),
         },
         partition,
@@ -311,11 +316,45 @@ async fn connect(
     }
 }
 
-/// The agent of this server: a child of ours, so that it can run as Cyrus's user.
+/// The server that has the user, as others reach it.
+fn near_host(common: &Common) -> String {
+    match common.from.first().map(|from| Destination::parse(from)) {
+        Some(Ok(from)) => from.host().to_owned(),
+        _ => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+    }
+}
+
+/// What an agent lives as long as.
+pub(super) enum Lifeline {
+    /// A child of ours.
+    Child { _child: tokio::process::Child },
+    /// A connection.
+    Session { _session: Session },
+}
+
+/// The agent of this server, a child of ours, so that it can run as Cyrus's user; or
+/// that of the server that `--from` names, over SSH.
 pub(super) async fn local_agent(
     common: &Common,
     role: v1::Role,
-) -> Result<(tokio::process::Child, Peer), Box<dyn std::error::Error>> {
+) -> Result<(Lifeline, Peer), Box<dyn std::error::Error>> {
+    let arguments = agent_arguments(common, role);
+    if let Some(from) = common.from.first() {
+        let session =
+            Session::connect(&Destination::parse(from)?, &ConnectOptions::from_env()).await?;
+        let words = arguments.iter().map(|word| word.to_str());
+        let words: Option<Vec<&str>> =
+            std::iter::once(Some(common.from_program.as_str())).chain(words).collect();
+        let words = words.ok_or("an option that is not UTF-8 cannot go over SSH")?;
+        let process = session.exec(&words).await?;
+        let peer = Peer::greet(session.at(), role, process.into()).await?;
+        return Ok((Lifeline::Session { _session: session }, peer));
+    }
+    let (child, streams) = local::spawn(std::env::current_exe()?.into(), &arguments)?;
+    Ok((Lifeline::Child { _child: child }, Peer::greet("this server", role, streams).await?))
+}
+
+fn agent_arguments(common: &Common, role: v1::Role) -> Vec<OsString> {
     let mut arguments: Vec<OsString> =
         ["agent", "--role", role_name(role), "--config"].map(OsString::from).into();
     arguments.push(common.config.clone().into());
@@ -330,8 +369,7 @@ pub(super) async fn local_agent(
     if let Some(directory) = &common.cyrus_bin {
         arguments.extend(["--cyrus-bin".into(), directory.clone().into()]);
     }
-    let (child, streams) = local::spawn(std::env::current_exe()?.into(), &arguments)?;
-    Ok((child, Peer::greet("this server", role, streams).await?))
+    arguments
 }
 
 fn role_name(role: v1::Role) -> &'static str {

@@ -4,6 +4,7 @@
 mod copy;
 mod data;
 mod messages;
+mod pulse;
 mod tops;
 
 use crate::agent::{self, Handler, Link, LinkError};
@@ -45,6 +46,7 @@ impl Handler for Inspector {
             Op::ListTops(list) => {
                 tops::tell(&self.host, list.sizes, &link.sender()).map(Answer::TopsListed)
             }
+            Op::FeelPulse(ask) => pulse::feel(&self.host, &ask).map(Answer::Pulse),
             _ => Err(agent::unknown_request()),
         }
     }

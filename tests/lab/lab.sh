@@ -34,7 +34,7 @@
 #   lab.sh snap|unsnap <host> <name>       save / put back all Cyrus data
 #   lab.sh empty <host>                    Cyrus data as freshly installed (users still log in)
 #
-# Hosts that need neither suite nor ip:  bw1 bw2 (bookworm)  bull bull2 (bullseye)  trix trix2 (trixie)
+# Hosts that need neither suite nor ip:  bw1 bw2 bw3 (bookworm)  bull bull2 (bullseye)  trix trix2 (trixie)
 # sid sid2 (sid)
 #
 # State lives in $MBCOPY_LAB (default /var/tmp/mbcopy-lab), never in the repository.  Cyrus data is
@@ -62,6 +62,7 @@ known_host() { # "suite ip" of the hosts that everybody knows
   case $1 in
     bw1)  echo bookworm $NET.11;;
     bw2)  echo bookworm $NET.12;;
+    bw3)  echo bookworm $NET.13;;
     bull) echo bullseye $NET.21;;
     trix) echo trixie $NET.22;;
     sid)  echo sid $NET.23;;

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// Where the tests' runs are kept, on the source.
-const STORE: &str = "/var/tmp/mbcopy-bulk";
+pub(crate) const STORE: &str = "/var/tmp/mbcopy-bulk";
 
 /// Users with a few messages, what they are, and a file that lists them.
 struct Run {
@@ -63,20 +63,20 @@ impl Run {
     }
 }
 
-fn shell(host: &Host, script: &str) -> String {
+pub(crate) fn shell(host: &Host, script: &str) -> String {
     host.run(&["sh", "-c", script]).unwrap()
 }
 
-fn serves(host: &Host, user: &str) -> bool {
+pub(crate) fn serves(host: &Host, user: &str) -> bool {
     let seen = host.imap(user).unwrap().attempt("EXAMINE INBOX").unwrap();
     seen.tagged.is_ok()
 }
 
-fn directory(host: &Host, mailbox: &str) -> String {
+pub(crate) fn directory(host: &Host, mailbox: &str) -> String {
     host.run_as_cyrus(&["/usr/lib/cyrus/bin/mbpath", mailbox]).unwrap().trim().to_owned()
 }
 
-fn documents(pushed: &Pushed) -> Vec<serde_json::Value> {
+pub(crate) fn documents(pushed: &Pushed) -> Vec<serde_json::Value> {
     pushed.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
@@ -112,7 +112,7 @@ fn writers(host: &Host) -> Result<usize, String> {
 
 /// Cyrus's own programs find nothing to mend.
 #[track_caller]
-fn assert_healthy(host: &Host, users: &[String]) {
+pub(crate) fn assert_healthy(host: &Host, users: &[String]) {
     let said = shell(host, "su -s /bin/sh cyrus -c '/usr/lib/cyrus/bin/quota -f -n' 2>&1");
     assert!(!said.contains("was"), "quota on {host}: {said}");
     for user in users {
@@ -171,15 +171,68 @@ fn moves_that_do_not_take_turns_are_noticed() {
     assert!(writers(target).is_err(), "nobody wrote at once, or it is not noticed");
 }
 
+/// Starts a command of bulk on the source again and again, until it ends well, and
+/// kills the coordinator, its moves, either agent and the target's Cyrus meanwhile, of
+/// each kind at least once; how often each was killed.
+pub(crate) fn kill_until_done(servers: &Servers, command: &[&str], limit: Duration) -> [u32; 5] {
+    let patterns =
+        ["^mbcopy bulk ", "mbcopy .*push --json", "agent --role source", "agent --role target"];
+    let mut random = 88_172_645_463_325_252_u64;
+    let mut next = move |below: u64| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random % below
+    };
+    let (mut killed, mut turn) = ([0; 5], 0);
+    let began = Instant::now();
+    let mut coordinator = servers.source.spawn(command).unwrap();
+    loop {
+        assert!(began.elapsed() < limit, "it does not end: {killed:?}");
+        // Ever more seldom: who is the last is not killed again and again.
+        std::thread::sleep(Duration::from_millis((100 + next(500)) * (1 + turn as u64 / 40)));
+        if let Some(status) = coordinator.try_wait().unwrap() {
+            if status.success() {
+                break;
+            }
+            coordinator = servers.source.spawn(command).unwrap();
+            continue;
+        }
+        // One kind after the other, Cyrus more seldom.
+        turn += 1;
+        let victim = if turn % 9 == 0 { 4 } else { turn % 4 };
+        match patterns.get(victim) {
+            Some(pattern) => {
+                let host = if victim == 3 { &servers.target } else { &servers.source };
+                for pid in host.pids(pattern).unwrap().into_iter().take(1 + next(2) as usize) {
+                    let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
+                    let signal = rustix::process::Signal::KILL;
+                    killed[victim] += u32::from(rustix::process::kill_process(pid, signal).is_ok());
+                }
+            }
+            None => {
+                servers.target.kill_cyrus().unwrap();
+                servers.target.start_cyrus().unwrap();
+                killed[4] += 1;
+            }
+        }
+    }
+    println!("killed {killed:?} in {:?}", began.elapsed());
+    assert!(killed.iter().all(|kind| *kind > 0), "not everything was killed: {killed:?}");
+    killed
+}
+
+/// Each move is in the journal of the target once.
+#[track_caller]
+pub(crate) fn assert_each_once(target: &Host, users: usize) {
+    let moves = shell(target, "mbcopy status --json");
+    let done = moves.lines().filter(|line| line.contains("\"state\":\"done\"")).count();
+    assert_eq!(done, users, "{moves}");
+}
+
 #[test]
 fn whatever_is_killed_everybody_is_moved_once() {
     let run = Run::of("kill", 32);
-    let patterns = [
-        "mbcopy bulk /tmp/users",
-        "mbcopy .*push --json",
-        "agent --role source",
-        "agent --role target",
-    ];
     let command = [
         "mbcopy",
         "bulk",
@@ -193,54 +246,63 @@ fn whatever_is_killed_everybody_is_moved_once() {
         "--store",
         STORE,
     ];
-    let mut random = 88_172_645_463_325_252_u64;
-    let mut next = move |below: u64| {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        random % below
-    };
-    let (mut killed, mut turn) = ([0; 5], 0);
-    let began = Instant::now();
-    let mut coordinator = run.servers.source.spawn(&command).unwrap();
-    loop {
-        assert!(began.elapsed() < Duration::from_secs(900), "it does not end: {killed:?}");
-        // Ever more seldom: who is the last is not killed again and again.
-        std::thread::sleep(Duration::from_millis((100 + next(500)) * (1 + turn as u64 / 40)));
-        if let Some(status) = coordinator.try_wait().unwrap() {
-            if status.success() {
-                break;
-            }
-            coordinator = run.servers.source.spawn(&command).unwrap();
-            continue;
-        }
-        // One kind after the other, Cyrus more seldom.
-        turn += 1;
-        let victim = if turn % 9 == 0 { 4 } else { turn % 4 };
-        match patterns.get(victim) {
-            Some(pattern) => {
-                let host = if victim == 3 { &run.servers.target } else { &run.servers.source };
-                for pid in host.pids(pattern).unwrap().into_iter().take(1 + next(2) as usize) {
-                    let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
-                    let signal = rustix::process::Signal::KILL;
-                    killed[victim] += u32::from(rustix::process::kill_process(pid, signal).is_ok());
-                }
-            }
-            None => {
-                run.servers.target.kill_cyrus().unwrap();
-                run.servers.target.start_cyrus().unwrap();
-                killed[4] += 1;
-            }
-        }
-    }
-    println!("killed {killed:?} in {:?}", began.elapsed());
-    assert!(killed.iter().all(|kind| *kind > 0), "not everything was killed: {killed:?}");
+    kill_until_done(&run.servers, &command, Duration::from_secs(900));
     run.users.iter().for_each(|user| run.assert_moved(user));
     assert_healthy(&run.servers.target, &run.users);
-    // Each move is in the journal of the target once.
-    let moves = shell(&run.servers.target, "mbcopy status --json");
-    let done = moves.lines().filter(|line| line.contains("\"state\":\"done\"")).count();
-    assert_eq!(done, run.users.len(), "{moves}");
+    assert_each_once(&run.servers.target, run.users.len());
+}
+
+#[test]
+fn the_targets_load_makes_it_do_less_at_once() {
+    let run = Run::of("load", 8);
+    run.servers.target.add_users(&["canary"]).unwrap();
+    Seed::new(&run.servers.target, "canary").small().unwrap();
+    let most_at_once = |ended: &Pushed| {
+        let (mut now, mut most) = (0, 0);
+        for document in documents(ended) {
+            now += match document["event"].as_str() {
+                Some("begun") => 1,
+                Some("ended") => -1,
+                _ => 0,
+            };
+            most = most.max(now);
+        }
+        most
+    };
+    // No login is as quick as that, whatever the load is.
+    let slow =
+        ["--jobs=4", "--json", "--canary=canary", "--max-latency=1ms", "--route-command=sleep 0.5"];
+    let metrics = "--metrics-file=/tmp/mbcopy.prom";
+    let command =
+        [&["mbcopy", "bulk", "/tmp/users", "--to", "bw2", "--store", STORE, metrics], &slow[..]]
+            .concat();
+    let running = run.servers.source.spawn(&command).unwrap();
+    let began = Instant::now();
+    loop {
+        assert!(began.elapsed() < Duration::from_secs(60), "the target's pulse is not shown");
+        let said = run.bulk(&["status"]);
+        let told = shell(&run.servers.source, "cat /tmp/mbcopy.prom 2>/dev/null || true");
+        let shown =
+            said.stdout.contains("a client waits") && said.stdout.contains("; 1 moves at once");
+        let measured = told.lines().any(|line| {
+            let value = line.split(' ').next_back().and_then(|v| v.parse::<f64>().ok());
+            line.starts_with("mbcopy_bulk_canary_seconds{") && value.is_some_and(|v| v > 0.0)
+        });
+        if shown && measured && told.contains("mbcopy_bulk_moves_allowed{") {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    let ended = Pushed::from(running.wait_with_output().unwrap()).expect(0);
+    assert_eq!(most_at_once(&ended), 1);
+    ended.says(&["the target is loaded"]);
+    run.bulk(&["reverse", "--all"]).expect(0);
+    // Where there is room, it soon is no more held back.
+    run.bulk(&["retry-failed"]).expect(2);
+    let room = ["--jobs=4", "--json", "--max-load=1000", "--run=again", "--route-command=sleep 2"];
+    let ended = run.start(&room).expect(0);
+    assert!(most_at_once(&ended) > 1, "{}", ended.stdout);
+    run.users.iter().for_each(|user| run.assert_moved(user));
 }
 
 #[test]
@@ -440,65 +502,4 @@ fn a_plan_that_means_nobody_is_an_error() {
     run.bulk(&["status"]).expect(2).says(&["there is no run"]);
     run.bulk(&["user.plan*", "--to", "bw2"]).expect(0).says(&["1 users: 1 moved; over"]);
     run.bulk(&["user.plan*", "--to", "bw2"]).expect(0).says(&["are away by now", "1 moved; over"]);
-}
-
-/// The long form: `make bulk USERS=1000`, also to a newer release: `TARGET=trix`. Users of realistic sizes by eight moves at
-/// once, and beside it XFER of as many others of the same kind, one after another.
-#[test]
-#[ignore = "takes long: make bulk"]
-fn many_users_and_xfer_beside_it() {
-    let users: usize = std::env::var("USERS").ok().and_then(|n| n.parse().ok()).unwrap_or(40);
-    let target = std::env::var("TARGET").unwrap_or_else(|_| "bw2".into());
-    let servers = Servers::between("bw1", &target);
-    let names = |prefix: &str| (0..users).map(|n| format!("{prefix}{n:04}")).collect::<Vec<_>>();
-    let (ours, theirs) = (names("many"), names("xfer"));
-    for user in ours.iter().chain(&theirs) {
-        servers.accounts(&[user]);
-        // Most are small, some are large: as in a server's life.
-        let n: usize = user[4..].parse().unwrap();
-        let messages = match n % 20 {
-            0 => 1500,
-            1..=4 => 300,
-            _ => 40,
-        };
-        let seed = Seed::new(&servers.source, user).seed(n as u64 + 1);
-        seed.bulk(messages, Size::Median(8000), 1 + n % 8).unwrap();
-    }
-    let checked: Vec<&String> = ours.iter().step_by(10).collect();
-    let before: Vec<_> =
-        checked.iter().map(|user| fingerprint(&servers.source, user, &[])).collect();
-    shell(&servers.source, &format!("rm -rf {STORE}"));
-
-    let began = Instant::now();
-    servers
-        .mbcopy(&["bulk", "user.many*", "--to", &target, "--jobs=8", "--store", STORE])
-        .expect(0);
-    let bulk = began.elapsed();
-    let mut admin = servers.source.admin().unwrap();
-    admin.set_patience(Duration::from_secs(600)).unwrap();
-    let began = Instant::now();
-    for user in &theirs {
-        let reply = admin.attempt(format!("XFER user.{user} {target}")).unwrap();
-        let told = format!("USER {user}");
-        assert!(reply.notes.iter().any(|n| n.is_ok() && n.text == told), "{:?}", reply.notes);
-    }
-    let xfer = began.elapsed();
-    println!(
-        "{users} users: bulk {:.1} s, XFER one after another {:.1} s: {:.2} times as fast",
-        bulk.as_secs_f64(),
-        xfer.as_secs_f64(),
-        xfer.as_secs_f64() / bulk.as_secs_f64()
-    );
-    for (user, before) in checked.iter().zip(&before) {
-        // A newer release shows one key more (tests/servers/versions.rs).
-        let known: &[&str] = match target.as_str() {
-            "bw2" => &[],
-            _ => &["/shared/vendor/cmu/cyrus-imapd/userrawquota"],
-        };
-        assert_same(before, &fingerprint(&servers.target, user, &[]), known);
-    }
-    for user in &ours {
-        assert!(serves(&servers.target, user) && !serves(&servers.source, user), "{user}");
-    }
-    assert_healthy(&servers.target, &ours);
 }

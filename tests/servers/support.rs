@@ -64,13 +64,7 @@ impl Servers {
     /// mbcopy that was just built.
     pub fn between(source: &str, target: &str) -> Servers {
         let servers = Servers { source: Host::new(source), target: Host::new(target) };
-        for host in servers.both() {
-            host.up().expect("a host of the lab comes up; `make lab` builds it");
-            host.empty().expect("a host of the lab can be emptied");
-            let old = host.name().starts_with("bull");
-            let program = if old { portable_program() } else { program() };
-            host.install(program, PROGRAM).expect("mbcopy is installed");
-        }
+        servers.both().into_iter().for_each(install);
         servers
     }
 
@@ -148,6 +142,15 @@ impl Servers {
             ["push", mailbox, self.target.name()].iter().chain(options).copied().collect();
         self.mbcopy(&arguments)
     }
+}
+
+/// Brings a host up, empty, with the mbcopy that was just built.
+pub fn install(host: &Host) {
+    host.up().expect("a host of the lab comes up; `make lab` builds it");
+    host.empty().expect("a host of the lab can be emptied");
+    let old = host.name().starts_with("bull");
+    let program = if old { portable_program() } else { program() };
+    host.install(program, PROGRAM).expect("mbcopy is installed");
 }
 
 impl From<Output> for Pushed {

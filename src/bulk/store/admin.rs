@@ -1,118 +1,162 @@
 //! What an admin decides: who is in a run, what is done with everybody, and with one.
 
-use super::{Added, Mode, NOT_COPIED, Order, Result, Store};
+use super::{Added, Mode, NOT_COPIED, NOT_FOUND, Order, Result, Store, Value};
 use crate::bulk::resolve::Planned;
+use crate::bulk::state::State;
 use crate::moves::journal::now_ms;
-use rusqlite::params;
 
 /// The reason of those whom the plan does not name any more.
 const TAKEN_OUT: &str = "the plan does not name him any more";
 
 impl Store {
     /// Puts users into the run who are not in it. Whoever is in it, is not named
-    /// any more, and has not begun, is taken out, unless `keep`.
+    /// any more, and has not begun, is taken out, unless `keep`; of the servers only
+    /// whose users we may take.
+    ///
+    /// Where several coordinators share a run, each finds some of the plan's users.
+    /// Whom none has found yet is refused, and waits again as soon as one does.
     pub fn add(&self, users: &[Planned], mode: Mode, keep: bool) -> Result<Added> {
-        self.try_to(|db| {
-            let transaction = db.unchecked_transaction()?;
+        self.transaction(|| {
             let now = now_ms();
-            let (mut new, mut known) = (0, 0);
-            {
-                transaction.execute("UPDATE user SET planned = 0", [])?;
-                let mut insert = transaction.prepare(
-                    "INSERT INTO user VALUES (NULL,?1,?2,?3,?4,?5,0,?6,'waiting',0,?7,0,'',0,0,0,\
-                     '','','','',?8,1) ON CONFLICT (mailbox) DO NOTHING",
-                )?;
-                // A size that is not known does not replace one that is.
-                let mut update = transaction.prepare(
-                    "UPDATE user SET planned = 1, \
-                     destination = iif(state = 'waiting' AND attempts = 0, ?2, destination), \
-                     next_at = iif(state = 'waiting' AND attempts = 0, ?7, next_at), \
-                     mailboxes = iif(?3 > 0, ?3, mailboxes), messages = iif(?3 > 0, ?4, messages), \
-                     bytes = iif(?3 > 0, ?5, bytes), \
-                     state = iif(state = 'skipped' AND reason = ?9, 'waiting', state) \
-                     WHERE mailbox = ?1",
-                )?;
-                for user in users {
-                    let (mailboxes, messages, bytes) = user.size;
-                    let place = user.place();
-                    let task = mode.task().word();
-                    let row = insert.execute(params![
-                        user.mailbox,
-                        place,
-                        mailboxes,
-                        messages,
-                        bytes,
-                        task,
-                        user.not_before,
-                        now
-                    ])?;
-                    new += row as u64;
-                    if row == 0 {
-                        known += 1;
-                        update.execute(params![
-                            user.mailbox,
-                            place,
-                            mailboxes,
-                            messages,
-                            bytes,
-                            task,
-                            user.not_before,
-                            now,
-                            TAKEN_OUT
-                        ])?;
-                    }
-                }
+            let mut added = Added::default();
+            let sources = self.takeable()?;
+            for source in &sources {
+                let forget = "UPDATE users SET planned = 0 WHERE source = ?1";
+                self.execute(forget, &[source.into()])?;
             }
-            let gone = match keep {
-                true => 0,
-                false => transaction.execute(
-                    "UPDATE user SET state = 'skipped', reason = ?1, updated = ?2 \
+            for user in users {
+                self.add_one(user, mode, now, &mut added)?;
+            }
+            for source in sources.iter().filter(|_| !keep) {
+                added.gone += self.execute(
+                    "UPDATE users SET state = 'skipped', reason = ?1, updated = ?2 \
                      WHERE planned = 0 AND state = 'waiting' AND attempts = 0 AND copied = 0 \
-                     AND task <> 'reverse'",
-                    params![TAKEN_OUT, now],
-                )?,
-            };
-            transaction.commit()?;
-            Ok(Added { new, known, gone: gone as u64 })
+                     AND task <> 'reverse' AND source = ?3",
+                    &[TAKEN_OUT.into(), now.into(), source.into()],
+                )?;
+            }
+            Ok(added)
         })
     }
 
-    /// Begins a pass, if none is under way that does the same; whether it did.
+    fn add_one(&self, user: &Planned, mode: Mode, now: i64, added: &mut Added) -> Result<()> {
+        let lost = self.shared && !user.known;
+        let source = if lost { "" } else { user.source.as_str() };
+        let (state, reason) = if lost { (State::Refused, NOT_FOUND) } else { (State::Waiting, "") };
+        let (mailboxes, messages, bytes) = user.size;
+        let place = user.place();
+        let values: [Value; 10] = [
+            (&user.mailbox).into(),
+            (&place).into(),
+            mailboxes.into(),
+            messages.into(),
+            bytes.into(),
+            mode.task().word().into(),
+            user.not_before.into(),
+            now.into(),
+            source.into(),
+            state.word().into(),
+        ];
+        let insert = "INSERT INTO users (mailbox, destination, mailboxes, messages, bytes, task, \
+                      next_at, updated, source, state, rank, holder, attempts, copied, move_id, \
+                      messages_sent, bytes_sent, freeze_ms, serving, reason, advice, detail, planned) \
+                      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, 0, '', 0, 0, '', \
+                      0, 0, 0.0, '', '', '', '', 1) ON CONFLICT (mailbox) DO NOTHING";
+        if self.execute(insert, &values)? > 0 {
+            added.new += 1;
+            if lost {
+                let why = "UPDATE users SET reason = ?2, \
+                           advice = 'look at his name, and start a coordinator for his server' \
+                           WHERE mailbox = ?1";
+                self.execute(why, &[(&user.mailbox).into(), reason.into()])?;
+            }
+            return Ok(());
+        }
+        added.known += 1;
+        if lost {
+            let named = "UPDATE users SET planned = 1 WHERE mailbox = ?1";
+            return self.execute(named, &[(&user.mailbox).into()]).map(drop);
+        }
+        // Found at last.
+        let found = "UPDATE users SET source = ?2, state = 'waiting', reason = '', advice = '', \
+                     attempts = 0, next_at = 0 WHERE mailbox = ?1 AND source = '' AND reason = ?3";
+        let known = [(&user.mailbox).into(), source.into(), NOT_FOUND.into()];
+        self.execute(found, &known)?;
+        // A size that is not known does not replace one that is.
+        let update = "UPDATE users SET planned = 1, \
+             destination = CASE WHEN state = 'waiting' AND attempts = 0 THEN ?2 ELSE destination END, \
+             next_at = CASE WHEN state = 'waiting' AND attempts = 0 THEN ?3 ELSE next_at END, \
+             mailboxes = CASE WHEN ?4 > 0 THEN ?4 ELSE mailboxes END, \
+             messages = CASE WHEN ?4 > 0 THEN ?5 ELSE messages END, \
+             bytes = CASE WHEN ?4 > 0 THEN ?6 ELSE bytes END, \
+             state = CASE WHEN state = 'skipped' AND reason = ?7 THEN 'waiting' ELSE state END \
+             WHERE mailbox = ?1 AND (source = ?8 OR ?9 = 0)";
+        let values = [
+            (&user.mailbox).into(),
+            (&place).into(),
+            user.not_before.into(),
+            mailboxes.into(),
+            messages.into(),
+            bytes.into(),
+            TAKEN_OUT.into(),
+            source.into(),
+            user.known.into(),
+        ];
+        if self.execute(update, &values)? == 0 {
+            added.elsewhere += 1;
+        }
+        Ok(())
+    }
+
+    /// Begins a pass, if none is under way that does the same; whether it did. Each
+    /// server whose users we may take has passes of its own.
     ///
     /// One that copies is over when everybody is copied; then it copies again what
     /// has come since. Nobody is moved twice.
     pub fn begin(&self, mode: Mode) -> Result<bool> {
-        let before = self.mode()?;
-        let open = self.open_users()? > 0;
-        if before == Some(mode) && (open || mode != Mode::Copy) {
+        let mut begun = false;
+        for source in self.takeable()? {
+            begun |= self.begin_at(&source, mode)?;
+        }
+        self.set_remark("mode", mode.word())?;
+        Ok(begun)
+    }
+
+    fn begin_at(&self, source: &String, mode: Mode) -> Result<bool> {
+        let key = format!("mode:{source}");
+        let before = self.remark(&key)?.and_then(|word| Mode::from_word(&word));
+        let open = "SELECT count(*) FROM users \
+                    WHERE state IN ('waiting', 'running', 'unfinished') AND source = ?1";
+        if before == Some(mode) && (mode != Mode::Copy || self.number(open, &[source.into()])? > 0)
+        {
             return Ok(false);
         }
-        self.try_to(|db| {
-            let transaction = db.unchecked_transaction()?;
+        self.transaction(|| {
             let now = now_ms();
-            let reset = "UPDATE user SET state = 'waiting', attempts = 0, next_at = 0, reason = '', \
-                         advice = '', updated = ?1 WHERE ";
-            transaction.execute(&format!("{reset} state = 'copied'"), [now])?;
-            let left_out = format!("{reset} state = 'refused' AND reason = ?2");
-            transaction.execute(&left_out, params![now, NOT_COPIED])?;
+            let reset = "UPDATE users SET state = 'waiting', attempts = 0, next_at = 0, reason = '', \
+                         advice = '', updated = ?1 WHERE source = ?2 AND ";
+            let at = [now.into(), source.into()];
+            self.execute(&format!("{reset} state = 'copied'"), &at)?;
+            let [now_, source_] = at.clone();
+            let left_out = format!("{reset} state = 'refused' AND reason = ?3");
+            self.execute(&left_out, &[now_, source_, NOT_COPIED.into()])?;
             if mode == Mode::Copy {
-                transaction.execute(&format!("{reset} state IN ('failed', 'refused')"), [now])?;
+                self.execute(&format!("{reset} state IN ('failed', 'refused')"), &at)?;
             }
-            transaction.execute(
-                "UPDATE user SET task = ?1 WHERE state = 'waiting' AND task <> 'reverse'",
-                [mode.task().word()],
+            self.execute(
+                "UPDATE users SET task = ?1 \
+                 WHERE state = 'waiting' AND task <> 'reverse' AND source = ?2",
+                &[mode.task().word().into(), source.into()],
             )?;
             if mode == Mode::Cutover {
-                transaction.execute(
-                    "UPDATE user SET state = 'refused', reason = ?1, updated = ?2, \
+                self.execute(
+                    "UPDATE users SET state = 'refused', reason = ?1, updated = ?2, \
                      advice = 'copy him first: the same command with --copy-only' \
-                     WHERE state = 'waiting' AND copied = 0 AND task <> 'reverse'",
-                    params![NOT_COPIED, now],
+                     WHERE state = 'waiting' AND copied = 0 AND task <> 'reverse' AND source = ?3",
+                    &[NOT_COPIED.into(), now.into(), source.into()],
                 )?;
             }
-            let remark = "INSERT OR REPLACE INTO run VALUES (?1, ?2)";
-            transaction.execute(remark, ["mode", mode.word()])?;
-            transaction.commit()?;
+            self.set_remark(&key, mode.word())?;
             Ok(true)
         })
     }
@@ -124,50 +168,58 @@ impl Store {
             Order::Largest => "-bytes",
             Order::Listed => "id",
         };
-        self.try_to(|db| db.execute(&format!("UPDATE user SET rank = {rank}"), []).map(drop))
+        for source in self.takeable()? {
+            let update = format!("UPDATE users SET rank = {rank} WHERE source = ?1");
+            self.execute(&update, &[(&source).into()])?;
+        }
+        Ok(())
     }
 
     /// Takes a user out, if nothing of his move is under way; whether it did.
     pub fn skip(&self, mailbox: &str) -> Result<bool> {
-        let update = "UPDATE user SET state = 'skipped', reason = 'taken out by the admin', \
+        let update = "UPDATE users SET state = 'skipped', reason = 'taken out by the admin', \
                       advice = '', updated = ?2 \
                       WHERE mailbox = ?1 AND state IN ('waiting', 'copied', 'refused', 'failed')";
-        self.try_to(|db| Ok(db.execute(update, params![mailbox, now_ms()])? > 0))
+        Ok(self.execute(update, &[mailbox.into(), now_ms().into()])? > 0)
     }
 
     /// Has those tried again who are in trouble, or one user, even one who was taken
     /// out or came back; how many.
     pub fn retry(&self, mailbox: Option<&str>) -> Result<u64> {
-        let task = self.mode()?.unwrap_or(Mode::Move).task();
-        let update = "UPDATE user SET state = iif(state = 'stuck', 'unfinished', 'waiting'), \
-                      task = iif(state = 'stuck' OR task = 'reverse' AND \
-                      state IN ('failed', 'refused'), task, ?1), \
-                      attempts = 0, next_at = 0, reason = '', advice = '', updated = ?2 WHERE ";
-        self.try_to(|db| match mailbox {
+        // Whom nobody has found is found by a start, not by another try.
+        let update = "UPDATE users SET \
+             task = CASE WHEN state = 'stuck' OR task = 'reverse' \
+             AND state IN ('failed', 'refused') THEN task \
+             WHEN (SELECT value FROM run WHERE key = 'mode:' || source) = 'copy' THEN 'copy' \
+             ELSE 'move' END, \
+             state = CASE WHEN state = 'stuck' THEN 'unfinished' ELSE 'waiting' END, \
+             attempts = 0, next_at = 0, reason = '', advice = '', updated = ?1 \
+             WHERE reason <> ?2 AND ";
+        let (now, lost) = (now_ms().into(), NOT_FOUND.into());
+        match mailbox {
             None => {
                 let which = "state IN ('failed', 'refused', 'stuck')";
-                db.execute(&format!("{update} {which}"), params![task.word(), now_ms()])
+                self.execute(&format!("{update} {which}"), &[now, lost])
             }
             Some(mailbox) => {
                 let which = "mailbox = ?3 AND state IN \
                              ('failed', 'refused', 'stuck', 'reversed', 'skipped')";
-                db.execute(&format!("{update} {which}"), params![task.word(), now_ms(), mailbox])
+                self.execute(&format!("{update} {which}"), &[now, lost, mailbox.into()])
             }
-        })
-        .map(|n| n as u64)
+        }
     }
 
     /// Has everybody who was moved taken back, or one user; how many.
     pub fn reverse(&self, mailbox: Option<&str>) -> Result<u64> {
-        let update = "UPDATE user SET state = 'waiting', task = 'reverse', attempts = 0, \
+        let update = "UPDATE users SET state = 'waiting', task = 'reverse', attempts = 0, \
                       next_at = 0, reason = '', advice = '', updated = ?1 \
                       WHERE state IN ('moved', 'moved-with-losses')";
-        self.try_to(|db| match mailbox {
-            None => db.execute(update, [now_ms()]),
+        match mailbox {
+            None => self.execute(update, &[now_ms().into()]),
             Some(mailbox) => {
-                db.execute(&format!("{update} AND mailbox = ?2"), params![now_ms(), mailbox])
+                let one = format!("{update} AND mailbox = ?2");
+                self.execute(&one, &[now_ms().into(), mailbox.into()])
             }
-        })
-        .map(|n| n as u64)
+        }
     }
 }

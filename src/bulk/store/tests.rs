@@ -1,12 +1,14 @@
 use super::*;
 use crate::bulk::resolve::Planned;
 use crate::bulk::state::Retries;
+use std::time::Duration;
 
 const RETRIES: Retries = Retries { attempts: 2, pause: Duration::from_secs(30) };
 
 fn planned(name: &str, bytes: u64) -> Planned {
     Planned {
         mailbox: format!("user.{name}"),
+        source: String::new(),
         destination: "bw2".into(),
         partition: None,
         not_before: 0,
@@ -78,7 +80,7 @@ fn what_has_ended_is_counted_and_never_claimed_again() {
     let job = claim(&store);
     store.begun(job.attempt, 77).unwrap();
     assert_eq!(store.under_way().unwrap()[0].pid, 77);
-    assert_eq!(store.ended(&job, &ended(Outcome::Done), &RETRIES).unwrap(), State::Moved);
+    assert_eq!(store.ended(&job, &ended(Outcome::Done), &RETRIES).unwrap(), Some(State::Moved));
     assert_eq!(claim(&store).mailbox, "user.b");
     assert_eq!(store.claim(i64::MAX, false).unwrap(), None);
     let counts = store.counts().unwrap();
@@ -91,11 +93,11 @@ fn what_has_ended_is_counted_and_never_claimed_again() {
 fn failures_are_tried_again_later_and_then_no_more() {
     let (_root, store) = run(&["a"]);
     let job = claim(&store);
-    assert_eq!(store.ended(&job, &ended(Outcome::Failed), &RETRIES).unwrap(), State::Waiting);
+    assert_eq!(store.ended(&job, &ended(Outcome::Failed), &RETRIES).unwrap(), Some(State::Waiting));
     assert_eq!(store.next_turn(State::Waiting).unwrap(), Some(31_000));
     assert_eq!(store.claim(30_999, false).unwrap(), None);
     let job = store.claim(31_000, false).unwrap().unwrap();
-    assert_eq!(store.ended(&job, &ended(Outcome::Failed), &RETRIES).unwrap(), State::Failed);
+    assert_eq!(store.ended(&job, &ended(Outcome::Failed), &RETRIES).unwrap(), Some(State::Failed));
     assert_eq!((store.troubled().unwrap(), store.open_users().unwrap()), (1, 0));
     assert_eq!(store.retry(None).unwrap(), 1);
     assert_eq!(claim(&store).mailbox, "user.a");
@@ -105,15 +107,15 @@ fn failures_are_tried_again_later_and_then_no_more() {
 fn what_stopped_in_between_comes_first_and_what_was_interrupted_does_not_count() {
     let (_root, store) = run(&["a", "b"]);
     let job = claim(&store);
-    let state = store.ended(&job, &ended(Outcome::Unfinished), &RETRIES).unwrap();
+    let state = store.ended(&job, &ended(Outcome::Unfinished), &RETRIES).unwrap().unwrap();
     assert_eq!(state, State::Unfinished);
     assert_eq!(store.claim(1_000, true).unwrap(), None);
     let job = store.claim(6_000, true).unwrap().unwrap();
     assert_eq!(job.mailbox, "user.a");
-    let state = store.ended(&job, &ended(Outcome::Interrupted), &RETRIES).unwrap();
+    let state = store.ended(&job, &ended(Outcome::Interrupted), &RETRIES).unwrap().unwrap();
     assert_eq!(state, State::Waiting);
     let job = claim(&store);
-    let state = store.ended(&job, &ended(Outcome::Unfinished), &RETRIES).unwrap();
+    let state = store.ended(&job, &ended(Outcome::Unfinished), &RETRIES).unwrap().unwrap();
     assert_eq!(state, State::Stuck);
     assert_eq!(store.retry(Some("user.a")).unwrap(), 1);
     assert_eq!(state_of(&store, "a"), State::Unfinished);
@@ -167,7 +169,7 @@ fn a_changed_plan_adds_and_takes_out_whom_nothing_was_done_with() {
     let job = claim(&store);
     let again = users(&["b", "d"]);
     let added = store.add(&again, Mode::Move, false).unwrap();
-    assert_eq!(added, Added { new: 1, known: 1, gone: 1 });
+    assert_eq!(added, Added { new: 1, known: 1, gone: 1, elsewhere: 0 });
     assert_eq!(state_of(&store, "a"), State::Running);
     assert_eq!(state_of(&store, "c"), State::Skipped);
     store.ended(&job, &ended(Outcome::Done), &RETRIES).unwrap();
@@ -192,7 +194,7 @@ fn who_is_taken_out_or_back_is_what_the_admin_says() {
     assert!(store.begin(Mode::Copy).unwrap());
     let job = claim(&store);
     assert_eq!((job.mailbox.as_str(), job.task), ("user.a", Task::Reverse));
-    assert_eq!(store.ended(&job, &ended(Outcome::Done), &RETRIES).unwrap(), State::Reversed);
+    assert_eq!(store.ended(&job, &ended(Outcome::Done), &RETRIES).unwrap(), Some(State::Reversed));
     assert_eq!(store.reverse(None).unwrap(), 0);
     assert_eq!(store.retry(Some("user.b")).unwrap(), 1);
     assert_eq!(claim(&store).mailbox, "user.b");
@@ -201,10 +203,10 @@ fn who_is_taken_out_or_back_is_what_the_admin_says() {
 #[test]
 fn one_process_coordinates_and_the_others_are_told() {
     let (root, store) = run(&["a"]);
-    assert!(!store.is_coordinated());
+    assert!(!store.is_coordinated().unwrap());
     let held = store.coordinate().unwrap();
     let other = Store::open(root.path(), "test").unwrap();
-    assert!(other.is_coordinated());
+    assert!(other.is_coordinated().unwrap());
     let error = other.coordinate().unwrap_err().to_string();
     assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
     other.set_control(Control::Paused).unwrap();

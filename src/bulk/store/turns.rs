@@ -1,150 +1,186 @@
 //! Whose turn it is, and what his attempt has come to.
 
-use super::{Ended, Job, Result, Store};
+use super::{Ended, Job, Result, Row, Store, Value};
 use crate::bulk::state::{Outcome, Retries, State, Task, after};
-use rusqlite::{OptionalExtension, TransactionBehavior, params};
+
+/// What is told of an attempt under way, in the order in which [`job`] reads it.
+const JOB: &str = "a.id, a.of_user, u.mailbox, u.source, u.destination, a.task, a.pid, a.started, \
+                   u.attempts FROM attempt a JOIN users u ON u.id = a.of_user \
+                   WHERE a.ended IS NULL";
 
 impl Store {
     /// Users with whom something is to be done still.
     pub fn open_users(&self) -> Result<u64> {
-        let query = "SELECT count(*) FROM user WHERE state IN ('waiting','running','unfinished')";
-        self.try_to(|db| db.query_row(query, [], |row| row.get(0)))
+        let query = "SELECT count(*) FROM users WHERE state IN ('waiting','running','unfinished')";
+        Ok(self.number(query, &[])?.unsigned_abs())
     }
 
-    /// Whose turn it is: he is running from now on, durably.
+    /// Whose turn it is: he is running from now on, and ours, durably.
     pub fn claim(&self, now: i64, unfinished_only: bool) -> Result<Option<Job>> {
         let state = if unfinished_only { State::Unfinished } else { State::Waiting };
-        self.try_to(|db| {
-            let transaction =
-                rusqlite::Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
-            let next = transaction
-                .query_row(
-                    "SELECT id, mailbox, destination, task FROM user \
-                     WHERE state = ?1 AND next_at <= ?2 ORDER BY rank, id LIMIT 1",
-                    params![state.word(), now],
-                    |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get::<_, String>(3)?)),
-                )
-                .optional()?;
-            let Some((user, mailbox, place, task)) = next else { return Ok(None) };
-            transaction.execute(
-                "UPDATE user SET state = 'running', attempts = attempts + 1, updated = ?2 \
-                 WHERE id = ?1",
-                params![user, now],
-            )?;
-            transaction.execute(
-                "INSERT INTO attempt VALUES (NULL, ?1, ?2, 0, ?3, NULL, '', 0, 0, 0, 0, '')",
-                params![user, task, now],
-            )?;
-            let attempt = transaction.last_insert_rowid();
-            transaction.commit()?;
-            let task = Task::from_word(&task).unwrap_or(Task::Move);
-            Ok(Some(Job { attempt, user, mailbox, place, task, pid: 0, started: now }))
+        self.transaction(|| {
+            for source in self.takeable()? {
+                let query = format!(
+                    "SELECT id, mailbox, destination, task, attempts FROM users \
+                     WHERE state = ?1 AND next_at <= ?2 AND source = ?3 \
+                     ORDER BY rank, id LIMIT 1 {}",
+                    self.database.for_us_alone()
+                );
+                let values = [state.word().into(), now.into(), (&source).into()];
+                if let Some(next) = self.one(&query, &values)? {
+                    return self.take(&next, source, state, now).map(Some);
+                }
+            }
+            Ok(None)
+        })
+    }
+
+    fn take(&self, next: &Row, source: String, state: State, now: i64) -> Result<Job> {
+        let (user, task) = (next.integer(0), next.text(3));
+        self.execute(
+            "UPDATE users SET state = 'running', holder = ?3, attempts = attempts + 1, updated = ?2 \
+             WHERE id = ?1",
+            &[user.into(), now.into(), (&self.own).into()],
+        )?;
+        let insert = "INSERT INTO attempt (of_user, holder, task, pid, started, outcome, \
+                      messages_sent, bytes_sent, freeze_ms, total_ms, reason) \
+                      VALUES (?1, ?2, ?3, 0, ?4, '', 0, 0, 0.0, 0.0, '') RETURNING id";
+        let values = [user.into(), (&self.own).into(), (&task).into(), now.into()];
+        Ok(Job {
+            attempt: self.number(insert, &values)?,
+            user,
+            mailbox: next.text(1),
+            source,
+            place: next.text(2),
+            task: Task::from_word(&task).unwrap_or(Task::Move),
+            pid: 0,
+            started: now,
+            again: state == State::Unfinished || next.integer(4) > 0,
         })
     }
 
     /// Notes which process does it.
     pub fn begun(&self, attempt: i64, pid: i32) -> Result<()> {
         let update = "UPDATE attempt SET pid = ?2 WHERE id = ?1";
-        self.try_to(|db| db.execute(update, params![attempt, pid]).map(drop))
+        self.execute(update, &[attempt.into(), i64::from(pid).into()]).map(drop)
     }
 
     /// Attempts of which no end is known, oldest first.
     pub fn under_way(&self) -> Result<Vec<Job>> {
-        let query = "SELECT a.id, a.user, u.mailbox, u.destination, a.task, a.pid, a.started \
-                     FROM attempt a JOIN user u ON u.id = a.user WHERE a.ended IS NULL ORDER BY a.id";
-        self.all(query, [], |row| {
-            let task: String = row.get(4)?;
-            Ok(Job {
-                attempt: row.get(0)?,
-                user: row.get(1)?,
-                mailbox: row.get(2)?,
-                place: row.get(3)?,
-                task: Task::from_word(&task).unwrap_or(Task::Move),
-                pid: row.get(5)?,
-                started: row.get(6)?,
-            })
-        })
+        let query = format!("SELECT {JOB} ORDER BY a.id");
+        Ok(self.all(&query, &[])?.iter().map(job).collect())
     }
 
-    /// An attempt has ended; what becomes of its user.
-    pub fn ended(&self, job: &Job, ended: &Ended, retries: &Retries) -> Result<State> {
-        self.try_to(|db| {
-            let transaction =
-                rusqlite::Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
-            let attempts: u32 = transaction.query_row(
-                "SELECT attempts FROM user WHERE id = ?1",
-                [job.user],
-                |row| row.get(0),
-            )?;
+    /// Those of this machine.
+    pub fn under_way_here(&self) -> Result<Vec<Job>> {
+        let query = format!("SELECT {JOB} AND a.holder = ?1 ORDER BY a.id");
+        Ok(self.all(&query, &[(&self.own).into()])?.iter().map(job).collect())
+    }
+
+    /// An attempt has ended; what becomes of its user. None: he was taken over by
+    /// another coordinator, and this attempt means nothing to him any more.
+    pub fn ended(&self, job: &Job, ended: &Ended, retries: &Retries) -> Result<Option<State>> {
+        self.transaction(|| {
+            let query = "SELECT attempts FROM users \
+                         WHERE id = ?1 AND state = 'running' AND holder = ?2";
+            let Some(row) = self.one(query, &[job.user.into(), (&self.own).into()])? else {
+                return Ok(None);
+            };
+            let attempts = row.count(0) as u32;
             let (state, pause) = after(job.task, ended.outcome, attempts, retries);
             let uncounted = u32::from(ended.outcome == Outcome::Interrupted);
             let (mailboxes, messages, bytes) = ended.size;
-            transaction.execute(
+            self.execute(
                 "UPDATE attempt SET ended = ?2, outcome = ?3, messages_sent = ?4, bytes_sent = ?5, \
-                 freeze_ms = ?6, total_ms = ?7, text = ?8 WHERE id = ?1",
-                params![
-                    job.attempt,
-                    ended.at,
-                    ended.outcome.word(),
-                    ended.sent.0,
-                    ended.sent.1,
-                    ended.freeze_ms,
-                    ended.total_ms,
-                    ended.text
+                 freeze_ms = ?6, total_ms = ?7, reason = ?8 WHERE id = ?1",
+                &[
+                    job.attempt.into(),
+                    ended.at.into(),
+                    ended.outcome.word().into(),
+                    ended.sent.0.into(),
+                    ended.sent.1.into(),
+                    ended.freeze_ms.into(),
+                    ended.total_ms.into(),
+                    (&ended.text).into(),
                 ],
             )?;
-            transaction.execute(
-                "UPDATE user SET state = ?2, attempts = attempts - ?3, next_at = ?4, \
-                 copied = iif(?5, ?6, copied), move_id = iif(?7 <> '', ?7, move_id), \
-                 mailboxes = iif(?8 > 0, ?8, mailboxes), messages = iif(?8 > 0, ?9, messages), \
-                 bytes = iif(?8 > 0, ?10, bytes), messages_sent = messages_sent + ?11, \
-                 bytes_sent = bytes_sent + ?12, freeze_ms = ?13, \
-                 serving = iif(?14 <> '', ?14, serving), reason = ?15, advice = ?16, detail = ?17, \
-                 updated = ?18 WHERE id = ?1",
-                params![
-                    job.user,
-                    state.word(),
-                    uncounted,
-                    pause.map_or(0, |pause| ended.at + pause.as_millis() as i64),
-                    state == State::Copied,
-                    ended.at,
-                    ended.move_id,
-                    mailboxes,
-                    messages,
-                    bytes,
-                    ended.sent.0,
-                    ended.sent.1,
-                    ended.freeze_ms,
-                    ended.serving,
-                    ended.text,
-                    ended.advice,
-                    ended.detail,
-                    ended.at,
-                ],
+            let next_at = pause.map_or(0, |pause| ended.at + pause.as_millis() as i64);
+            let values: [Value; 18] = [
+                job.user.into(),
+                state.word().into(),
+                uncounted.into(),
+                next_at.into(),
+                (state == State::Copied).into(),
+                ended.at.into(),
+                (&ended.move_id).into(),
+                mailboxes.into(),
+                messages.into(),
+                bytes.into(),
+                ended.sent.0.into(),
+                ended.sent.1.into(),
+                ended.freeze_ms.into(),
+                (&ended.serving).into(),
+                (&ended.text).into(),
+                (&ended.advice).into(),
+                (&ended.detail).into(),
+                (&self.own).into(),
+            ];
+            let changed = self.execute(
+                "UPDATE users SET state = ?2, attempts = attempts - ?3, next_at = ?4, holder = '', \
+                 copied = CASE WHEN ?5 = 1 THEN ?6 ELSE copied END, \
+                 move_id = CASE WHEN ?7 <> '' THEN ?7 ELSE move_id END, \
+                 mailboxes = CASE WHEN ?8 > 0 THEN ?8 ELSE mailboxes END, \
+                 messages = CASE WHEN ?8 > 0 THEN ?9 ELSE messages END, \
+                 bytes = CASE WHEN ?8 > 0 THEN ?10 ELSE bytes END, \
+                 messages_sent = messages_sent + ?11, bytes_sent = bytes_sent + ?12, \
+                 freeze_ms = ?13, serving = CASE WHEN ?14 <> '' THEN ?14 ELSE serving END, \
+                 reason = ?15, advice = ?16, detail = ?17, updated = ?6 \
+                 WHERE id = ?1 AND state = 'running' AND holder = ?18",
+                &values,
             )?;
-            transaction.commit()?;
-            Ok(state)
+            Ok((changed > 0).then_some(state))
         })
     }
 
     /// An attempt that was noted and never began. His last one may have stopped in
     /// between.
     pub fn not_begun(&self, job: &Job) -> Result<()> {
-        self.try_to(|db| {
-            let transaction = db.unchecked_transaction()?;
-            transaction.execute("DELETE FROM attempt WHERE id = ?1", [job.attempt])?;
-            transaction.execute(
-                "UPDATE user SET state = iif(attempts > 1, 'unfinished', 'waiting'), \
-                 attempts = max(attempts - 1, 0) WHERE id = ?1 AND state = 'running'",
-                [job.user],
+        self.transaction(|| {
+            self.execute("DELETE FROM attempt WHERE id = ?1", &[job.attempt.into()])?;
+            self.execute(
+                "UPDATE users SET state = CASE WHEN attempts > 1 THEN 'unfinished' ELSE 'waiting' END, \
+                 attempts = CASE WHEN attempts > 0 THEN attempts - 1 ELSE 0 END, holder = '' \
+                 WHERE id = ?1 AND state = 'running' AND holder = ?2",
+                &[job.user.into(), (&self.own).into()],
             )?;
-            transaction.commit()
+            Ok(())
         })
     }
 
-    /// When the next user of a state may begin: milliseconds since 1970.
+    /// When the next user of a state may begin, whom we may take: milliseconds since
+    /// 1970.
     pub fn next_turn(&self, state: State) -> Result<Option<i64>> {
-        let query = "SELECT min(next_at) FROM user WHERE state = ?1";
-        self.try_to(|db| db.query_row(query, [state.word()], |row| row.get(0)))
+        let query = "SELECT min(next_at) FROM users WHERE state = ?1 AND source = ?2";
+        let mut next: Option<i64> = None;
+        for source in self.takeable()? {
+            let row = self.one(query, &[state.word().into(), (&source).into()])?;
+            let at = row.and_then(|row| row.known_integer(0));
+            next = next.into_iter().chain(at).min();
+        }
+        Ok(next)
+    }
+}
+
+fn job(row: &Row) -> Job {
+    Job {
+        attempt: row.integer(0),
+        user: row.integer(1),
+        mailbox: row.text(2),
+        source: row.text(3),
+        place: row.text(4),
+        task: Task::from_word(&row.text(5)).unwrap_or(Task::Move),
+        pid: row.integer(6) as i32,
+        started: row.integer(7),
+        again: row.integer(8) > 1,
     }
 }

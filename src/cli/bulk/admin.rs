@@ -69,18 +69,20 @@ pub(super) fn drain(args: &OfArgs) -> Done {
 
 fn control(store: &Store, control: Control, text: &str) -> Done {
     store.set_control(control)?;
-    let idle = if store.is_coordinated() { "" } else { " (nobody is at work on it now)" };
+    let idle = if store.is_coordinated()? { "" } else { " (nobody is at work on it now)" };
     println!("{}: {text}{idle}", store.name());
     Ok(0)
 }
 
 pub(super) fn resume(common: &Common, args: &GoArgs) -> Done {
-    go(common, &args.of.open()?, args.json)
+    go(common, args.of.open()?, args.json)
 }
 
 /// Goes on with it here, unless another process is at work on it.
-fn go(common: &Common, store: &Store, json: bool) -> Done {
-    if store.is_coordinated() {
+fn go(common: &Common, store: Store, json: bool) -> Done {
+    // Of a shared run this machine may have nothing to do with its moves.
+    let elsewhere = store.is_coordinated()? && !super::start::was_started(&store)?;
+    if store.is_coordinated_here() || elsewhere {
         store.set_control(Control::Go)?;
         println!("{}: goes on", store.name());
         return Ok(0);
@@ -97,7 +99,7 @@ pub(super) fn retry(common: &Common, args: &RetryArgs) -> Done {
     } else {
         each(&store, &args.users, "tried again", |user| Ok(store.retry(Some(user))? > 0))?;
     }
-    go(common, &store, args.go.json)
+    go(common, store, args.go.json)
 }
 
 pub(super) fn skip(args: &SkipArgs) -> Done {
@@ -116,7 +118,7 @@ pub(super) fn reverse(common: &Common, args: &ReverseArgs) -> Done {
     } else {
         each(&store, &args.users, "moved back", |user| Ok(store.reverse(Some(user))? > 0))?;
     }
-    go(common, &store, args.go.json)
+    go(common, store, args.go.json)
 }
 
 /// Does something with each of the users; the first with whom it cannot be done is

@@ -1,16 +1,16 @@
 //! Whom a plan means, and `mbcopy bulk plan`: what a run would do.
 
+use super::sources::Sources;
 use super::{Done, Failure, Whom};
 use crate::bulk::attempt::Launcher;
 use crate::bulk::plan::{self, Line};
 use crate::bulk::resolve::{self, Planned, ResolveError};
 use crate::bulk::state::Outcome;
-use crate::bulk::survey::{self, Survey};
+use crate::bulk::survey::Survey;
 use crate::cli::Common;
-use crate::cli::push::{MoveOptions, local_agent};
+use crate::cli::push::MoveOptions;
 use crate::push::report::SCHEMA;
 use crate::transport::Destination;
-use crate::wire::v1;
 use clap::Args;
 use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
@@ -109,14 +109,7 @@ fn read(from: impl Read, name: &str) -> Result<String, Failure> {
     }
 }
 
-/// Who is on this server.
-pub(super) async fn survey_here(common: &Common, sizes: bool) -> Result<Survey, Failure> {
-    let agent = local_agent(common, v1::Role::Inspect).await;
-    let (_child, mut peer) = agent.map_err(Failure::failed)?;
-    survey::survey(&mut peer, sizes).await.map_err(Failure::failed)
-}
-
-/// Whom the lines mean on this server; `begun`: of a run that has begun, what
+/// Whom the lines mean on the servers that were asked; `begun`: of a run that has begun, what
 /// matches nobody is returned besides.
 pub(super) fn resolve(
     lines: &[Line],
@@ -145,11 +138,16 @@ pub(super) fn plan(common: &Common, args: PlanArgs) -> Done {
     let lines = lines(&args.whom)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(Failure::failed)?.block_on(async {
-        let survey = survey_here(common, true).await?;
-        let (planned, _) = resolve(&lines, &survey, &args.whom, false)?;
+        let sources = Sources::ask(common, true, &[]).await?;
+        let (planned, _) = resolve(&lines, &sources.survey, &args.whom, false)?;
         let mut sum = sum(&planned, args.jobs);
         if !args.quick {
-            let launcher = super::start::launcher(common, dry(&args.each), std::env::temp_dir())?;
+            let launcher = super::start::launcher(
+                common,
+                &sources.all,
+                dry(&args.each),
+                std::env::temp_dir(),
+            )?;
             sum.refused = ask_about(&planned, &launcher, &args).await?;
             sum.asked = sum.users;
         }

@@ -1,23 +1,30 @@
 //! `mbcopy bulk PLAN`: begins a run, or goes on with it.
 
+use super::sources::{self, Source, Sources};
 use super::tell::{Metrics, Teller};
 use super::{Done, Failure, How, NOT_FINISHED, StartArgs, Whom, name_of};
 use crate::bulk::attempt::Launcher;
+use crate::bulk::pulse::{self, Pace};
 use crate::bulk::resolve::Planned;
 use crate::bulk::run::{self, Event, Finish, Options, Stop, Watcher};
 use crate::bulk::schedule::{Control, End, Limits};
 use crate::bulk::state::{Retries, State, Task};
 use crate::bulk::status::Status;
-use crate::bulk::store::{Coordinator, Job, Mode, Order, Store};
+use crate::bulk::store::{Coordinator, Count, Job, Mode, Order, Store, StoreError};
 use crate::bulk::window::Windows;
 use crate::cli::Common;
 use crate::moves::journal::now_ms;
+use crate::transport::Destination;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// How long a store that does not answer is let rest.
+const STORE_AGAIN: Duration = Duration::from_secs(5);
 
 /// The remark under which a run's options are kept.
 const OPTIONS: &str = "options";
@@ -30,35 +37,49 @@ pub(super) struct Started {
     source_conf: Option<PathBuf>,
     source_root: Option<PathBuf>,
     cyrus_bin: Option<PathBuf>,
+    sources: Vec<Source>,
+    from_program: String,
 }
 
 pub(super) fn start(common: &Common, args: StartArgs) -> Done {
     let lines = super::plan::lines(&args.whom)?;
-    let root = args.of.root()?;
+    let place = args.of.place()?;
     let name = match &args.of.run {
         Some(name) => name_of(name)?.to_owned(),
         None => default_name(&args.whom)?,
     };
-    let begun = Store::open(&root, &name).is_ok();
+    let before = match place.open(&name) {
+        Ok(store) => Some(store),
+        Err(StoreError::NoRun(_)) => None,
+        Err(error) => return Err(error.into()),
+    };
+    let begun = before.is_some();
+    let known = before.map(|store| started(&store)).transpose()?.flatten();
+    let known = known.map(|started| started.sources).unwrap_or_default();
     let sizes = args.how.order != Order::Listed;
-    let survey = in_runtime(super::plan::survey_here(common, sizes))??;
+    let sources = in_runtime(Sources::ask(common, sizes, &known))??;
     // Whoever means nobody leaves no run.
-    let (users, nobody) = super::plan::resolve(&lines, &survey, &args.whom, begun)?;
-    let store = Store::create(&root, &name)?;
-    let right = store.coordinate()?;
+    let (users, nobody) = super::plan::resolve(&lines, &sources.survey, &args.whom, begun)?;
+    let store = place.create(&name)?;
+    let right = store.coordinate_for(&sources::served(&sources.all), args.how.lease)?;
     let mode = args.how.mode();
     let added = store.add(&users, mode, !nobody.is_empty())?;
     let new_pass = store.begin(mode)?;
     store.order(args.how.order)?;
-    store.set_control(Control::Go)?;
+    // Whoever joins the others does what they do.
+    if !store.is_shared() || store.control()? != Control::Paused {
+        store.set_control(Control::Go)?;
+    }
     let started = Started {
         how: args.how,
         config: std::path::absolute(&common.config).map_err(Failure::failed)?,
         source_conf: common.source_conf.clone(),
         source_root: common.source_root.clone(),
         cyrus_bin: common.cyrus_bin.clone(),
+        sources: sources.all,
+        from_program: common.from_program.clone(),
     };
-    store.set_remark(OPTIONS, &serde_json::to_string(&started).map_err(Failure::failed)?)?;
+    store.set_own_remark(OPTIONS, &serde_json::to_string(&started).map_err(Failure::failed)?)?;
     let teller = Teller::new(common, args.json);
     nobody.iter().for_each(|text| teller.say(text));
     if begun {
@@ -74,21 +95,37 @@ pub(super) fn start(common: &Common, args: StartArgs) -> Done {
     } else if new_pass {
         teller.say(&format!("the run {name}: {} users", added.new));
     }
-    go(&started, &store, &right, teller)
+    if added.elsewhere > 0 {
+        teller.say(&format!(
+            "{} of them are in the run as users of other servers, and stay so",
+            added.elsewhere
+        ));
+    }
+    go(&started, store, right, teller)
+}
+
+/// What this machine has started the run with, if it has.
+fn started(store: &Store) -> Result<Option<Started>, Failure> {
+    let text = store.own_remark(OPTIONS)?.unwrap_or_default();
+    Ok(serde_json::from_str(&text).ok())
+}
+
+/// Whether this machine has started the run.
+pub(super) fn was_started(store: &Store) -> Result<bool, Failure> {
+    Ok(started(store)?.is_some())
 }
 
 /// Goes on with a run as it was started last.
-pub(super) fn go_on(common: &Common, store: &Store, json: bool) -> Done {
-    let text = store.remark(OPTIONS)?.unwrap_or_default();
-    let started: Started = serde_json::from_str(&text).map_err(|_| {
-        Failure::usage(format!("the run {} was never started: start it first", store.name()))
+pub(super) fn go_on(common: &Common, store: Store, json: bool) -> Done {
+    let started = started(&store)?.ok_or_else(|| {
+        Failure::usage(format!("the run {} was never started here: start it first", store.name()))
     })?;
-    let right = store.coordinate()?;
+    let right = store.coordinate_for(&sources::served(&started.sources), started.how.lease)?;
     store.set_control(Control::Go)?;
-    go(&started, store, &right, Teller::new(common, json))
+    go(&started, store, right, Teller::new(common, json))
 }
 
-fn go(started: &Started, store: &Store, right: &Coordinator, mut teller: Teller) -> Done {
+fn go(started: &Started, store: Store, right: Coordinator, mut teller: Teller) -> Done {
     let how = &started.how;
     let windows = how.window.as_deref().unwrap_or_default();
     let windows: Windows = match windows {
@@ -100,10 +137,12 @@ fn go(started: &Started, store: &Store, right: &Coordinator, mut teller: Teller)
         source_conf: started.source_conf.clone(),
         source_root: started.source_root.clone(),
         cyrus_bin: started.cyrus_bin.clone(),
+        from: Vec::new(),
+        from_program: started.from_program.clone(),
         verbose: 0,
         quiet: false,
     };
-    let options = Options {
+    let mut options = Options {
         limits: Limits {
             jobs: usize::from(how.jobs),
             max_failures: how.max_failures,
@@ -111,27 +150,37 @@ fn go(started: &Started, store: &Store, right: &Coordinator, mut teller: Teller)
             pause: how.retry_after,
         },
         retries: Retries { attempts: how.attempts, pause: how.retry_after },
-        launcher: launcher(&common, how.of_each(), store.attempts())?,
+        launcher: launcher(&common, &started.sources, how.of_each(), store.attempts())?,
+        paces: Vec::new(),
     };
     teller.metrics = Metrics::start(how)?;
-    teller.store = Some(Store::open(store_root(store)?, store.name())?);
+    teller.store = Some(store.again()?);
     let began = Instant::now();
     let finish = in_runtime(async {
         let stop = Stop::default();
         tokio::spawn(watch_signals(Arc::clone(&stop)));
-        run::run(store, right, &options, &mut teller, &stop).await
+        options.paces = paces(how, &store)?;
+        loop {
+            match run::run(&store, &right, &options, &mut teller, &stop).await {
+                Err(error) if error.is_passing() && stop.load(Ordering::Relaxed) == 0 => {
+                    // What is under way goes on, and is found again.
+                    teller.say(&format!("{error}\n  next: it is tried again"));
+                    tokio::time::sleep(STORE_AGAIN).await;
+                }
+                finish => return finish,
+            }
+        }
     })??;
-    let status = Status::of(store, now_ms())?;
+    store.set_paces(&[])?;
+    if finish != Finish::Abandoned {
+        store.leave(right)?;
+    }
+    let status = Status::of(&store, now_ms())?;
     teller.event(Event::Tick);
     teller.metrics_now(&status);
-    let code = exit_code(finish, &status, store.mode()?);
+    let code = exit_code(finish, &store.counts_of_ours()?, store.mode()?);
     teller.summary(finish, &status, began.elapsed(), code);
     Ok(code)
-}
-
-fn store_root(store: &Store) -> Result<&std::path::Path, Failure> {
-    let directory = store.directory().parent();
-    directory.ok_or_else(|| Failure::failed("the store has no directory"))
 }
 
 fn in_runtime<T>(future: impl Future<Output = T>) -> Result<T, Failure> {
@@ -139,19 +188,42 @@ fn in_runtime<T>(future: impl Future<Output = T>) -> Result<T, Failure> {
     Ok(runtime.map_err(Failure::failed)?.block_on(future))
 }
 
-/// The exit code of a run: nothing but 0 and 3 means that all was done.
-fn exit_code(finish: Finish, status: &Status, mode: Option<Mode>) -> u8 {
-    let left = status.users - status.ended;
+/// Watches the targets, if their load matters.
+fn paces(how: &How, store: &Store) -> Result<Vec<watch::Receiver<Pace>>, StoreError> {
+    let ceiling = how.ceiling();
+    if !ceiling.is_any() {
+        return Ok(Vec::new());
+    }
+    let mut hosts = std::collections::BTreeSet::new();
+    let mut watched = Vec::new();
+    for place in store.destinations()? {
+        if let Ok((destination, _)) = Destination::parse_with_partition(&place)
+            && hosts.insert(destination.host().to_owned())
+        {
+            let target = how.watched(destination);
+            watched.push(pulse::watch(target, ceiling, usize::from(how.jobs)));
+        }
+    }
+    Ok(watched)
+}
+
+/// The exit code of a run, by the users of the servers that it was started for:
+/// nothing but 0 and 3 means that all was done.
+fn exit_code(finish: Finish, counts: &[Count], mode: Option<Mode>) -> u8 {
+    let sum = |which: &dyn Fn(State) -> bool| -> u64 {
+        counts.iter().filter(|count| which(count.state)).map(|count| count.users).sum()
+    };
+    let left = sum(&|state| !state.is_end());
     // Whoever is copied only was not moved.
     let copied = match mode {
         Some(Mode::Copy) => 0,
-        _ => status.in_state(State::Copied),
+        _ => sum(&|state| state == State::Copied),
     };
     match finish {
         Finish::Interrupted | Finish::Abandoned => 7,
         Finish::Ended(End::Drained) if left > 0 => NOT_FINISHED,
-        Finish::Ended(_) if left > 0 || status.troubled > 0 || copied > 0 => 1,
-        Finish::Ended(_) if status.in_state(State::MovedWithLosses) > 0 => 3,
+        Finish::Ended(_) if left > 0 || copied > 0 || sum(&State::is_trouble) > 0 => 1,
+        Finish::Ended(_) if sum(&|state| state == State::MovedWithLosses) > 0 => 3,
         Finish::Ended(_) => 0,
     }
 }
@@ -159,6 +231,7 @@ fn exit_code(finish: Finish, status: &Status, mode: Option<Mode>) -> u8 {
 /// How attempts are started; `push`: options of each.
 pub(super) fn launcher(
     common: &Common,
+    sources: &[Source],
     push: Vec<OsString>,
     outputs: PathBuf,
 ) -> Result<Launcher, Failure> {
@@ -173,8 +246,12 @@ pub(super) fn launcher(
             options.extend([option.into(), value.clone().into()]);
         }
     }
+    let from = sources::routes(sources);
+    if !from.is_empty() {
+        options.extend(["--from-program".into(), OsString::from(&common.from_program)]);
+    }
     let program = std::env::current_exe().map_err(Failure::failed)?;
-    Ok(Launcher { program, common: options, push, outputs })
+    Ok(Launcher { program, common: options, push, outputs, from })
 }
 
 /// An attempt that no store knows of.
@@ -183,10 +260,12 @@ pub(super) fn job(user: &Planned, number: i64) -> Job {
         attempt: number,
         user: number,
         mailbox: user.mailbox.clone(),
+        source: user.source.clone(),
         place: user.place(),
         task: Task::Move,
         pid: 0,
         started: now_ms(),
+        again: false,
     }
 }
 

@@ -1,9 +1,9 @@
 //! `mbcopy bulk status` and `report`: what is known of a run.
 
 use super::{Done, Failure, Of};
+use crate::bulk::pulse::Pace;
 use crate::bulk::report;
 use crate::bulk::status::{Current, Status};
-use crate::bulk::store::Store;
 use crate::moves::journal::now_ms;
 use clap::{Args, ValueEnum};
 use indicatif::{HumanBytes, HumanCount, HumanDuration};
@@ -54,11 +54,11 @@ enum Format {
 
 pub(super) fn status(args: StatusArgs) -> Done {
     if args.of.run.is_none() && !args.watch {
-        let root = args.of.root()?;
-        let runs = Store::runs(&root)?;
+        let place = args.of.place()?;
+        let runs = place.runs()?;
         if runs.len() > 1 {
             for name in runs {
-                let status = Status::of(&Store::open(&root, &name)?, now_ms())?;
+                let status = Status::of(&place.open(&name)?, now_ms())?;
                 show(&status, args.json, true);
             }
             return Ok(0);
@@ -123,6 +123,9 @@ fn screen(status: &Status) -> String {
         let _ = write!(text, "; about {} left", HumanDuration(left));
     }
     text.push('\n');
+    for pace in &status.paces {
+        let _ = writeln!(text, "  {}", pace_line(pace));
+    }
     for current in &status.current {
         let _ = writeln!(text, "  {}", line(current));
     }
@@ -134,6 +137,18 @@ fn screen(status: &Status) -> String {
     }
     text.truncate(text.trim_end().len());
     text
+}
+
+fn pace_line(pace: &Pace) -> String {
+    let canary = match pace.canary_ms {
+        0.0 => String::new(),
+        ms => format!(", a client waits {ms:.0} ms"),
+    };
+    let known = match pace.trouble.as_str() {
+        "" => format!("load {:.2} for each processor{canary}", pace.load),
+        trouble => format!("not known: {trouble}"),
+    };
+    format!("{}: {known}; {} moves at once", pace.target, pace.allowed)
 }
 
 fn line(current: &Current) -> String {

@@ -108,7 +108,7 @@ impl Watcher for Teller {
             Event::Begun(job) => {
                 self.document(json!({
                     "event": "begun", "mailbox": job.mailbox, "destination": job.place,
-                    "task": job.task, "attempt": job.attempt,
+                    "source": job.source, "task": job.task, "attempt": job.attempt,
                 }));
                 if self.verbose {
                     self.say(&format!("{}: {} to {}", job.mailbox, job.task.word(), job.place));
@@ -116,7 +116,8 @@ impl Watcher for Teller {
             }
             Event::Ended(job, state, ended) => {
                 self.document(json!({
-                    "event": "ended", "mailbox": job.mailbox, "destination": job.place,
+                    "event": "ended", "mailbox": job.mailbox, "source": job.source,
+                    "destination": job.place,
                     "task": job.task, "attempt": job.attempt, "outcome": ended.outcome,
                     "state": state, "serving": ended.serving, "messages": ended.size.1,
                     "bytes": ended.size.2, "messages_sent": ended.sent.0,
@@ -155,6 +156,10 @@ impl Watcher for Teller {
                 if reason != Reason::Busy {
                     self.say(reason.text());
                 }
+            }
+            Event::TakenOver(users) => {
+                self.document(json!({ "event": "taken-over", "users": users }));
+                self.say(&format!("{users} users of coordinators that are gone are taken over"));
             }
             Event::Tick => {
                 let due = self.metrics.as_ref().is_some_and(Metrics::is_due);

@@ -17,6 +17,7 @@ pub mod lmtp;
 pub mod medium;
 mod message;
 pub mod net;
+pub mod postgres;
 pub mod power;
 pub mod seed;
 pub mod sieve;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The network namespace in which the lab's clients live; `$MBCOPY_LAB_NETNS` names another one.
-fn client_netns() -> PathBuf {
+pub(crate) fn client_netns() -> PathBuf {
     let name = std::env::var_os("MBCOPY_LAB_NETNS").unwrap_or_else(|| "mbcopylab".into());
     Path::new("/run/netns").join(name)
 }
