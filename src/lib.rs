@@ -10,6 +10,7 @@ pub mod agent;
 pub mod bulk;
 pub mod cli;
 pub mod cyrus;
+pub mod doctor;
 pub mod fault;
 pub mod host;
 pub mod inspect;

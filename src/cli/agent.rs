@@ -46,7 +46,7 @@ impl Role {
             v1::Role::Source => Some(Role::Source),
             v1::Role::Target => Some(Role::Target),
             v1::Role::Inspect => Some(Role::Inspect),
-            v1::Role::Unspecified => None,
+            v1::Role::Unspecified | v1::Role::Repair => None,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The source agent: reads the user natively, sends what is wanted, freezes
 //! him, and retires his copy.
 
-mod freeze;
+pub(crate) mod freeze;
 pub(crate) mod inventory;
 mod locks;
 pub(crate) mod mailbox;
@@ -9,7 +9,7 @@ mod old;
 mod purge;
 pub(crate) mod retire;
 pub(crate) mod send;
-mod sessions;
+pub(crate) mod sessions;
 mod stragglers;
 
 use crate::agent::{self, Handler, Link};
@@ -919,7 +919,7 @@ fn lock_failure(error: &LockError) -> v1::Failure {
     )
 }
 
-fn journal_failure(error: &JournalError) -> v1::Failure {
+pub(crate) fn journal_failure(error: &JournalError) -> v1::Failure {
     let (kind, advice) = match error {
         JournalError::Held { .. } => (Kind::Busy, "wait until that move ends, or stop it"),
         _ => (Kind::Internal, "mend the journal's directory and run the same push again"),

@@ -9,6 +9,7 @@ mod chaos;
 mod clock;
 mod commands;
 mod crash;
+mod doctor;
 mod engines;
 mod failures;
 mod forgotten;

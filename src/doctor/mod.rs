@@ -1,0 +1,13 @@
+//! `mbcopy doctor`: what has become of a user whose move by XFER has failed, and how
+//! he is made whole again.
+//!
+//! The agents tell what both servers have ([`seen`]), whatever state it is in;
+//! [`diagnose`] is a pure function of that. A repair ([`repair`]) is a few steps, each
+//! of which leads from one state that is known to another: what is interrupted is
+//! diagnosed again.
+
+pub mod diagnose;
+pub mod look;
+pub mod plan;
+pub mod report;
+pub mod seen;
