@@ -17,6 +17,7 @@ pub mod inspect;
 pub mod inventory;
 pub mod moves;
 pub mod push;
+pub mod repair;
 pub mod show;
 pub mod source;
 pub mod target;

@@ -2,25 +2,28 @@
 
 use super::Common;
 use super::push::{agent_there, local_agent};
-use crate::doctor::diagnose::{Both, State, diagnose};
+use crate::doctor::diagnose::{Diagnosis, State, diagnose};
 use crate::doctor::look;
 use crate::doctor::plan::{NoPlan, Plan, plan};
-use crate::doctor::report::Report;
+use crate::doctor::repair::{self, Case, Peers, RepairError, repair};
+use crate::doctor::report::{Report, SCHEMA};
 use crate::doctor::seen::{Seen, Standing};
 use crate::push::peer::Peer;
 use crate::transport::{ConnectOptions, Destination, Session};
 use crate::verify::finding::Side;
 use crate::wire::v1;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
 /// Something is wrong; the report says what.
 const WRONG: u8 = 9;
 /// Nothing is done: the state is not known, or needs a choice.
-#[allow(dead_code)]
 const REFUSED: u8 = 4;
+/// The repair stopped in between: the same command goes on.
+const UNFINISHED: u8 = 5;
 
 type Error = Box<dyn std::error::Error>;
 
@@ -36,6 +39,18 @@ pub(super) struct DoctorArgs {
     /// Look at all users of both servers, and tell of those with whom something is wrong
     #[arg(long)]
     all: bool,
+    /// Put it right, so that he is whole on one server; what is on the other one is put
+    /// aside and kept
+    #[arg(long, conflicts_with = "all")]
+    repair: bool,
+    /// Where he is to be then: `source` is the server that had him before, `target` the one
+    /// that he was to be moved to [default: source, or where that is not possible any more,
+    /// target]
+    #[arg(long, value_name = "SIDE", requires = "repair")]
+    to: Option<To>,
+    /// Agree to everything that a repair would ask
+    #[arg(short, long, requires = "repair")]
+    yes: bool,
     /// mbcopy on the other server
     #[arg(long, value_name = "PROGRAM", default_value = "mbcopy")]
     remote_program: String,
@@ -45,6 +60,22 @@ pub(super) struct DoctorArgs {
     /// Print one JSON document per user on standard output
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum To {
+    Source,
+    Target,
+}
+
+impl To {
+    /// Which server that is.
+    fn side(self, diagnosis: &Diagnosis) -> Side {
+        match self {
+            To::Source => diagnosis.origin,
+            To::Target => diagnosis.origin.other(),
+        }
+    }
 }
 
 pub(super) fn run(common: &Common, mut args: DoctorArgs) -> ExitCode {
@@ -66,7 +97,7 @@ pub(super) fn run(common: &Common, mut args: DoctorArgs) -> ExitCode {
     match ended {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("mbcopy: {error}\n  now: nothing was changed");
+            eprintln!("mbcopy: {error}");
             ExitCode::FAILURE
         }
     }
@@ -86,16 +117,9 @@ struct Agent<T> {
 type Here = Agent<tokio::process::Child>;
 type There = Agent<Session>;
 
-/// A user, as both servers have him.
-struct Case {
-    mailbox: String,
-    here: Seen,
-    there: Seen,
-}
-
 impl Doctor<'_> {
     async fn run(&self) -> Result<u8, Error> {
-        let role = v1::Role::Inspect;
+        let role = if self.args.repair { v1::Role::Repair } else { v1::Role::Inspect };
         let (child, peer) = local_agent(self.common, role).await?;
         let mut here = Here { peer, _keeps: child };
         let mut there = match &self.args.destination {
@@ -105,8 +129,99 @@ impl Doctor<'_> {
         self.distinct(&here, there.as_ref())?;
         let Some(mailbox) = &self.args.mailbox else { return self.all(&mut here, &mut there).await };
         let case = self.look(mailbox, &mut here, &mut there, role).await?;
-        let report = self.tell(&case, None);
-        Ok(if report.wrong { WRONG } else { 0 })
+        let diagnosis = diagnose(case.both());
+        let to = self.args.to.map(|to| to.side(&diagnosis));
+        let plan = plan(case.both(), &diagnosis, to);
+        let report = self.tell(&case, diagnosis, &plan);
+        match (plan, there.as_mut()) {
+            (Ok(plan), Some(there)) if self.args.repair => {
+                self.repair(&case, &plan, to, &mut here, there).await
+            }
+            (Err(NoPlan::Other(_)), _) if self.args.repair => Ok(REFUSED),
+            _ => Ok(if report.wrong { WRONG } else { 0 }),
+        }
+    }
+
+    async fn repair(
+        &self,
+        case: &Case,
+        plan: &Plan,
+        to: Option<Side>,
+        here: &mut Here,
+        there: &mut There,
+    ) -> Result<u8, Error> {
+        if !plan.asks.is_empty() && !self.args.yes && !agrees()? {
+            eprintln!("mbcopy: nothing was changed: it needs --yes");
+            return Ok(REFUSED);
+        }
+        let destination = host_of(there.peer.server()).to_owned();
+        let mut peers =
+            Peers { here: &mut here.peer, there: &mut there.peer, destination: &destination };
+        let quiet = self.args.json || self.common.quiet;
+        let tell = |text: &str| {
+            if !quiet {
+                eprintln!("{text}");
+            }
+        };
+        let (done, push) = match repair(&mut peers, &case.mailbox, to, &tell).await {
+            Ok(done) => done,
+            Err(error) => {
+                eprintln!("mbcopy: {error}");
+                if let RepairError::Peer(e) = &error
+                    && let Some((state, advice)) = e.guidance()
+                {
+                    let [state, advice] = [state, advice].map(crate::wire::printable);
+                    eprintln!("  now: {state}\n  next: {advice}");
+                }
+                eprintln!("  next: the same command goes on; mbcopy doctor says how far it is");
+                return Ok(UNFINISHED);
+            }
+        };
+        let serving = both_server(case, plan.right);
+        let text = format!(
+            "{}: repaired; {serving} has him whole: {} records made right, {} messages carried \
+             over, {} mailboxes put aside",
+            case.mailbox, done.records, done.messages, done.put_aside
+        );
+        match self.args.json {
+            true => println!(
+                "{}",
+                serde_json::json!({
+                    "schema": SCHEMA, "event": "repaired", "mailbox": case.mailbox,
+                    "server": serving, "records": done.records, "messages": done.messages,
+                    "mailboxes_made": done.mailboxes, "put_aside": done.put_aside, "push": push,
+                })
+            ),
+            false => println!("{text}"),
+        }
+        if push { self.push(case, plan.right) } else { Ok(0) }
+    }
+
+    /// The move itself, now that nothing is in its way.
+    fn push(&self, case: &Case, right: Side) -> Result<u8, Error> {
+        let destination = self.args.destination.clone().or_else(|| named(&case.here));
+        let (Some(destination), Side::Here) = (destination, right) else {
+            eprintln!(
+                "mbcopy: push him from {}: mbcopy push {} {}",
+                case.there.server(),
+                case.mailbox,
+                case.here.server()
+            );
+            return Ok(UNFINISHED);
+        };
+        let mut command = std::process::Command::new(std::env::current_exe()?);
+        command.args(["push", &case.mailbox, &destination]);
+        command.args(["--remote-program", &self.args.remote_program]);
+        command.args(["--remote-config", &self.args.remote_config]);
+        command.arg("--config").arg(&self.common.config);
+        if let Some(directory) = &self.common.cyrus_bin {
+            command.arg("--cyrus-bin").arg(directory);
+        }
+        if self.args.json {
+            command.arg("--json");
+        }
+        let status = command.status()?;
+        Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(UNFINISHED))
     }
 
     async fn connect(&self, destination: &str, role: v1::Role) -> Result<There, Error> {
@@ -135,35 +250,30 @@ impl Doctor<'_> {
         there: &mut Option<There>,
         role: v1::Role,
     ) -> Result<Case, Error> {
-        let ask = v1::Examine { mailbox: mailbox.into(), ..v1::Examine::default() };
-        let (seen, identity) = look::examine(&mut here.peer, ask, "").await?;
-        if there.is_none()
-            && let Some(named) = named(&seen)
-        {
+        if there.is_none() {
+            let ask = v1::Examine { mailbox: mailbox.into(), ..v1::Examine::default() };
+            let (seen, identity) = look::examine(&mut here.peer, ask, "").await?;
+            let Some(named) = named(&seen) else {
+                let there = Seen { names: vec!["the other server".into()], ..Seen::default() };
+                let mailbox = crate::wire::printable(&identity.display);
+                return Ok(Case { mailbox, name: identity.name, here: seen, there });
+            };
             let found = self.connect(&named, role).await.map_err(|error| {
                 format!("the records name {named}, which cannot be asked: {error}; name it by DEST")
             })?;
             self.distinct(here, Some(&found))?;
             *there = Some(found);
         }
-        let other = match there {
-            Some(there) => {
-                let ask = v1::Examine { name: identity.name, ..v1::Examine::default() };
-                let known_as = there.peer.server().to_owned();
-                look::examine(&mut there.peer, ask, host_of(&known_as)).await?.0
-            }
-            None => Seen { names: vec!["the other server".into()], ..Seen::default() },
-        };
-        let mailbox = crate::wire::printable(&identity.display);
-        Ok(Case { mailbox, here: seen, there: other })
+        let there = there.as_mut().ok_or("the other server is not connected")?;
+        let destination = host_of(there.peer.server()).to_owned();
+        let mut peers =
+            Peers { here: &mut here.peer, there: &mut there.peer, destination: &destination };
+        Ok(repair::look(&mut peers, mailbox).await?)
     }
 
     /// Says what was found.
-    fn tell(&self, case: &Case, to: Option<Side>) -> Report {
-        let both = Both { here: &case.here, there: &case.there };
-        let diagnosis = diagnose(both);
-        let plan: Result<Plan, NoPlan> = plan(both, &diagnosis, to);
-        let report = Report::new(&case.mailbox, both, diagnosis, &plan);
+    fn tell(&self, case: &Case, diagnosis: Diagnosis, plan: &Result<Plan, NoPlan>) -> Report {
+        let report = Report::new(&case.mailbox, case.both(), diagnosis, plan);
         match serde_json::to_string(&report) {
             Ok(text) if self.args.json => println!("{text}"),
             _ => println!("{report}"),
@@ -199,11 +309,12 @@ impl Doctor<'_> {
         let mut wrong = 0;
         for name in &suspects {
             let case = self.look(name, here, there, v1::Role::Inspect).await?;
-            let both = Both { here: &case.here, there: &case.there };
-            if diagnose(both).state == State::Well {
+            let diagnosis = diagnose(case.both());
+            if diagnosis.state == State::Well {
                 continue;
             }
-            wrong += usize::from(self.tell(&case, None).wrong);
+            let plan = plan(case.both(), &diagnosis, None);
+            wrong += usize::from(self.tell(&case, diagnosis, &plan).wrong);
         }
         if !self.args.json {
             println!("{wrong} users with whom something is wrong");
@@ -231,4 +342,20 @@ fn named(seen: &Seen) -> Option<String> {
 fn host_of(shown: &str) -> &str {
     let host = shown.rsplit('@').next().unwrap_or(shown);
     host.split(':').next().unwrap_or(host)
+}
+
+fn both_server(case: &Case, side: Side) -> &str {
+    case.both().on(side).server()
+}
+
+/// Asks on a terminal; without one nobody agrees.
+fn agrees() -> std::io::Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        return Ok(false);
+    }
+    eprint!("go on? [y/N] ");
+    std::io::stderr().flush()?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(["y", "yes"].contains(&answer.trim().to_lowercase().as_str()))
 }

@@ -74,8 +74,7 @@ enum Command {
     Status(status::StatusArgs),
     /// Compare what this server and another one have of a user; changes nothing
     Verify(verify::VerifyArgs),
-    /// Say what has become of a user whose move has failed, by XFER or by mbcopy, and
-    /// what would put it right; changes nothing
+    /// Say what has become of a user whose move by XFER has failed, and put it right
     Doctor(doctor::DoctorArgs),
     /// Show what mbcopy reads in a file or a mailbox of Cyrus's, or in a whole user, of
     /// any version; changes nothing

@@ -1,6 +1,7 @@
 //! Which known state a user is in: a pure function of what both servers have.
 
 use super::seen::{Mailbox, Seen, Standing};
+use crate::moves::journal::state;
 use crate::verify::finding::Side;
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -69,7 +70,8 @@ pub struct Has {
 pub struct Diagnosis {
     /// The state.
     pub state: State,
-    /// The server that had the user before.
+    /// The server that had the user before; of a repair that is not over the one whose copy
+    /// is put aside.
     #[serde(skip)]
     pub origin: Side,
     /// Since when, seconds since 1970; 0: not known.
@@ -118,18 +120,22 @@ impl<'a> Both<'a> {
 
 /// Says which state it is.
 pub fn diagnose(both: Both<'_>) -> Diagnosis {
-    let (state, origin) = state(both);
+    let (state, origin) = known(both);
     let since = since(both, state, origin);
     let has = |side: Side| numbers(both.on(side), both.on(side.other()), since);
     let (here, there) = (has(Side::Here), has(Side::There));
     Diagnosis { state, origin, since, here, there, elsewhere: elsewhere(both) }
 }
 
-fn state(both: Both<'_>) -> (State, Side) {
+fn known(both: Both<'_>) -> (State, Side) {
+    let mut begun = None;
     for side in Side::BOTH {
-        if let Some(known) = both.on(side).unfinished() {
-            let ours = if known.repair { State::OurRepair } else { State::OurMove };
-            return (ours, side);
+        match both.on(side).unfinished() {
+            Some(known) if !known.repair => return (State::OurMove, side),
+            // It has made records live again there.
+            Some(known) if known.state == state::PLANNED => begun = Some(side.other()),
+            Some(_) => return (State::OurRepair, side),
+            None => {}
         }
     }
     let any = |standing| Side::BOTH.iter().any(|side| both.on(*side).any(standing));
@@ -143,7 +149,9 @@ fn state(both: Both<'_>) -> (State, Side) {
         let pair = Pair { origin: both.on(origin), other: both.on(origin.other()) };
         Some((pair.away().or_else(|| pair.deleted())?, origin))
     });
-    found.unwrap_or_else(|| live(both))
+    // Records that are live again tell no more what is left to be done.
+    let begun = begun.map(|wrong| (State::OurRepair, wrong));
+    found.or(begun).unwrap_or_else(|| live(both))
 }
 
 /// Records of neither server send clients away.

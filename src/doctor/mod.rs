@@ -9,5 +9,10 @@
 pub mod diagnose;
 pub mod look;
 pub mod plan;
+pub mod repair;
 pub mod report;
 pub mod seen;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests;

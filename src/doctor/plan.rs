@@ -79,7 +79,7 @@ pub fn plan(both: Both<'_>, diagnosis: &Diagnosis, to: Option<Side>) -> Result<P
             "finish it: mbcopy resume {} (on the server that has begun it); or give it up: mbcopy \
              abort {}; `mbcopy status {}` says what each would do",
         ),
-        State::OurRepair => Ok(Plan { put_aside: true, ..Plan::of(origin.other()) }),
+        State::OurRepair => Ok(onto(both, origin.other(), to)),
         _ if Side::BOTH.iter().any(|side| !both.on(*side).repairable) => {
             other("a repair needs Cyrus 3.6 or later, in use, on both servers")
         }
@@ -185,6 +185,11 @@ fn with_restored(both: Both<'_>, right: Side, to: Option<Side>, restore: &[Resto
         push: to.is_some_and(|to| to != right),
         ..Plan::of(right)
     }
+}
+
+/// What is left to be carried over to `right`, whose records are live again.
+pub fn rest(both: Both<'_>, right: Side) -> Vec<Carried> {
+    carry(both.on(right.other()), both.on(right), &[], true)
 }
 
 /// The first names, and how many there are more.

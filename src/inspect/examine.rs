@@ -22,7 +22,7 @@ use crate::wire::v1;
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Messages of one part.
 const PART: usize = 100_000;
@@ -58,15 +58,16 @@ impl Found {
     }
 
     /// Where one of its files is.
-    pub fn file(&self, host: &Host, file: MetaFile) -> Option<std::path::PathBuf> {
+    pub fn file(&self, host: &Host, file: MetaFile) -> Option<PathBuf> {
         let partition = self.entry.partition.as_ref()?;
         let layout = Layout::new(&host.config);
         layout.meta_file(file, &self.entry.name, self.style(host), partition).ok()
     }
 }
 
-/// Every record that has to do with the user, and those of ids that no name leads to.
-pub(crate) fn find(host: &Host, top: &MailboxName) -> Result<Vec<Found>, String> {
+/// Every record that has to do with the user, and what no name leads to: records of ids
+/// only, and the directories of those of `ids` of which there is no record at all.
+pub(crate) fn find(host: &Host, top: &MailboxName, ids: &[String]) -> Result<Vec<Found>, String> {
     let database = host.mailboxes().map_err(|e| e.to_string())?;
     let list = MailboxList::from_database(&database).map_err(|e| e.to_string())?;
     let owned = list.owned(top, &host.config.deletedprefix()).map_err(|e| e.to_string())?;
@@ -87,12 +88,45 @@ pub(crate) fn find(host: &Host, top: &MailboxName) -> Result<Vec<Found>, String>
         }
     }
     let partitions = host.config.partitions().unwrap_or_default();
+    if host.keeps_by_id() {
+        found.extend(ids.iter().filter_map(|id| without_record(host, top, id, &list, &partitions)));
+    }
     for one in &mut found {
-        if one.entry.partition.is_none() && !one.entry.mbtype.has(Flag::Intermediate) {
+        if one.entry.is_deleted() {
+            // What was renamed, or is kept by delayed delete, has its files by another name.
+            let id = one.entry.uniqueid.as_ref();
+            let name = id.map(|id| list.name_of_id(id)).transpose().map_err(|e| e.to_string())?;
+            if name.flatten().is_some_and(|name| name != one.entry.name) {
+                one.entry.partition = None;
+            }
+        } else if one.entry.partition.is_none() && !one.entry.mbtype.has(Flag::Intermediate) {
             one.entry.partition = place(host, one, partitions.keys());
         }
     }
     Ok(found)
+}
+
+/// A mailbox of the user of which there is a directory and no record: a new one of its
+/// name has replaced it.
+fn without_record(
+    host: &Host,
+    top: &MailboxName,
+    id: &str,
+    list: &MailboxList<'_>,
+    partitions: &BTreeMap<PartitionName, PathBuf>,
+) -> Option<Found> {
+    let id = UniqueId::new(id.as_bytes()).ok()?;
+    if list.id_record(&id).ok()?.is_some() {
+        return None;
+    }
+    let layout = Layout::new(&host.config);
+    let header = |partition| {
+        let path = layout.meta_file(MetaFile::Header, top, DirStyle::Id(&id), partition).ok()?;
+        super::copy::by_header(&path, partition)
+    };
+    let entry = partitions.keys().find_map(header)?;
+    let ours = entry.name == *top || entry.name.is_below(top);
+    (ours && entry.uniqueid == Some(id)).then_some(Found { entry, unnamed: true, kept: false })
 }
 
 /// The mailbox that a record of an id tells of.
@@ -120,8 +154,13 @@ fn place<'a>(
 }
 
 /// Tells all of it. Memory grows with the number of messages of one mailbox.
-pub(super) fn tell(host: &Host, top: &MailboxName, to: &Sender) -> Result<v1::Examined, v1::Failure> {
-    let found = find(host, top).map_err(|e| unreadable(format!("the list of mailboxes: {e}")))?;
+pub(super) fn tell(
+    host: &Host,
+    top: &MailboxName,
+    ids: &[String],
+    to: &Sender,
+) -> Result<v1::Examined, v1::Failure> {
+    let found = find(host, top, ids).map_err(|e| unreadable(format!("the list of mailboxes: {e}")))?;
     for one in &found {
         let (mut told, messages) = describe(host, one);
         let mut rest = messages.as_slice();

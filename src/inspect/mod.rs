@@ -50,7 +50,7 @@ impl Handler for Inspector {
             }
             Op::Examine(examine) => {
                 let top = self.top(&examine.mailbox, &examine.name)?;
-                examine::tell(&self.host, &top, &link.sender()).map(Answer::Examined)
+                examine::tell(&self.host, &top, &examine.ids, &link.sender()).map(Answer::Examined)
             }
             Op::ListStates(_) => {
                 examine::states(&self.host, &link.sender()).map(Answer::StatesListed)

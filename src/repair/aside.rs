@@ -11,7 +11,7 @@ use crate::inspect::examine::{self, Found};
 use crate::moves::journal::{Entry, state};
 use crate::source::inventory::Listing;
 use crate::source::retire::{RetireError, Retirement};
-use crate::source::{journal_failure, sessions};
+use crate::source::sessions;
 use crate::wire::v1::{self, failure::Kind};
 
 impl Session {
@@ -31,23 +31,23 @@ impl Session {
                 "repair again",
             )
         };
-        let done = freeze.pinned(|| self.retire(host, &aside.server));
+        let done = freeze.pinned(|| self.retire(host, aside));
         drop(freeze);
         done.unwrap_or_else(|| Err(over()))
     }
 
-    fn retire(&mut self, host: &Host, server: &str) -> Result<v1::PutAsideDone, v1::Failure> {
-        if let Some(before) = self.interrupted()? {
+    fn retire(&mut self, host: &Host, aside: &v1::PutAside) -> Result<v1::PutAsideDone, v1::Failure> {
+        if let Some(before) = self.put_aside_before()? {
             return self.finish(host, before);
         }
-        let mut listing = left(host, self).map_err(unchanged)?;
+        let mut listing = left(host, self, &aside.ids).map_err(unchanged)?;
         with_id_records(host, &mut listing).map_err(unchanged)?;
         let mailboxes = listing.mailboxes.len() as u32;
         if mailboxes == 0 {
             return Ok(v1::PutAsideDone { mailboxes });
         }
         let id = self.entry.id.clone();
-        let planned = Retirement::new(host, &listing, &id, server);
+        let planned = Retirement::new(host, &listing, &id, &aside.server);
         let planned = planned.map_err(|e| unchanged(e.to_string()))?;
         if let Some(path) = planned.crossings().first() {
             return Err(unchanged(format!(
@@ -70,21 +70,15 @@ impl Session {
         self.record(state::DONE)
     }
 
-    /// The repair that stopped in between.
-    fn interrupted(&self) -> Result<Option<Entry>, v1::Failure> {
-        let found = self.journal.unfinished(self.top.as_bytes(), v1::Role::Source);
-        let found = found.map_err(|e| journal_failure(&e))?;
-        Ok(found.filter(|entry| entry.detail == examine::REPAIR))
+    /// A repair that stopped while it put aside.
+    fn put_aside_before(&self) -> Result<Option<Entry>, v1::Failure> {
+        let begun = [state::RETIRING, state::RETIRED];
+        Ok(self.unfinished()?.filter(|entry| begun.contains(&entry.state.as_str())))
     }
 
     /// Ends a repair that stopped: forward if its transaction has happened.
     fn finish(&mut self, host: &Host, before: Entry) -> Result<v1::PutAsideDone, v1::Failure> {
         self.entry = before;
-        let was = self.entry.state.clone();
-        if ![state::RETIRING, state::RETIRED].contains(&was.as_str()) {
-            self.record(state::ABORTED)?;
-            return Ok(v1::PutAsideDone { mailboxes: 0 });
-        }
         let planned = Retirement::load(host, &self.entry.id).map_err(half_way)?;
         if planned.has_happened(host).map_err(half_way)? {
             self.execute(host, &planned)?;
@@ -106,8 +100,8 @@ fn half_way(error: RetireError) -> v1::Failure {
 }
 
 /// All that is left here of the user: what clients can use, and what nothing leads to.
-fn left(host: &Host, session: &Session) -> Result<Listing, String> {
-    let found = examine::find(host, &session.top)?;
+fn left(host: &Host, session: &Session, ids: &[String]) -> Result<Listing, String> {
+    let found = examine::find(host, &session.top, ids)?;
     let here = |found: &&Found| {
         let index = found.file(host, MetaFile::Index).is_some_and(|path| path.exists());
         let nothing = found.entry.mbtype.has(Flag::Deleted) || found.unnamed;

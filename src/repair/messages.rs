@@ -37,7 +37,7 @@ impl Session {
         read: &v1::ReadMessage,
         link: &Link,
     ) -> Result<v1::MessageRead, v1::Failure> {
-        let found = examine::find(host, &self.top).map_err(unchanged)?;
+        let found = examine::find(host, &self.top, &[]).map_err(unchanged)?;
         let wanted = |f: &&Found| {
             let id = f.entry.uniqueid.as_ref().map(|id| id.as_str()).unwrap_or_default();
             f.entry.name.as_bytes() == read.name && id == read.unique_id

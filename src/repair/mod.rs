@@ -16,7 +16,7 @@ use crate::host::imapd::Instance;
 use crate::host::userlock::UserLock;
 use crate::inspect::Inspector;
 use crate::inspect::examine::REPAIR;
-use crate::moves::journal::{Entry, Hold, now_ms};
+use crate::moves::journal::{Entry, Hold, now_ms, state};
 use crate::moves::{Journal, MoveId};
 use crate::source::freeze::Freeze;
 use crate::source::journal_failure;
@@ -128,6 +128,10 @@ impl Handler for Repairer {
                 session.append(host, &append, link).map(Answer::MessageAppended)
             }
             Op::PutAside(aside) => session.put_aside(host, &aside).map(Answer::PutAsideDone),
+            Op::EndRepair(_) => {
+                session.end()?;
+                Ok(Answer::RepairEnded(v1::RepairEnded {}))
+            }
             _ => Err(agent::unknown_request()),
         }
     }
@@ -146,10 +150,29 @@ impl Session {
 
     /// The user's lock, or those of each mailbox of a shared tree.
     fn lock(&self, host: &Host) -> Result<UserLock, v1::Failure> {
-        let found = crate::inspect::examine::find(host, &self.top).map_err(unchanged)?;
+        let found = crate::inspect::examine::find(host, &self.top, &[]).map_err(unchanged)?;
         let mailboxes = found.iter().map(|f| (&f.entry.name, f.style(host)));
         let paths = host.freeze_paths(&self.top, mailboxes).map_err(|e| unchanged(e.to_string()))?;
         UserLock::take(&paths, LOCK_WAIT).map_err(|e| unchanged(e.to_string()))
+    }
+
+    /// The repair that is not over.
+    fn unfinished(&self) -> Result<Option<Entry>, v1::Failure> {
+        let found = self.journal.unfinished(self.top.as_bytes(), v1::Role::Source);
+        let found = found.map_err(|e| journal_failure(&e))?;
+        Ok(found.filter(|entry| entry.detail == REPAIR))
+    }
+
+    /// Ends what has made records live again here.
+    fn end(&mut self) -> Result<(), v1::Failure> {
+        while let Some(before) = self.unfinished()? {
+            if before.state != state::PLANNED {
+                return Err(agent::protocol("what is put aside is not yet put aside completely"));
+            }
+            self.entry = before;
+            self.record(state::ABORTED)?;
+        }
+        Ok(())
     }
 
     fn record(&mut self, state: &str) -> Result<(), v1::Failure> {
