@@ -127,7 +127,9 @@ impl Doctor<'_> {
             None => None,
         };
         self.distinct(&here, there.as_ref())?;
-        let Some(mailbox) = &self.args.mailbox else { return self.all(&mut here, &mut there).await };
+        let Some(mailbox) = &self.args.mailbox else {
+            return self.all(&mut here, &mut there).await;
+        };
         let case = self.look(mailbox, &mut here, &mut there, role).await?;
         let diagnosis = diagnose(case.both());
         let to = self.args.to.map(|to| to.side(&diagnosis));
@@ -301,11 +303,8 @@ impl Doctor<'_> {
                 }
             }
         }
-        let suspects: BTreeSet<String> = users
-            .into_iter()
-            .filter(|(_, both)| is_suspect(both))
-            .map(|(name, _)| name)
-            .collect();
+        let suspects: BTreeSet<String> =
+            users.into_iter().filter(|(_, both)| is_suspect(both)).map(|(name, _)| name).collect();
         let mut wrong = 0;
         for name in &suspects {
             let case = self.look(name, here, there, v1::Role::Inspect).await?;

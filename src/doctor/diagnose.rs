@@ -6,6 +6,10 @@ use crate::verify::finding::Side;
 use serde::Serialize;
 use std::collections::BTreeSet;
 
+/// Records that were written within so many seconds of each other tell nothing: XFER
+/// writes those of the original again when it recovers, and clocks differ.
+const NEAR: i64 = 600;
+
 /// The states that are known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -174,7 +178,9 @@ fn live(both: Both<'_>) -> (State, Side) {
     if shared(Side::Here) == 0 {
         // Whose ids were once on the other server is the one who has moved.
         let made_anew = |side: &Side| {
-            let was = |m: &&Mailbox| m.standing != Standing::Live && has_live_id(both.on(side.other()), m);
+            let was = |m: &&Mailbox| {
+                m.standing != Standing::Live && has_live_id(both.on(side.other()), m)
+            };
             both.on(*side).mailboxes.iter().any(|m| was(&m))
         };
         let anew: Vec<Side> = Side::BOTH.into_iter().filter(made_anew).collect();
@@ -183,19 +189,31 @@ fn live(both: Both<'_>) -> (State, Side) {
             _ => (State::Unknown, Side::Here),
         };
     }
-    // The copy lacks what the original has, or was made later.
-    let lacks = Side::BOTH.map(|side| {
-        let other = both.on(side.other());
-        other.of(Standing::Live).filter(|m| !holds(both.on(side), m)).count()
+    let origin = older(both);
+    let lacks = both.on(origin).of(Standing::Live).any(|m| !holds(both.on(origin.other()), m));
+    (if lacks { State::PartialCopy } else { State::SecondCopy }, origin)
+}
+
+/// Which of two live copies is the original.
+fn older(both: Both<'_>) -> Side {
+    // The records of a copy were written when it was made.
+    let born = Side::BOTH.map(|side| born(both.on(side)));
+    let known = born.iter().all(|time| *time > 0);
+    match born {
+        [here, there] if known && there + NEAR < here => return Side::There,
+        [here, there] if known && here + NEAR < there => return Side::Here,
+        _ => {}
+    }
+    // The original has all that is older than the copy.
+    let fits = Side::BOTH.map(|origin| {
+        let copied = born[origin.other() as usize];
+        both.on(origin.other()).of(Standing::Live).all(|mailbox| {
+            let twin = both.on(origin).twin(mailbox).map(Mailbox::guids).unwrap_or_default();
+            let mut old = mailbox.present().filter(|m| i64::from(m.saved) < copied);
+            old.all(|m| twin.contains_key(&m.guid))
+        })
     });
-    let origin = match (lacks, Side::BOTH.map(|side| born(both.on(side)))) {
-        ([0, there], _) if there > 0 => Side::Here,
-        ([here, 0], _) if here > 0 => Side::There,
-        (_, [here, there]) if there < here => Side::There,
-        _ => Side::Here,
-    };
-    let complete = lacks[origin.other() as usize] == 0;
-    (if complete { State::SecondCopy } else { State::PartialCopy }, origin)
+    if fits == [false, true] { Side::There } else { Side::Here }
 }
 
 /// The server that had the user, and the one that was to get him.

@@ -3,8 +3,8 @@
 use super::seen::{Mailbox, Message, Move, Seen, Standing};
 use crate::push::peer::{Peer, PeerError};
 use crate::wire::frame::Kind;
-use crate::wire::v1::{self, part::Part, reply::Result as Answer, request::Op};
 use crate::wire::printable;
+use crate::wire::v1::{self, part::Part, reply::Result as Answer, request::Op};
 
 /// What a server has of a user, and how the user is called.
 pub async fn examine(
@@ -78,6 +78,7 @@ fn take(mailboxes: &mut Vec<Mailbox>, told: v1::SeenMailbox) {
         name_only: told.name_only,
         kept: told.kept,
         changed: told.changed,
+        modseqs: [told.folder_modseq, told.created_modseq],
         has_index: told.has_index,
         unreadable: printable(&told.unreadable),
         uidvalidity: told.uidvalidity,

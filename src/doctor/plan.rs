@@ -13,10 +13,10 @@ pub struct Restored {
     pub name: Vec<u8>,
     /// Uniqueid.
     pub id: String,
-    /// Where its files are.
-    pub partition: String,
     /// Nothing is there: the record is removed.
     pub remove: bool,
+    /// MODSEQs that its record has lost and that of the copy has.
+    pub modseqs: [u64; 2],
 }
 
 /// Messages of one mailbox that are carried over.
@@ -128,8 +128,8 @@ fn stopped(both: Both<'_>, diagnosis: &Diagnosis, to: Option<Side>) -> Result<Pl
     let restored = |m: &Mailbox| Restored {
         name: m.name.clone(),
         id: m.id.clone(),
-        partition: m.partition.clone(),
         remove: !m.has_files(),
+        modseqs: other.twin(m).map(|twin| twin.modseqs).unwrap_or_default(),
     };
     let restore: Vec<Restored> = changed().map(restored).collect();
     // All that the other has in use has its files here, too.
@@ -137,7 +137,8 @@ fn stopped(both: Both<'_>, diagnosis: &Diagnosis, to: Option<Side>) -> Result<Pl
     let split = |m: &&Mailbox| !m.kept && !has_twin(m) && !m.id.is_empty();
     let lost: Vec<&Mailbox> = other.of(Standing::Live).filter(split).collect();
     // A folder that was made there since is carried over as any mail.
-    let made_since = |m: &Mailbox| !origin.mailboxes.iter().any(|o| o.id == m.id || o.name == m.name);
+    let made_since =
+        |m: &Mailbox| !origin.mailboxes.iter().any(|o| o.id == m.id || o.name == m.name);
     let whole = lost.iter().all(|m| made_since(m)) && has_his_own(origin, other);
     if whole {
         return Ok(Plan { restore: restore.clone(), ..with_restored(both, side, to, &restore) });
@@ -160,7 +161,9 @@ fn stopped(both: Both<'_>, diagnosis: &Diagnosis, to: Option<Side>) -> Result<Pl
     let right = to.unwrap_or(side);
     let mut plan = match right == side {
         true => Plan { restore: restore.clone(), ..with_restored(both, side, None, &restore) },
-        false => Plan { carry: carry(origin, other, &[], false), put_aside: true, ..Plan::of(right) },
+        false => {
+            Plan { carry: carry(origin, other, &[], false), put_aside: true, ..Plan::of(right) }
+        }
     };
     let made: Vec<&str> =
         plan.carry.iter().filter(|c| c.create).map(|c| c.display.as_str()).collect();

@@ -122,7 +122,9 @@ pub async fn repair(
                     move_id: id.to_string(),
                     peer: peer.clone(),
                 };
-                peers.call(side, Op::BeginRepair(begin), |a| matches!(a, Answer::RepairBegun(_))).await?;
+                peers
+                    .call(side, Op::BeginRepair(begin), |a| matches!(a, Answer::RepairBegun(_)))
+                    .await?;
             }
             begun = true;
         }
@@ -179,8 +181,9 @@ impl Run<'_, '_> {
             let restored = plan.restore.iter().map(|r| v1::Restored {
                 name: r.name.clone().into(),
                 unique_id: r.id.clone(),
-                partition: r.partition.clone(),
                 remove: r.remove,
+                folder_modseq: r.modseqs[0],
+                created_modseq: r.modseqs[1],
             });
             let op = Op::Restore(v1::Restore { mailboxes: restored.collect() });
             self.peers.call(right, op, |a| matches!(a, Answer::RestoreDone(_))).await?;
@@ -212,7 +215,9 @@ impl Run<'_, '_> {
                 (self.tell)(&format!("{} mailboxes are put aside", aside.mailboxes));
             }
         }
-        self.peers.call(right, Op::EndRepair(v1::EndRepair {}), |a| matches!(a, Answer::RepairEnded(_))).await?;
+        self.peers
+            .call(right, Op::EndRepair(v1::EndRepair {}), |a| matches!(a, Answer::RepairEnded(_)))
+            .await?;
         Ok(())
     }
 

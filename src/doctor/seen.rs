@@ -85,6 +85,8 @@ pub struct Mailbox {
     pub kept: bool,
     /// When its record was changed, seconds since 1970; 0: not known.
     pub changed: i64,
+    /// MODSEQs of its last change as a folder and of its creation; 0: its record has none.
+    pub modseqs: [u64; 2],
     /// Whether its index is there and can be read.
     pub has_index: bool,
     /// Why its files cannot be read.

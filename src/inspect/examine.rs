@@ -160,7 +160,8 @@ pub(super) fn tell(
     ids: &[String],
     to: &Sender,
 ) -> Result<v1::Examined, v1::Failure> {
-    let found = find(host, top, ids).map_err(|e| unreadable(format!("the list of mailboxes: {e}")))?;
+    let found =
+        find(host, top, ids).map_err(|e| unreadable(format!("the list of mailboxes: {e}")))?;
     for one in &found {
         let (mut told, messages) = describe(host, one);
         let mut rest = messages.as_slice();
@@ -211,6 +212,8 @@ fn describe(host: &Host, found: &Found) -> (v1::SeenMailbox, Vec<Message>) {
         kept: found.kept,
         unnamed: found.unnamed,
         put_away: found.is_put_away(),
+        folder_modseq: entry.foldermodseq,
+        created_modseq: entry.createdmodseq,
         changed: i64::try_from(entry.mtime).unwrap_or_default(),
         ..v1::SeenMailbox::default()
     };

@@ -36,7 +36,11 @@ impl Session {
         done.unwrap_or_else(|| Err(over()))
     }
 
-    fn retire(&mut self, host: &Host, aside: &v1::PutAside) -> Result<v1::PutAsideDone, v1::Failure> {
+    fn retire(
+        &mut self,
+        host: &Host,
+        aside: &v1::PutAside,
+    ) -> Result<v1::PutAsideDone, v1::Failure> {
         if let Some(before) = self.put_aside_before()? {
             return self.finish(host, before);
         }

@@ -57,7 +57,8 @@ impl Session {
             }
         });
         let path = directory.unwrap_or_default().join(record.file_name());
-        let bytes = std::fs::read(&path).map_err(|e| unchanged(format!("{}: {e}", path.display())))?;
+        let bytes =
+            std::fs::read(&path).map_err(|e| unchanged(format!("{}: {e}", path.display())))?;
         let guid = Guid::of(&bytes);
         if record.guid.is_some_and(|its| its != guid) {
             return Err(unchanged(format!("the SHA-1 of {} is not the index's", path.display())));
@@ -169,7 +170,8 @@ fn record(host: &Host, found: &Found, uid: u32) -> Result<Option<(Record, Vec<By
     let names = std::fs::read(&header).map_err(|e| at(&header, &e))?;
     let names = MailboxHeader::parse(&names).map_err(|e| at(&header, &e))?;
     let seen = view.header().shares_seen() || found.entry.name.is_user();
-    let flags = crate::inventory::flags(&record, &names, seen).map(Bytes::copy_from_slice).collect();
+    let flags =
+        crate::inventory::flags(&record, &names, seen).map(Bytes::copy_from_slice).collect();
     Ok(Some((record, flags)))
 }
 

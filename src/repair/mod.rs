@@ -152,7 +152,8 @@ impl Session {
     fn lock(&self, host: &Host) -> Result<UserLock, v1::Failure> {
         let found = crate::inspect::examine::find(host, &self.top, &[]).map_err(unchanged)?;
         let mailboxes = found.iter().map(|f| (&f.entry.name, f.style(host)));
-        let paths = host.freeze_paths(&self.top, mailboxes).map_err(|e| unchanged(e.to_string()))?;
+        let paths =
+            host.freeze_paths(&self.top, mailboxes).map_err(|e| unchanged(e.to_string()))?;
         UserLock::take(&paths, LOCK_WAIT).map_err(|e| unchanged(e.to_string()))
     }
 

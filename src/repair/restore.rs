@@ -3,8 +3,9 @@
 use super::{Session, refused, unchanged};
 use crate::cyrus::config::{DbKind, MetaFile};
 use crate::cyrus::header::MailboxHeader;
+use crate::cyrus::index::IndexView;
 use crate::cyrus::mboxlist::MailboxList;
-use crate::cyrus::mboxlist::edit::{RecordEdit, ServerEdit};
+use crate::cyrus::mboxlist::edit::{Counters, RecordEdit, ServerEdit};
 use crate::cyrus::mboxlist::mbtype::Flag;
 use crate::fault::{self, Point};
 use crate::host::Host;
@@ -13,6 +14,7 @@ use crate::inspect::examine::{self, Found};
 use crate::moves::journal::state;
 use crate::moves::sealed;
 use crate::wire::v1;
+use std::path::Path;
 
 /// The name of the file that keeps what records were.
 const FILE: &str = "restored";
@@ -46,7 +48,7 @@ impl Session {
             }
             let edit = match wanted.remove {
                 true => None,
-                false => Some(live_again(host, one).map_err(refused)?),
+                false => Some(live_again(host, one, wanted).map_err(refused)?),
             };
             let mut records = vec![(one.entry.key.to_vec(), one.entry.raw.to_vec())];
             let by_id = match &one.entry.uniqueid {
@@ -94,16 +96,18 @@ impl Session {
 }
 
 /// What makes the record of a mailbox live again, if its files are here, and its own.
-fn live_again(host: &Host, found: &Found) -> Result<RecordEdit, String> {
+fn live_again(host: &Host, found: &Found, wanted: &v1::Restored) -> Result<RecordEdit, String> {
     let shown = host.external(&found.entry.name);
+    let mut uidvalidity = 0;
     if !found.entry.mbtype.has(Flag::Intermediate) {
+        let at = |path: &Path, e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
         let index = found.file(host, MetaFile::Index).filter(|path| path.exists());
-        if index.is_none() {
-            return Err(format!("the files of {shown} are not here"));
-        }
+        let index = index.ok_or_else(|| format!("the files of {shown} are not here"))?;
+        let read = std::fs::read(&index).map_err(|e| at(&index, &e))?;
+        uidvalidity = IndexView::parse(&read).map_err(|e| at(&index, &e))?.header().uidvalidity;
         let header = found.file(host, MetaFile::Header).unwrap_or_default();
-        let read = std::fs::read(&header).map_err(|e| format!("{}: {e}", header.display()))?;
-        let read = MailboxHeader::parse(&read).map_err(|e| format!("{}: {e}", header.display()))?;
+        let read = std::fs::read(&header).map_err(|e| at(&header, &e))?;
+        let read = MailboxHeader::parse(&read).map_err(|e| at(&header, &e))?;
         let id = found.entry.uniqueid.as_ref().map(|id| id.as_str().as_bytes());
         if read.uniqueid.as_deref().is_some_and(|its| Some(its) != id) {
             return Err(format!("{} is of another mailbox than {shown}", header.display()));
@@ -114,5 +118,10 @@ fn live_again(host: &Host, found: &Found) -> Result<RecordEdit, String> {
         server: ServerEdit::Remove,
         add: Vec::new(),
         remove: AWAY.to_vec(),
+        fill: Counters {
+            uidvalidity,
+            createdmodseq: wanted.created_modseq,
+            foldermodseq: wanted.folder_modseq,
+        },
     })
 }

@@ -314,6 +314,7 @@ pub(crate) fn sends_to(server: &str) -> RecordEdit {
         add: vec![Flag::Moving],
         // As XFER leaves them (`repair`): a tombstone would have mail refused for good.
         remove: vec![Flag::Deleted, Flag::Remote],
+        ..RecordEdit::default()
     }
 }
 

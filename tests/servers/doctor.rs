@@ -47,7 +47,10 @@ fn xfer(servers: &Servers, user: &str) -> Vec<String> {
     admin.set_patience(Duration::from_secs(60)).unwrap();
     let reply = admin.attempt(format!("XFER user.{user} {}", servers.target.name()));
     let notes = reply.map(|reply| reply.notes).unwrap_or_default();
-    notes.iter().map(|note| format!("{} {}", if note.is_ok() { "OK" } else { "NO" }, note.text)).collect()
+    notes
+        .iter()
+        .map(|note| format!("{} {}", if note.is_ok() { "OK" } else { "NO" }, note.text))
+        .collect()
 }
 
 /// Kills the source's imapd some time after it has written a line to syslog.
@@ -238,7 +241,8 @@ fn killed(user: &str, line: &str, delay: f64, states: &[&str]) {
     let servers = with_many_folders(user);
     let before = fingerprint(&servers.source, user, &[]);
     xfer_killed(&servers, user, line, delay);
-    println!("{:?} {:?}", records(&servers.source, user), records(&servers.target, user));
+    let [old, new] = servers.both().map(|host| records(host, user));
+    println!("records on the source: {old:?}, on the target: {new:?}");
     let came = work_on_the_copy(&servers, user);
     let said = document(&servers, user, 9);
     let state = said["state"].as_str().unwrap();
@@ -278,7 +282,8 @@ fn what_xfer_leaves_is_put_aside_and_the_user_comes_back() {
     let deferred = lab::lmtp::deliver(&servers.source, "left", &letter("deferred"));
     assert!(format!("{deferred:?}").contains("451"), "{deferred:?}");
     assert_same(&moved, &fingerprint(&servers.target, "left", &[]), &[]);
-    let kept = shell(&servers.source, "find /var/spool/cyrus -path '*/.mbcopy/*' -name '*.' | wc -l");
+    let kept =
+        shell(&servers.source, "find /var/spool/cyrus -path '*/.mbcopy/*' -name '*.' | wc -l");
     assert!(kept.trim().parse::<u32>().unwrap() >= 50, "{kept}");
     servers.mbcopy(&["reverse", "user.left", "bw2"]).expect(0);
     assert_same(&moved, &fingerprint(&servers.source, "left", &[]), &[]);
@@ -334,7 +339,8 @@ fn edit_records(host: &Host, edit: impl Fn(&str, &mut Value) -> bool) {
     let path = host.root().unwrap().join("tmp/records.json");
     std::fs::write(path, all.to_string()).unwrap();
     shell(host, "chmod 644 /tmp/records.json");
-    host.run_as_cyrus(&["sh", "-c", "/usr/sbin/cyrus ctl_mboxlist -u < /tmp/records.json"]).unwrap();
+    host.run_as_cyrus(&["sh", "-c", "/usr/sbin/cyrus ctl_mboxlist -u < /tmp/records.json"])
+        .unwrap();
 }
 
 /// As 2.2 and 2.3 left it: INBOX has gone to the other server, whose name its record has,
@@ -374,7 +380,9 @@ fn folders_here_and_there_come_together() {
     let contents = |print: &Fingerprint| {
         let all = print.messages();
         let mut all: Vec<_> = all
-            .map(|(folder, _, m)| (folder.to_owned(), m.sha1.clone(), m.flags.clone(), m.date.clone()))
+            .map(|(folder, _, m)| {
+                (folder.to_owned(), m.sha1.clone(), m.flags.clone(), m.date.clone())
+            })
             .collect();
         all.sort();
         all
@@ -391,10 +399,9 @@ fn the_move_is_finished_by_a_push_if_that_is_wanted() {
     xfer_killed(&servers, "onward", "XFER: deleting mailboxes on source", 0.05);
     let came = work_on_the_copy(&servers, "onward");
     is(&document(&servers, "onward", 9), "stopped-deleting");
-    doctor(&servers, "onward", &["--repair", "--to", "target"]).expect(0).says(&[
-        "bw1 has him whole",
-        "bw2 serves the user now",
-    ]);
+    doctor(&servers, "onward", &["--repair", "--to", "target"])
+        .expect(0)
+        .says(&["bw1 has him whole", "bw2 serves the user now"]);
     is(&document(&servers, "onward", 0), "well");
     assert_whole(&before, &fingerprint(&servers.target, "onward", &[]), &came, &[]);
 }
@@ -435,11 +442,16 @@ fn a_repair_that_is_interrupted_goes_on() {
         Point::Retired,
     ];
     let kills = Point::OF_REPAIR.iter().chain(&retiring).map(|point| format!("{point:?} kill"));
-    let writes =
-        [Point::JournalWrite, Point::SealedWrite, Point::DatabaseWrite, Point::Rename, Point::DirectorySync];
-    let fails = writes.iter().flat_map(|point| {
-        ["0", "1", "2"].map(|before| format!("{point:?} EIO {before}"))
-    });
+    let writes = [
+        Point::JournalWrite,
+        Point::SealedWrite,
+        Point::DatabaseWrite,
+        Point::Rename,
+        Point::DirectorySync,
+    ];
+    let fails = writes
+        .iter()
+        .flat_map(|point| ["0", "1", "2"].map(|before| format!("{point:?} EIO {before}")));
     let mut struck = 0;
     for fault in kills.chain(fails) {
         servers.both().iter().for_each(|host| host.unsnap("doctor").unwrap());
