@@ -179,7 +179,7 @@ impl Doctor<'_> {
                 return Ok(UNFINISHED);
             }
         };
-        let serving = both_server(case, plan.right);
+        let serving = case.both().on(plan.right).server();
         let text = format!(
             "{}: repaired; {serving} has him whole: {} records made right, {} messages carried \
              over, {} mailboxes put aside",
@@ -256,6 +256,13 @@ impl Doctor<'_> {
             let ask = v1::Examine { mailbox: mailbox.into(), ..v1::Examine::default() };
             let (seen, identity) = look::examine(&mut here.peer, ask, "").await?;
             let Some(named) = named(&seen) else {
+                if seen.any(Standing::Deleted) {
+                    return Err(format!(
+                        "{mailbox} is deleted here, but his files are not: name the server that \
+                         he may have gone to: mbcopy doctor {mailbox} DEST"
+                    )
+                    .into());
+                }
                 let there = Seen { names: vec!["the other server".into()], ..Seen::default() };
                 let mailbox = crate::wire::printable(&identity.display);
                 return Ok(Case { mailbox, name: identity.name, here: seen, there });
@@ -341,10 +348,6 @@ fn named(seen: &Seen) -> Option<String> {
 fn host_of(shown: &str) -> &str {
     let host = shown.rsplit('@').next().unwrap_or(shown);
     host.split(':').next().unwrap_or(host)
-}
-
-fn both_server(case: &Case, side: Side) -> &str {
-    case.both().on(side).server()
 }
 
 /// Asks on a terminal; without one nobody agrees.
