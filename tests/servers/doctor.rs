@@ -253,18 +253,20 @@ fn killed(user: &str, line: &str, delay: f64, states: &[&str]) {
 }
 
 #[test]
+#[ignore = "make matrix"]
 fn killed_in_the_initial_sync() {
     killed("b", "XFER: initial sync of user", 0.15, &["partial-copy"]);
 }
 
 #[test]
+#[ignore = "make matrix"]
 fn killed_in_the_final_sync() {
     killed("c", "XFER: final sync of user", 0.03, &["stopped-switching", "stopped-deleting"]);
 }
 
 #[test]
 fn killed_in_the_deletion() {
-    killed("d", "XFER: deleting mailboxes on source", 0.05, &["stopped-deleting"]);
+    killed("d", "XFER: deleting mailboxes on source", 0.0, &["stopped-deleting"]);
 }
 
 #[test]
@@ -397,7 +399,7 @@ fn folders_here_and_there_come_together() {
 fn the_move_is_finished_by_a_push_if_that_is_wanted() {
     let servers = with_many_folders("onward");
     let before = fingerprint(&servers.source, "onward", &[]);
-    xfer_killed(&servers, "onward", "XFER: deleting mailboxes on source", 0.05);
+    xfer_killed(&servers, "onward", "XFER: deleting mailboxes on source", 0.0);
     let came = work_on_the_copy(&servers, "onward");
     is(&document(&servers, "onward", 9), "stopped-deleting");
     doctor(&servers, "onward", &["--repair", "--to", "target"])
@@ -415,7 +417,7 @@ fn killed_in_the_deletion_by_a_later_release() {
     servers.accounts(&["late"]);
     Seed::new(&servers.source, "late").small().unwrap();
     Seed::new(&servers.source, "late").bulk(200, Size::Median(1000), 60).unwrap();
-    xfer_killed(&servers, "late", "XFER: deleting mailboxes on source", 0.05);
+    xfer_killed(&servers, "late", "XFER: deleting mailboxes on source", 0.0);
     println!("{:?} {:?}", records(&servers.source, "late"), records(&servers.target, "late"));
     let before = fingerprint(&servers.target, "late", &[]);
     println!("{}", doctor(&servers, "late", &[]).expect(9).stdout);
