@@ -12,8 +12,9 @@ use crate::push::peer::Peer;
 use crate::transport::{ConnectOptions, Destination, Session};
 use crate::verify::finding::Side;
 use crate::wire::v1;
+use bytes::Bytes;
 use clap::{Args, ValueEnum};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -130,7 +131,8 @@ impl Doctor<'_> {
         let Some(mailbox) = &self.args.mailbox else {
             return self.all(&mut here, &mut there).await;
         };
-        let case = self.look(mailbox, &mut here, &mut there, role).await?;
+        let ask = v1::Examine { mailbox: mailbox.clone(), ..v1::Examine::default() };
+        let case = self.look(ask, &mut here, &mut there, role).await?;
         let diagnosis = diagnose(case.both());
         let to = self.args.to.map(|to| to.side(&diagnosis));
         let plan = plan(case.both(), &diagnosis, to);
@@ -165,7 +167,7 @@ impl Doctor<'_> {
                 eprintln!("{text}");
             }
         };
-        let (done, push) = match repair(&mut peers, &case.mailbox, to, &tell).await {
+        let (done, push) = match repair(&mut peers, &case.name, to, &tell).await {
             Ok(done) => done,
             Err(error) => {
                 eprintln!("mbcopy: {error}");
@@ -247,14 +249,14 @@ impl Doctor<'_> {
     /// not named.
     async fn look(
         &self,
-        mailbox: &str,
+        ask: v1::Examine,
         here: &mut Here,
         there: &mut Option<There>,
         role: v1::Role,
     ) -> Result<Case, Error> {
         if there.is_none() {
-            let ask = v1::Examine { mailbox: mailbox.into(), ..v1::Examine::default() };
-            let (seen, identity) = look::examine(&mut here.peer, ask, "").await?;
+            let (seen, identity) = look::examine(&mut here.peer, ask.clone(), "").await?;
+            let mailbox = crate::wire::printable(&identity.display);
             let Some(named) = named(&seen) else {
                 if seen.any(Standing::Deleted) {
                     return Err(format!(
@@ -264,7 +266,6 @@ impl Doctor<'_> {
                     .into());
                 }
                 let there = Seen { names: vec!["the other server".into()], ..Seen::default() };
-                let mailbox = crate::wire::printable(&identity.display);
                 return Ok(Case { mailbox, name: identity.name, here: seen, there });
             };
             let found = self.connect(&named, role).await.map_err(|error| {
@@ -277,7 +278,7 @@ impl Doctor<'_> {
         let destination = host_of(there.peer.server()).to_owned();
         let mut peers =
             Peers { here: &mut here.peer, there: &mut there.peer, destination: &destination };
-        Ok(repair::look(&mut peers, mailbox).await?)
+        Ok(repair::look(&mut peers, ask).await?)
     }
 
     /// Says what was found.
@@ -292,29 +293,23 @@ impl Doctor<'_> {
 
     /// Tells of every user with whom something is wrong.
     async fn all(&self, here: &mut Here, there: &mut Option<There>) -> Result<u8, Error> {
-        let mut users: BTreeMap<String, [v1::UserState; 2]> = BTreeMap::new();
+        // A user has the same internal name on both.
+        let mut users: BTreeMap<Bytes, [v1::UserState; 2]> = BTreeMap::new();
         for user in look::states(&mut here.peer).await? {
-            let name = user.display.clone();
+            let name = user.name.clone();
             users.entry(name).or_default()[0] = user;
         }
         if let Some(there) = there.as_mut() {
             for user in look::states(&mut there.peer).await? {
-                // A user has the same internal name on both.
-                let known = users.values_mut().find(|both| both[0].name == user.name);
-                match known {
-                    Some(both) => both[1] = user,
-                    None => {
-                        let name = user.display.clone();
-                        users.entry(name).or_default()[1] = user;
-                    }
-                }
+                let name = user.name.clone();
+                users.entry(name).or_default()[1] = user;
             }
         }
-        let suspects: BTreeSet<String> =
-            users.into_iter().filter(|(_, both)| is_suspect(both)).map(|(name, _)| name).collect();
+        users.retain(|_, both| is_suspect(both));
         let mut wrong = 0;
-        for name in &suspects {
-            let case = self.look(name, here, there, v1::Role::Inspect).await?;
+        for name in users.keys() {
+            let ask = repair::named(name);
+            let case = self.look(ask, here, there, v1::Role::Inspect).await?;
             let diagnosis = diagnose(case.both());
             if diagnosis.state == State::Well {
                 continue;
@@ -337,10 +332,10 @@ fn is_suspect([here, there]: &[v1::UserState; 2]) -> bool {
 
 /// The other server, by what this one's records and journal say.
 fn named(seen: &Seen) -> Option<String> {
-    let away = [Standing::Moving, Standing::Remote];
+    let away = [Standing::Moving, Standing::Remote, Standing::PutAway];
     let by_record = seen.mailboxes.iter().find(|m| away.contains(&m.standing));
     let by_record = by_record.map(|m| m.server.split('!').next().unwrap_or_default().to_owned());
-    let by_journal = || Some(seen.moves.last()?.peer.clone());
+    let by_journal = || Some(seen.unfinished()?.peer.clone());
     by_record.or_else(by_journal).filter(|name| !name.is_empty())
 }
 

@@ -249,12 +249,13 @@ impl Pair<'_> {
             return None;
         }
         let mut live = self.origin.of(Standing::Live);
-        let same = live.clone().any(|m| has_live_id(self.other, m));
-        Some(match live.next() {
-            None => State::Leftovers,
-            Some(_) if same => State::StoppedDeleting,
-            Some(_) => State::NewInbox,
-        })
+        // What lies there of an earlier move beside a copy is put aside with the copy.
+        let copy = live.clone().any(|m| has_live_id(self.other, m));
+        match live.next() {
+            None => Some(State::Leftovers),
+            Some(_) if copy => None,
+            Some(_) => Some(State::NewInbox),
+        }
     }
 
     /// Whether mailboxes of the other server are tombstones without files here.

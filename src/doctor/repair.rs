@@ -20,6 +20,12 @@ const ROUNDS: usize = 6;
 /// The longest that clients of the copy that is put aside wait.
 const HELD_MS: u32 = 60_000;
 
+/// The largest message that is carried over, in bytes.
+pub const MAX_MESSAGE: usize = 1 << 30;
+
+/// Bytes of one data frame.
+const CHUNK: usize = 256 << 10;
+
 /// The agents of both servers, and the name by which the other one was asked for.
 pub struct Peers<'a> {
     /// This server's.
@@ -75,8 +81,7 @@ pub enum RepairError {
 }
 
 /// Looks at both servers: each is also asked for what no record of its own leads to.
-pub async fn look(peers: &mut Peers<'_>, mailbox: &str) -> Result<Case, PeerError> {
-    let ask = v1::Examine { mailbox: mailbox.into(), ..v1::Examine::default() };
+pub async fn look(peers: &mut Peers<'_>, ask: v1::Examine) -> Result<Case, PeerError> {
     let (mut here, identity) = look::examine(peers.here, ask, "").await?;
     let ask = |ids| v1::Examine { name: identity.name.clone(), ids, ..v1::Examine::default() };
     let (there, _) = look::examine(peers.there, ask(ids(&here)), peers.destination).await?;
@@ -98,42 +103,46 @@ fn ids(seen: &Seen) -> Vec<String> {
 /// Carries repairs out until the user is whole; whether a push is to end it.
 pub async fn repair(
     peers: &mut Peers<'_>,
-    mailbox: &str,
+    name: &Bytes,
     to: Option<Side>,
     tell: &dyn Fn(&str),
 ) -> Result<(Done, bool), RepairError> {
     let mut done = Done::default();
     let mut push = false;
-    let mut begun = false;
+    let case = look(peers, named(name)).await?;
+    begin(peers, &case).await?;
     for _ in 0..ROUNDS {
-        let case = look(peers, mailbox).await?;
+        // Now nobody else works on the user.
+        let case = look(peers, named(name)).await?;
         let diagnosis = diagnose(case.both());
         let plan = match plan::plan(case.both(), &diagnosis, to) {
             Ok(plan) => plan,
             Err(NoPlan::Nothing) => return Ok((done, push && !is_on(&case, to))),
             Err(NoPlan::Other(text)) => return Err(RepairError::Stopped(text)),
         };
-        if !begun {
-            let id = MoveId::random();
-            let names = [case.here.server().to_owned(), case.there.server().to_owned()];
-            for (side, peer) in Side::BOTH.into_iter().zip(names.iter().rev()) {
-                let begin = v1::BeginRepair {
-                    name: case.name.clone(),
-                    move_id: id.to_string(),
-                    peer: peer.clone(),
-                };
-                peers
-                    .call(side, Op::BeginRepair(begin), |a| matches!(a, Answer::RepairBegun(_)))
-                    .await?;
-            }
-            begun = true;
-        }
         push |= plan.push;
-        Run { peers: &mut *peers, mailbox, tell, done: &mut done }
-            .once(&case, &diagnosis, plan)
-            .await?;
+        Run { peers: &mut *peers, tell, done: &mut done }.once(&case, &diagnosis, plan).await?;
     }
     Err(RepairError::Stopped("something changes again and again: look at it once more".into()))
+}
+
+/// Takes the right to work on the user on both servers.
+async fn begin(peers: &mut Peers<'_>, case: &Case) -> Result<(), PeerError> {
+    let id = MoveId::random();
+    for side in Side::BOTH {
+        let begin = v1::BeginRepair {
+            name: case.name.clone(),
+            move_id: id.to_string(),
+            peer: case.both().on(side.other()).server().to_owned(),
+        };
+        peers.call(side, Op::BeginRepair(begin), |a| matches!(a, Answer::RepairBegun(_))).await?;
+    }
+    Ok(())
+}
+
+/// A question for a user by his internal name.
+pub fn named(name: &Bytes) -> v1::Examine {
+    v1::Examine { name: name.clone(), ..v1::Examine::default() }
 }
 
 /// Whether the user is on that server.
@@ -163,7 +172,6 @@ impl Peers<'_> {
 
 struct Run<'a, 'p> {
     peers: &'a mut Peers<'p>,
-    mailbox: &'a str,
     tell: &'a dyn Fn(&str),
     done: &'a mut Done,
 }
@@ -196,7 +204,7 @@ impl Run<'_, '_> {
         if plan.put_aside {
             let op = Op::HoldUser(v1::HoldUser { limit_ms: HELD_MS });
             self.peers.call(wrong, op, |a| matches!(a, Answer::UserHeld(_))).await?;
-            let again = look(self.peers, self.mailbox).await?;
+            let again = look(self.peers, named(&case.name)).await?;
             let now = diagnose(again.both());
             let rest = plan::rest(again.both(), right);
             if diagnosis.state != State::OurRepair && now.state == State::Unknown {
@@ -254,6 +262,9 @@ impl Run<'_, '_> {
         let read = loop {
             let frame = from.next().await?;
             if frame.kind == Kind::Data {
+                if message.len() + frame.payload.len() > MAX_MESSAGE {
+                    return Err(from.unexpected("message").into());
+                }
                 message.extend_from_slice(&frame.payload);
                 continue;
             }
@@ -286,6 +297,3 @@ impl Run<'_, '_> {
         Ok(())
     }
 }
-
-/// Bytes of one data frame.
-const CHUNK: usize = 256 << 10;

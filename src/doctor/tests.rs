@@ -99,6 +99,12 @@ fn every_state_is_told_from_both_sides() {
             &["live user.x i1 1,2 @60"],
         ),
         (State::PartialCopy, &["live user.x i1 1,2"], &["live user.x i1 1,70 @60"]),
+        // He was moved there before, came back, and was to go again.
+        (
+            State::PartialCopy,
+            &["live user.x i1 1,2", "live user.x.a i2 3"],
+            &["live user.x i1 1,2 @60", "deleted user.x.a i2 3"],
+        ),
         (State::SecondCopy, &["live user.x i1 1,2"], &["live user.x i1 1,2 @60"]),
         (State::SecondCopy, &["live user.x i1 1,2"], &["live user.x i1 1,2,70 @60"]),
         (

@@ -9,6 +9,7 @@ use crate::cyrus::header::MailboxHeader;
 use crate::cyrus::index::{IndexView, Record};
 use crate::cyrus::name::MailboxName;
 use crate::cyrus::path::Layout;
+use crate::doctor::repair::MAX_MESSAGE;
 use crate::fault::{self, Point};
 use crate::host::imap::{Imap, ImapError, is_flag};
 use crate::host::imapd::Instance;
@@ -25,9 +26,6 @@ const INDEX_WAIT: Duration = Duration::from_secs(10);
 
 /// Bytes of one data frame.
 const CHUNK: usize = 256 << 10;
-
-/// The largest message that is carried over, in bytes.
-const MAX_MESSAGE: usize = 1 << 30;
 
 impl Session {
     /// Sends one message.

@@ -236,6 +236,34 @@ fn a_part_that_is_live_on_the_target_is_put_aside_and_its_mail_comes_home() {
     assert_same(&after, &fingerprint(&servers.target, "part", &[]), &[]);
 }
 
+#[test]
+fn what_is_ours_is_named_and_what_is_not_known_is_not_touched() {
+    let servers = with_user("ours");
+    servers.arm("Copied kill");
+    assert_ne!(servers.push("user.ours", &[]).code, 0);
+    servers.disarm();
+    is(&document(&servers, "ours", 9), "our-move");
+    // The journal knows the other server.
+    let said = servers.mbcopy(&["doctor", "user.ours"]).expect(9);
+    said.says(&["mbcopy resume user.ours", "mbcopy abort user.ours", "when it was copying"]);
+    doctor(&servers, "ours", &["--repair"]).expect(4);
+    servers.mbcopy(&["resume", "user.ours"]).expect(0);
+    is(&document(&servers, "ours", 0), "well");
+
+    is(&document(&servers, "nobody", 9), "nobody");
+    for host in servers.both() {
+        host.admin().unwrap().command("CREATE user.both").unwrap();
+    }
+    let before = servers.both().map(files);
+    let said = doctor(&servers, "both", &["--repair", "--yes"]).expect(4);
+    said.says(&["unknown", "bw1 has 1 live mailboxes", "bw2 has 1 live mailboxes", "not touched"]);
+    assert_eq!(before, servers.both().map(files));
+    let all = servers.mbcopy(&["doctor", "--all", "bw2", "--json"]).expect(9);
+    let all: Vec<Value> = all.stdout.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(all.len(), 1);
+    assert_eq!((&all[0]["mailbox"], &all[0]["state"]), (&"user.both".into(), &"unknown".into()));
+}
+
 /// XFER is killed, the user works on the copy, and is whole on the source again.
 fn killed(user: &str, line: &str, delay: f64, states: &[&str]) {
     let servers = with_many_folders(user);
