@@ -27,9 +27,6 @@ use std::path::{Path, PathBuf};
 /// Messages of one part.
 const PART: usize = 100_000;
 
-/// What a journal's `detail` says of a repair by `mbcopy doctor`.
-pub(crate) const REPAIR: &str = "doctor";
-
 /// So many messages that cannot be read are named.
 const NAMED: usize = 20;
 
@@ -190,7 +187,7 @@ pub(super) fn tell(
         }),
         files: files.into_iter().map(i32::from).collect(),
         quota_roots: quota_roots as u32,
-        moves: moves(host, top)?.into_iter().map(told_move).collect(),
+        moves: moves(host, top)?.into_iter().map(v1::MoveRecord::from).collect(),
         repairable: host.keeps_by_id() && host.offline.is_none() && host.release().is_some(),
     })
 }
@@ -311,11 +308,6 @@ fn moves(host: &Host, top: &MailboxName) -> Result<Vec<Entry>, v1::Failure> {
     }
     let journal = Journal::open(&directory).map_err(|e| failed(&e))?;
     journal.of(top.as_bytes()).map_err(|e| failed(&e))
-}
-
-fn told_move(entry: Entry) -> v1::MoveRecord {
-    let detail = if entry.detail == REPAIR { entry.detail.clone() } else { String::new() };
-    v1::MoveRecord { detail, ..v1::MoveRecord::from(entry) }
 }
 
 /// Tells every user and shared tree, with the states of their records.
