@@ -117,7 +117,13 @@ pub async fn repair(
         let diagnosis = diagnose(case.both());
         let plan = match plan::plan(case.both(), &diagnosis, to) {
             Ok(plan) => plan,
-            Err(NoPlan::Nothing) => return Ok((done, push && !is_on(&case, to))),
+            Err(NoPlan::Nothing) => {
+                // A push that follows works on him.
+                for side in Side::BOTH {
+                    end(peers, side, true).await?;
+                }
+                return Ok((done, push && !is_on(&case, to)));
+            }
             Err(NoPlan::Other(text)) => return Err(RepairError::Stopped(text)),
         };
         push |= plan.push;
@@ -138,6 +144,11 @@ async fn begin(peers: &mut Peers<'_>, case: &Case) -> Result<(), PeerError> {
         peers.call(side, Op::BeginRepair(begin), |a| matches!(a, Answer::RepairBegun(_))).await?;
     }
     Ok(())
+}
+
+async fn end(peers: &mut Peers<'_>, side: Side, leave: bool) -> Result<(), PeerError> {
+    let op = Op::EndRepair(v1::EndRepair { leave });
+    peers.call(side, op, |a| matches!(a, Answer::RepairEnded(_))).await.map(drop)
 }
 
 /// A question for a user by his internal name.
@@ -223,9 +234,7 @@ impl Run<'_, '_> {
                 (self.tell)(&format!("{} mailboxes are put aside", aside.mailboxes));
             }
         }
-        self.peers
-            .call(right, Op::EndRepair(v1::EndRepair {}), |a| matches!(a, Answer::RepairEnded(_)))
-            .await?;
+        end(self.peers, right, false).await?;
         Ok(())
     }
 

@@ -127,8 +127,11 @@ impl Handler for Repairer {
                 session.append(host, &append, link).map(Answer::MessageAppended)
             }
             Op::PutAside(aside) => session.put_aside(host, &aside).map(Answer::PutAsideDone),
-            Op::EndRepair(_) => {
+            Op::EndRepair(end) => {
                 session.end()?;
+                if end.leave {
+                    self.session = None;
+                }
                 Ok(Answer::RepairEnded(v1::RepairEnded {}))
             }
             _ => Err(agent::unknown_request()),
