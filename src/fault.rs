@@ -87,6 +87,22 @@ points! {
         LedgerWrite,
     }
 
+    /// The places of a repair by `mbcopy doctor`, beside those of retiring.
+    OF_REPAIR {
+        /// What the records were is written down.
+        RestoreSaved,
+        /// The records are live again, the journal does not know it yet.
+        RestoreCommitted,
+        /// A mailbox is made that the other server has.
+        MailboxMade,
+        /// A message is carried over, the coordinator does not know it yet.
+        MessageAppended,
+        /// The coordinator has carried over what there was.
+        RepairCarried,
+        /// The other server is frozen, and the rest is carried over.
+        RepairHeld,
+    }
+
     /// The writes that must be durable, or fail.
     WRITES {
         /// A journal is written.

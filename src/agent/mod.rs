@@ -51,9 +51,10 @@ pub fn serve(
             Some(_) if !welcomed => Err(protocol("a request came before the greeting")),
             Some(op) => {
                 let store = matches!(op, v1::request::Op::Store(_));
+                let append = matches!(op, v1::request::Op::AppendMessage(_));
                 let parts =
                     matches!(op, v1::request::Op::Offer(_) | v1::request::Op::OfferStragglers(_));
-                if store || parts {
+                if store || append || parts {
                     link.expect_stream(store);
                 }
                 handler.handle(op, &mut link)

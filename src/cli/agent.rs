@@ -5,7 +5,7 @@ use crate::agent::{self, Handler, Link, privileges};
 use crate::host::offline::Disk;
 use crate::host::{self, Host};
 use crate::wire::v1::{self, reply::Result as Answer, request::Op};
-use crate::{inspect, source, target};
+use crate::{inspect, repair, source, target};
 use clap::{Args, ValueEnum};
 use std::fs::File;
 use std::io::Write;
@@ -15,8 +15,8 @@ use std::process::ExitCode;
 /// Arguments of `mbcopy agent`.
 #[derive(Debug, Args)]
 pub(super) struct AgentArgs {
-    /// What this agent may be: a side of a move, or one that only tells what is
-    /// there; may be given several times
+    /// What this agent may be: a side of a move, one that only tells what is there, or
+    /// one that puts right what a failed move has left; may be given several times
     #[arg(long, required = true)]
     role: Vec<Role>,
     /// Serve only mailboxes that match; may be given several times
@@ -29,6 +29,7 @@ pub(super) enum Role {
     Source,
     Target,
     Inspect,
+    Repair,
 }
 
 impl Role {
@@ -37,6 +38,7 @@ impl Role {
             Role::Source => Box::new(source::Source::new(host)),
             Role::Target => Box::new(target::Target::new(host)),
             Role::Inspect => Box::new(inspect::Inspector::new(host)),
+            Role::Repair => Box::new(repair::Repairer::new(host)),
         }
     }
 
@@ -46,6 +48,7 @@ impl Role {
             v1::Role::Source => Some(Role::Source),
             v1::Role::Target => Some(Role::Target),
             v1::Role::Inspect => Some(Role::Inspect),
+            v1::Role::Repair => Some(Role::Repair),
             v1::Role::Unspecified => None,
         }
     }

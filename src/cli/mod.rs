@@ -3,6 +3,7 @@
 mod agent;
 mod bulk;
 mod console;
+mod doctor;
 mod inspect;
 mod log;
 mod purge;
@@ -87,6 +88,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Compare what this server and another one have of a user; changes nothing
     Verify(verify::VerifyArgs),
+    /// Say what has become of a user whose move by XFER has failed, and put it right
+    Doctor(doctor::DoctorArgs),
     /// Show what mbcopy reads in a file or a mailbox of Cyrus's, or in a whole user, of
     /// any version; changes nothing
     Inspect(inspect::InspectArgs),
@@ -112,6 +115,7 @@ pub fn main() -> ExitCode {
         Command::Bulk(args) => bulk::run(&cli.common, *args),
         Command::Status(args) => status::run(&cli.common, args),
         Command::Verify(args) => verify::run(&cli.common, args),
+        Command::Doctor(args) => doctor::run(&cli.common, args),
         Command::Inspect(args) => inspect::run(&cli.common, args),
         Command::Agent(args) => agent::run(&cli.common, args),
     }

@@ -376,6 +376,7 @@ fn role_name(role: v1::Role) -> &'static str {
     match role {
         v1::Role::Target => "target",
         v1::Role::Inspect => "inspect",
+        v1::Role::Repair => "repair",
         _ => "source",
     }
 }

@@ -2,7 +2,7 @@
 
 use super::Common;
 use crate::host::offline;
-use crate::moves::journal::state;
+use crate::moves::journal::{REPAIR, state};
 use crate::push::report::SCHEMA;
 use crate::wire::v1::{self, reply::Result as Answer, request::Op};
 use clap::Args;
@@ -96,7 +96,12 @@ pub(super) fn of_disks() -> Vec<String> {
 impl Line {
     fn new(record: &v1::MoveRecord) -> Self {
         let source = record.role() == v1::Role::Source;
-        let [meaning, on_resume, on_abort] = explain(source, &record.state);
+        let [meaning, on_resume, on_abort] = match record.detail == REPAIR {
+            true if !state::is_over(&record.state) => {
+                ["a repair by mbcopy doctor is not over; mbcopy doctor --repair goes on", "", ""]
+            }
+            _ => explain(source, &record.state),
+        };
         let since = jiff::Timestamp::from_millisecond(record.updated_unix_ms);
         Self {
             schema: SCHEMA,

@@ -291,7 +291,7 @@ fn staged_headers(files: &Host, top: &MailboxName) -> Vec<MailboxEntry> {
         let files = walkdir::WalkDir::new(root).into_iter().filter_map(Result::ok);
         files
             .filter(|file| file.file_name() == "cyrus.header")
-            .filter_map(|file| staged_header(file.path(), partition))
+            .filter_map(|file| by_header(file.path(), partition))
     });
     let mut found: Vec<MailboxEntry> = found.collect();
     found.sort_by(|a, b| {
@@ -300,7 +300,8 @@ fn staged_headers(files: &Host, top: &MailboxName) -> Vec<MailboxEntry> {
     found
 }
 
-fn staged_header(path: &Path, partition: &PartitionName) -> Option<MailboxEntry> {
+/// A mailbox by what its own header says.
+pub(super) fn by_header(path: &Path, partition: &PartitionName) -> Option<MailboxEntry> {
     let header = MailboxHeader::parse(&std::fs::read(path).ok()?).ok()?;
     Some(MailboxEntry {
         name: MailboxName::from_internal(&header.name?).ok()?,

@@ -3,11 +3,13 @@
 
 mod copy;
 mod data;
+pub(crate) mod examine;
 mod messages;
 mod pulse;
 mod tops;
 
 use crate::agent::{self, Handler, Link, LinkError};
+use crate::cyrus::name::MailboxName;
 use crate::host::Host;
 use crate::wire::v1::{self, failure::Kind, reply::Result as Answer, request::Op};
 use copy::Copy;
@@ -19,7 +21,7 @@ const LIST_PART: usize = 1000;
 pub struct Inspector {
     host: Host,
     /// The user that was asked for.
-    top: Option<crate::cyrus::name::MailboxName>,
+    top: Option<MailboxName>,
     copy: Option<Copy>,
 }
 
@@ -47,17 +49,25 @@ impl Handler for Inspector {
                 tops::tell(&self.host, list.sizes, &link.sender()).map(Answer::TopsListed)
             }
             Op::FeelPulse(ask) => pulse::feel(&self.host, &ask).map(Answer::Pulse),
+            Op::Examine(examine) => {
+                let top = self.top(&examine.mailbox, &examine.name)?;
+                examine::tell(&self.host, &top, &examine.ids, &link.sender()).map(Answer::Examined)
+            }
+            Op::ListStates(_) => {
+                examine::states(&self.host, &link.sender()).map(Answer::StatesListed)
+            }
             _ => Err(agent::unknown_request()),
         }
     }
 }
 
 impl Inspector {
-    fn inspect(&mut self, inspect: &v1::Inspect) -> Result<v1::UserCopies, v1::Failure> {
+    /// The user or shared tree that is meant, by what was typed or its internal name.
+    fn top(&self, typed: &str, name: &[u8]) -> Result<MailboxName, v1::Failure> {
         let host = &self.host;
-        let top = match inspect.name.is_empty() {
-            true => crate::source::top_of(host, &inspect.mailbox)?,
-            false => crate::cyrus::name::MailboxName::from_internal(&inspect.name)
+        let top = match name.is_empty() {
+            true => crate::source::top_of(host, typed)?,
+            false => MailboxName::from_internal(name)
                 .map_err(|e| agent::protocol(format!("the name of the mailbox: {e}")))?,
         };
         let shown = host.external(&top);
@@ -69,15 +79,21 @@ impl Inspector {
         }
         if top.is_user() && top.inbox().as_ref() != Some(&top) {
             return Err(refused(
-                format!("{shown} is a folder of a user; a user is compared as a whole"),
+                format!("{shown} is a folder of a user; a user is looked at as a whole"),
                 "name the user's top mailbox: user.x",
             ));
         }
+        Ok(top)
+    }
+
+    fn inspect(&mut self, inspect: &v1::Inspect) -> Result<v1::UserCopies, v1::Failure> {
+        let top = self.top(&inspect.mailbox, &inspect.name)?;
+        let host = &self.host;
         let copies = copy::of_user(host, &top)?;
         let identity = v1::Identity {
             name: bytes::Bytes::copy_from_slice(top.as_bytes()),
             userid: String::new(),
-            display: shown,
+            display: host.external(&top),
         };
         self.top = Some(top);
         self.copy = None;

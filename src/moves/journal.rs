@@ -22,6 +22,9 @@ const ORPHAN_ENDS: Duration = Duration::from_secs(10);
 /// How long it is asked to; then it is killed, which harms no more than any crash.
 const ORPHAN_HEARS: Duration = Duration::from_secs(3);
 
+/// What [`Entry::detail`] says of a repair by `mbcopy doctor`.
+pub const REPAIR: &str = "doctor";
+
 /// Why the journal cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
@@ -381,7 +384,8 @@ impl From<Entry> for v1::MoveRecord {
             started_unix_ms: entry.started,
             updated_unix_ms: entry.updated,
             holder: String::new(),
-            detail: String::new(),
+            // What resuming needs is nobody else's business.
+            detail: if entry.detail == REPAIR { entry.detail } else { String::new() },
         }
     }
 }

@@ -137,8 +137,8 @@ pub fn list(
                     Kind::Refused,
                     format!("{} is {what} {server}", host.external(&entry.name)),
                     "nothing was changed",
-                    "a move by mbcopy or XFER has been here before; look at `server` in \
-                     ctl_mboxlist -d, and at where the user really is",
+                    "a move by mbcopy or XFER has been here before: mbcopy doctor says what has \
+                     become of it, and puts it right",
                 ));
             }
         }

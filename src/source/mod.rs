@@ -2,7 +2,7 @@
 //! him, and retires his copy.
 
 mod alarms;
-mod freeze;
+pub(crate) mod freeze;
 pub(crate) mod inventory;
 mod locks;
 pub(crate) mod mailbox;
@@ -10,7 +10,7 @@ pub(crate) mod old;
 mod purge;
 pub(crate) mod retire;
 pub(crate) mod send;
-mod sessions;
+pub(crate) mod sessions;
 mod stragglers;
 
 use crate::agent::{self, Handler, Link};
@@ -20,7 +20,7 @@ use crate::cyrus::release::Release;
 use crate::fault::{self, Point};
 use crate::host::userlock::LockError;
 use crate::host::{Host, ofd};
-use crate::moves::journal::{Entry, Hold, JournalError, now_ms, state};
+use crate::moves::journal::{Entry, Hold, JournalError, REPAIR, now_ms, state};
 use crate::moves::{Journal, MoveId, sealed};
 use crate::wire::v1::{self, FileKind, failure::Kind, problem::Severity};
 use crate::wire::v1::{reply::Result as Answer, request::Op};
@@ -173,6 +173,7 @@ impl Source {
             // An interrupted push to the same place is taken up again.
             let before =
                 opened.unfinished(&entry.name, entry.role).map_err(|e| journal_failure(&e))?;
+            no_repair(before.as_ref())?;
             match before {
                 Some(before) if plan.adopt && before.state == state::PLANNED => {
                     let over = Entry { state: state::ABORTED.into(), ..before };
@@ -239,6 +240,7 @@ impl Source {
             let last = moves.into_iter().filter(ours).max_by_key(|e| e.updated);
             return Ok(v1::Attached { r#move: last.map(v1::MoveRecord::from) });
         };
+        no_repair(Some(&entry))?;
         settle_retirement(host, &mut entry)?;
         let mut record = v1::MoveRecord::from(entry.clone());
         let session = Session::new(top, entry, Some(journal), Some(hold));
@@ -873,6 +875,19 @@ pub(crate) fn top_of(host: &Host, typed: &str) -> Result<MailboxName, v1::Failur
         .map_err(|e| refused(format!("{}: {e}", crate::wire::printable(typed))))
 }
 
+/// Refuses what is not a move, but a repair that is not over.
+fn no_repair(unfinished: Option<&Entry>) -> Result<(), v1::Failure> {
+    match unfinished {
+        Some(entry) if entry.detail == REPAIR => Err(v1::Failure::new(
+            Kind::Refused,
+            format!("a repair of {} with {} is not over", entry.display, entry.peer),
+            "nothing was changed",
+            format!("go on with it: mbcopy doctor {} DEST --repair", entry.display),
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// Whether nothing but copies can be left of a move in this state.
 fn harmless(state: &str) -> bool {
     [state::PLANNED, state::COPYING].contains(&state)
@@ -936,7 +951,7 @@ fn lock_failure(error: &LockError) -> v1::Failure {
     )
 }
 
-fn journal_failure(error: &JournalError) -> v1::Failure {
+pub(crate) fn journal_failure(error: &JournalError) -> v1::Failure {
     let (kind, advice) = match error {
         JournalError::Held { .. } => (Kind::Busy, "wait until that move ends, or stop it"),
         _ => (Kind::Internal, "mend the journal's directory and run the same push again"),

@@ -45,7 +45,7 @@ use std::path::{Path, PathBuf};
 /// it creates a folder, but takes the parent's partition (imap/mboxlist.c:
 /// mboxlist_create_partition): so nothing can be created below a retired mailbox,
 /// where nobody would see it.
-const NOWHERE: &str = "mbcopy-retired";
+pub(crate) const NOWHERE: &str = "mbcopy-retired";
 
 /// A key of mailboxes.db, the record that was, and what it becomes (none: removed).
 type Change = (Vec<u8>, Vec<u8>, Option<Vec<u8>>);
@@ -110,7 +110,9 @@ impl Retirement {
                     records.push((mailbox.id_record.0.to_vec(), mailbox.id_record.1.to_vec()));
                 }
             }
-            for (key, old) in records {
+            // Of a mailbox that only its id leads to, both are one.
+            records.dedup();
+            for (key, old) in records.into_iter().filter(|(key, _)| !key.is_empty()) {
                 let new = if mailbox.deleted {
                     None
                 } else {
@@ -309,6 +311,8 @@ pub(crate) fn sends_to(server: &str) -> RecordEdit {
         partition: PartitionName::new(NOWHERE).ok(),
         server: ServerEdit::Set(server.to_owned()),
         add: vec![Flag::Moving],
+        // As XFER leaves them (`repair`): a tombstone would have mail refused for good.
+        remove: vec![Flag::Deleted, Flag::Remote],
         ..RecordEdit::default()
     }
 }

@@ -180,8 +180,10 @@ impl There {
                      and deliveries can reach it",
                     self.same_id, self.live
                 ),
-                "look whether mail has arrived in it; if none has, delete it on this server \
-                 (cyradm: deletemailbox) and expire it (cyr_expire -D 0)",
+                &format!(
+                    "let it be named and put right, with the mail that has arrived in it: mbcopy \
+                     doctor {shown} DEST, on the source"
+                ),
             ));
         } else if self.live > 0 {
             problems.push(refuse(
@@ -199,7 +201,7 @@ impl There {
                      with all files, which no tool of Cyrus removes",
                     self.tombstones_with_files
                 ),
-                "keep or remove those files by hand, then remove the records with ctl_mboxlist",
+                &format!("put them aside: mbcopy doctor {shown} DEST --repair, on this server"),
             ));
         }
         if self.tombstones > 0 {

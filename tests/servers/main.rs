@@ -11,6 +11,7 @@ mod clock;
 mod commands;
 mod crash;
 mod dav;
+mod doctor;
 mod engines;
 mod failures;
 mod forgotten;

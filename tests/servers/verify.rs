@@ -396,7 +396,7 @@ fn what_cannot_be_compared_is_said_in_words_and_by_the_exit_code() {
     ask("user.nobody", "bw2")
         .expect(4)
         .says(&["no two copies of user.nobody", "bw1 has none, bw2 has none"]);
-    ask("user.none.Sent", "bw2").expect(4).says(&["a user is compared as a whole"]);
+    ask("user.none.Sent", "bw2").expect(4).says(&["a user is looked at as a whole"]);
     ask("user.none", "no-such-host").expect(1).says(&["no-such-host", "user.none: not compared"]);
     ask("user.none", "bw2:p2").expect(2);
     // An index that cannot be read is a difference of its own, and the others are compared.

@@ -31,6 +31,36 @@ pub struct RecordEdit {
     pub add: Vec<Flag>,
     /// Flags to clear; what is also in `add` is set.
     pub remove: Vec<Flag>,
+    /// Counters that are put in where the record has none, or 0.
+    pub fill: Counters,
+}
+
+/// The counters of a record; 0 for one that is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// UIDVALIDITY.
+    pub uidvalidity: u32,
+    /// MODSEQ of the mailbox's creation.
+    pub createdmodseq: u64,
+    /// MODSEQ of its last change as a folder.
+    pub foldermodseq: u64,
+}
+
+impl Counters {
+    fn into_list(self, list: &mut Dlist) {
+        let counters: [(&[u8], u64); 3] = [
+            (b"V", self.uidvalidity.into()),
+            (b"C", self.createdmodseq),
+            (b"F", self.foldermodseq),
+        ];
+        for (key, value) in counters {
+            let now = list.get(key).and_then(Dlist::as_u64).unwrap_or_default();
+            if now == 0 && value > 0 {
+                let value = Dlist::string(value.to_string().as_bytes());
+                list.set(key, value, &[b"A", b"I", b"P", b"S", b"T", b"V", b"C"]);
+            }
+        }
+    }
 }
 
 impl RecordEdit {
@@ -64,6 +94,7 @@ impl RecordEdit {
                 list.set(b"T", Dlist::string(&new), &[b"A", b"I", b"P", b"S"]);
             }
         }
+        self.fill.into_list(&mut list);
         Ok(list.to_bytes())
     }
 

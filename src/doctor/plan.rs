@@ -1,0 +1,276 @@
+//! What a repair does: a pure function of the diagnosis and of what was seen.
+
+use super::diagnose::{Both, Diagnosis, State};
+use super::seen::{Mailbox, Seen, Standing};
+use crate::verify::finding::Side;
+use crate::wire::v1::FileKind;
+use std::collections::BTreeMap;
+
+/// A record to be made live again, or to be removed since it leads nowhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restored {
+    /// Internal name.
+    pub name: Vec<u8>,
+    /// Uniqueid.
+    pub id: String,
+    /// Nothing is there: the record is removed.
+    pub remove: bool,
+    /// MODSEQs that its record has lost and that of the copy has.
+    pub modseqs: [u64; 2],
+}
+
+/// Messages of one mailbox that are carried over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Carried {
+    /// The mailbox that has them: internal name.
+    pub name: Vec<u8>,
+    /// Its uniqueid.
+    pub id: String,
+    /// As an admin types it.
+    pub display: String,
+    /// The mailbox that gets them: internal name.
+    pub to: Vec<u8>,
+    /// It has to be made first.
+    pub create: bool,
+    /// The messages, and their contents.
+    pub messages: Vec<(u32, [u8; 20])>,
+}
+
+/// What is done, in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The server on which the user is whole afterwards.
+    pub right: Side,
+    /// Records of that server.
+    pub restore: Vec<Restored>,
+    /// From the other server to that one.
+    pub carry: Vec<Carried>,
+    /// Whether all that the other server has is put away.
+    pub put_aside: bool,
+    /// Whether a push ends it.
+    pub push: bool,
+    /// What the admin must agree to.
+    pub asks: Vec<String>,
+}
+
+/// Why nothing is done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NoPlan {
+    /// Nothing is wrong.
+    Nothing,
+    /// Something else is to be done; what.
+    Other(String),
+}
+
+/// Plans the repair after which the user is whole on `to`, or wherever that is
+/// possible.
+pub fn plan(both: Both<'_>, diagnosis: &Diagnosis, to: Option<Side>) -> Result<Plan, NoPlan> {
+    let origin = diagnosis.origin;
+    let mailbox = both.on(origin).mailboxes.first().map(|m| m.display.clone()).unwrap_or_default();
+    let other = |text: &str| Err(NoPlan::Other(text.replace("{}", &mailbox)));
+    match diagnosis.state {
+        State::Well => Err(NoPlan::Nothing),
+        State::Nobody => other("look at the name of the mailbox"),
+        State::Elsewhere => other("name the server that the records name: mbcopy doctor {} DEST"),
+        State::Unknown => {
+            other("this is not touched: look at what each server has, and decide by hand")
+        }
+        State::OurMove => other(
+            "finish it: mbcopy resume {} (on the server that has begun it); or give it up: mbcopy \
+             abort {}; `mbcopy status {}` says what each would do",
+        ),
+        State::OurRepair => Ok(onto(both, origin.other(), to)),
+        _ if Side::BOTH.iter().any(|side| !both.on(*side).repairable) => {
+            other("a repair needs Cyrus 3.6 or later, in use, on both servers")
+        }
+        State::PartialCopy | State::SecondCopy => Ok(onto(both, origin, to)),
+        State::Leftovers | State::NewInbox if to == Some(origin) => other(
+            "the user is on the other server: repair without --to, then take him back: mbcopy \
+             reverse {} DEST",
+        ),
+        State::Leftovers => Ok(Plan { put_aside: true, ..Plan::of(origin.other()) }),
+        State::NewInbox => Ok(onto(both, origin.other(), None)),
+        State::StoppedSwitching | State::StoppedDeleting | State::Scattered => {
+            stopped(both, diagnosis, to).map_or_else(|text| other(&text), Ok)
+        }
+    }
+}
+
+impl Plan {
+    fn of(right: Side) -> Self {
+        Self {
+            right,
+            restore: Vec::new(),
+            carry: Vec::new(),
+            put_aside: false,
+            push: false,
+            asks: Vec::new(),
+        }
+    }
+}
+
+/// The user is whole on `right`: what only the other server has is carried over.
+fn onto(both: Both<'_>, right: Side, to: Option<Side>) -> Plan {
+    Plan {
+        carry: carry(both.on(right.other()), both.on(right), &[], true),
+        put_aside: true,
+        push: to.is_some_and(|to| to != right),
+        ..Plan::of(right)
+    }
+}
+
+/// The first server has begun to send clients away, or to delete.
+fn stopped(both: Both<'_>, diagnosis: &Diagnosis, to: Option<Side>) -> Result<Plan, String> {
+    let side = diagnosis.origin;
+    let (origin, other) = (both.on(side), both.on(side.other()));
+    let gone_away = [Standing::Moving, Standing::Remote, Standing::Deleted];
+    let changed = || origin.mailboxes.iter().filter(|m| gone_away.contains(&m.standing));
+    let restored = |m: &Mailbox| Restored {
+        name: m.name.clone(),
+        id: m.id.clone(),
+        remove: !m.has_files(),
+        modseqs: other.twin(m).map(|twin| twin.modseqs).unwrap_or_default(),
+    };
+    let restore: Vec<Restored> = changed().map(restored).collect();
+    // All that the other has in use has its files here, too.
+    let has_twin = |m: &Mailbox| origin.mailboxes.iter().any(|o| o.id == m.id && o.has_files());
+    let split = |m: &&Mailbox| !m.kept && !has_twin(m) && !m.id.is_empty();
+    let lost: Vec<&Mailbox> = other.of(Standing::Live).filter(split).collect();
+    // A folder that was made there since is carried over as any mail.
+    let made_since =
+        |m: &Mailbox| !origin.mailboxes.iter().any(|o| o.id == m.id || o.name == m.name);
+    let whole = lost.iter().all(|m| made_since(m)) && has_his_own(origin, other);
+    if whole {
+        return Ok(Plan { restore: restore.clone(), ..with_restored(both, side, to, &restore) });
+    }
+    let whole_there = changed().all(|m| other.of(Standing::Live).any(|o| o.id == m.id))
+        && origin.of(Standing::Live).all(|m| other.of(Standing::Live).any(|o| o.id == m.id));
+    if whole_there && to != Some(side) {
+        // What clients could change here since is carried over as mail.
+        return Ok(Plan {
+            carry: carry(origin, other, &[], false),
+            put_aside: true,
+            ..Plan::of(side.other())
+        });
+    }
+    if whole_there {
+        return Err("this server has lost a part of him: repair with --to target, then take him \
+                    back: mbcopy reverse {} DEST"
+            .into());
+    }
+    let right = to.unwrap_or(side);
+    let mut plan = match right == side {
+        true => Plan { restore: restore.clone(), ..with_restored(both, side, None, &restore) },
+        false => {
+            Plan { carry: carry(origin, other, &[], false), put_aside: true, ..Plan::of(right) }
+        }
+    };
+    let made: Vec<&str> =
+        plan.carry.iter().filter(|c| c.create).map(|c| c.display.as_str()).collect();
+    if !made.is_empty() {
+        plan.asks.push(format!(
+            "{} folders are only on {} and are made anew on {}, so that their messages get new \
+             UIDs and clients load them again: {}",
+            made.len(),
+            both.on(right.other()).server(),
+            both.on(right).server(),
+            shortened(&made)
+        ));
+    }
+    Ok(plan)
+}
+
+fn with_restored(both: Both<'_>, right: Side, to: Option<Side>, restore: &[Restored]) -> Plan {
+    let wrong = both.on(right.other());
+    Plan {
+        carry: carry(wrong, both.on(right), restore, true),
+        put_aside: wrong.mailboxes.iter().any(|m| m.standing == Standing::Live),
+        push: to.is_some_and(|to| to != right),
+        ..Plan::of(right)
+    }
+}
+
+/// What is left to be carried over to `right`, whose records are live again.
+pub fn rest(both: Both<'_>, right: Side) -> Vec<Carried> {
+    carry(both.on(right.other()), both.on(right), &[], true)
+}
+
+/// The first names, and how many there are more.
+pub fn shortened(names: &[&str]) -> String {
+    const SHOWN: usize = 5;
+    let shown = names.iter().take(SHOWN).copied().collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown}, and {more} more"),
+    }
+}
+
+/// Whether a server still has what is the user's besides his mailboxes, as far as the
+/// other one has it.
+fn has_his_own(seen: &Seen, other: &Seen) -> bool {
+    let kept = [
+        FileKind::UserSubscriptions,
+        FileKind::UserSeen,
+        FileKind::SieveScript,
+        FileKind::SieveBytecode,
+    ];
+    let has = |kind: &FileKind| seen.files.contains(kind) || !other.files.contains(kind);
+    kept.iter().all(has) && seen.quota_roots >= other.quota_roots
+}
+
+/// What `wrong` has and `right` has never had, by content.
+fn carry(wrong: &Seen, right: &Seen, restore: &[Restored], is_copy: bool) -> Vec<Carried> {
+    // What came with the copy is older than the copy: if the original does not list it
+    // any more, it was expunged there.
+    let copied = wrong.of(Standing::Live).map(|m| m.changed).min();
+    let copied = copied.filter(|_| is_copy).unwrap_or_default();
+    let mut all = Vec::new();
+    let usable = |m: &&Mailbox| matches!(m.standing, Standing::Live | Standing::Moving);
+    for mailbox in wrong.mailboxes.iter().filter(usable) {
+        if mailbox.kept || mailbox.name_only || is_special(mailbox) {
+            continue;
+        }
+        let usable = |m: &&Mailbox| {
+            m.standing == Standing::Live
+                || restore.iter().any(|r| !r.remove && r.name == m.name && r.id == m.id)
+        };
+        let same = |m: &&Mailbox| !mailbox.id.is_empty() && m.id == mailbox.id;
+        let twin = right.mailboxes.iter().filter(usable).find(same);
+        let removed = |m: &&Mailbox| restore.iter().any(|r| r.remove && r.name == m.name);
+        let known = right.mailboxes.iter().any(|m| same(&m) && !removed(&m));
+        let by_name = || right.mailboxes.iter().filter(usable).find(|m| m.name == mailbox.name);
+        let twin = twin.or_else(by_name);
+        let mut had: BTreeMap<[u8; 20], usize> = twin.map(Mailbox::guids).unwrap_or_default();
+        let mut messages = Vec::new();
+        for message in mailbox.present() {
+            if let Some(count) = had.get_mut(&message.guid).filter(|count| **count > 0) {
+                *count -= 1;
+                continue;
+            }
+            if !known || came_since(message.saved, copied) {
+                messages.push((message.uid, message.guid));
+            }
+        }
+        let to = twin.map_or_else(|| mailbox.name.clone(), |m| m.name.clone());
+        let create = twin.is_none();
+        // A folder that was deleted there stays deleted, unless mail has come since.
+        if messages.is_empty() && (!create || known) {
+            continue;
+        }
+        let (name, id) = (mailbox.name.clone(), mailbox.id.clone());
+        let display = mailbox.display.clone();
+        all.push(Carried { name, id, display, to, create, messages });
+    }
+    // Parents first.
+    all.sort_by(|a, b| a.to.cmp(&b.to));
+    all
+}
+
+fn came_since(saved: u32, copied: i64) -> bool {
+    copied == 0 || saved == 0 || i64::from(saved) >= copied
+}
+
+/// Whether Cyrus keeps something else than mail in it: scripts, calendars and the like.
+fn is_special(mailbox: &Mailbox) -> bool {
+    mailbox.name.split(|b| *b == b'.').any(|part| part.starts_with(b"#"))
+}

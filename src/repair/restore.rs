@@ -1,0 +1,127 @@
+//! Making records live again that XFER has marked or deleted.
+
+use super::{Session, refused, unchanged};
+use crate::cyrus::config::{DbKind, MetaFile};
+use crate::cyrus::header::MailboxHeader;
+use crate::cyrus::index::IndexView;
+use crate::cyrus::mboxlist::MailboxList;
+use crate::cyrus::mboxlist::edit::{Counters, RecordEdit, ServerEdit};
+use crate::cyrus::mboxlist::mbtype::Flag;
+use crate::fault::{self, Point};
+use crate::host::Host;
+use crate::host::tools::DbOp;
+use crate::inspect::examine::{self, Found};
+use crate::moves::journal::state;
+use crate::moves::sealed;
+use crate::wire::v1;
+use std::path::Path;
+
+/// The name of the file that keeps what records were.
+const FILE: &str = "restored";
+
+/// The flags that make a record lead away, or nowhere.
+const AWAY: [Flag; 4] = [Flag::Deleted, Flag::Moving, Flag::Remote, Flag::Reserve];
+
+/// A key of mailboxes.db, the record that was, and what it becomes (none: removed).
+type Change = (Vec<u8>, Vec<u8>, Option<Vec<u8>>);
+
+impl Session {
+    /// Makes the records live, or removes them, in one transaction under the user's lock.
+    pub(super) fn restore(
+        &mut self,
+        host: &Host,
+        wanted: &[v1::Restored],
+    ) -> Result<(), v1::Failure> {
+        let _lock = self.lock(host)?;
+        let found = examine::find(host, &self.top, &[]).map_err(unchanged)?;
+        let database = host.mailboxes().map_err(|e| unchanged(e.to_string()))?;
+        let list = MailboxList::from_database(&database).map_err(|e| unchanged(e.to_string()))?;
+        let mut changes: Vec<Change> = Vec::new();
+        for wanted in wanted {
+            let one = found.iter().find(|f| !f.unnamed && f.entry.name.as_bytes() == wanted.name);
+            let one = one.ok_or_else(|| refused("a mailbox that is not here".into()))?;
+            let shown = host.external(&one.entry.name);
+            let id = one.entry.uniqueid.as_ref().map(|id| id.as_str()).unwrap_or_default();
+            let away = AWAY.into_iter().any(|flag| one.entry.mbtype.has(flag));
+            if !away || one.is_put_away() || id != wanted.unique_id {
+                return Err(refused(format!("the record of {shown} has changed meanwhile")));
+            }
+            let edit = match wanted.remove {
+                true => None,
+                false => Some(live_again(host, one, wanted).map_err(refused)?),
+            };
+            let mut records = vec![(one.entry.key.to_vec(), one.entry.raw.to_vec())];
+            let by_id = match &one.entry.uniqueid {
+                Some(id) => list.id_record(id).map_err(|e| unchanged(e.to_string()))?,
+                None => None,
+            };
+            records.extend(by_id.map(|(key, value)| (key.to_vec(), value.to_vec())));
+            for (key, old) in records {
+                let new = edit.as_ref().map(|edit| edit.apply(&old)).transpose();
+                let new = new.map_err(|e| unchanged(format!("the record of {shown}: {e}")))?;
+                changes.push((key, old, new));
+            }
+        }
+        self.commit(host, &changes)
+    }
+
+    fn commit(&mut self, host: &Host, changes: &[Change]) -> Result<(), v1::Failure> {
+        let path = self.journal.move_directory(&self.entry.id).join(FILE);
+        sealed::save(&path, &changes)
+            .map_err(|e| unchanged(format!("cannot write {}: {e}", path.display())))?;
+        self.record(state::PLANNED)?;
+        fault::point(Point::RestoreSaved);
+        let ops: Vec<DbOp<'_>> = changes
+            .iter()
+            .map(|(key, _, new)| match new {
+                Some(new) => DbOp::Set(key, new),
+                None => DbOp::Delete(key),
+            })
+            .collect();
+        let said = host.change(DbKind::Mailboxes, &ops);
+        // Only what is read back tells whether the transaction happened.
+        let database = host.mailboxes().map_err(|e| unchanged(e.to_string()))?;
+        for (key, _, new) in changes {
+            let now = database.get(key).map_err(|e| unchanged(e.to_string()))?;
+            if now.as_deref() != new.as_deref() {
+                let why = said.err().map_or("the records are as before".into(), |e| e.to_string());
+                return Err(unchanged(format!("mailboxes.db was not changed: {why}")));
+            }
+        }
+        // The journal goes on saying that a repair is under way: what is left to be done,
+        // records alone do not tell any more.
+        fault::point(Point::RestoreCommitted);
+        Ok(())
+    }
+}
+
+/// What makes the record of a mailbox live again, if its files are here, and its own.
+fn live_again(host: &Host, found: &Found, wanted: &v1::Restored) -> Result<RecordEdit, String> {
+    let shown = host.external(&found.entry.name);
+    let mut uidvalidity = 0;
+    if !found.entry.mbtype.has(Flag::Intermediate) {
+        let at = |path: &Path, e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
+        let index = found.file(host, MetaFile::Index).filter(|path| path.exists());
+        let index = index.ok_or_else(|| format!("the files of {shown} are not here"))?;
+        let read = std::fs::read(&index).map_err(|e| at(&index, &e))?;
+        uidvalidity = IndexView::parse(&read).map_err(|e| at(&index, &e))?.header().uidvalidity;
+        let header = found.file(host, MetaFile::Header).unwrap_or_default();
+        let read = std::fs::read(&header).map_err(|e| at(&header, &e))?;
+        let read = MailboxHeader::parse(&read).map_err(|e| at(&header, &e))?;
+        let id = found.entry.uniqueid.as_ref().map(|id| id.as_str().as_bytes());
+        if read.uniqueid.as_deref().is_some_and(|its| Some(its) != id) {
+            return Err(format!("{} is of another mailbox than {shown}", header.display()));
+        }
+    }
+    Ok(RecordEdit {
+        partition: found.entry.partition.clone(),
+        server: ServerEdit::Remove,
+        add: Vec::new(),
+        remove: AWAY.to_vec(),
+        fill: Counters {
+            uidvalidity,
+            createdmodseq: wanted.created_modseq,
+            foldermodseq: wanted.folder_modseq,
+        },
+    })
+}
