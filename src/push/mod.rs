@@ -246,6 +246,8 @@ struct Push<'a> {
     snapshot: bytes::Bytes,
     /// Whether the source is a disk on which nothing runs.
     offline: bool,
+    /// Whether the route is changed by mupdate.
+    murder: bool,
 }
 
 impl<'a> Push<'a> {
@@ -285,6 +287,7 @@ impl<'a> Push<'a> {
             source_state: String::new(),
             snapshot: bytes::Bytes::new(),
             offline: false,
+            murder: false,
         }
     }
 

@@ -36,6 +36,7 @@ use crate::host::durable;
 use crate::host::tools::DbOp;
 use crate::moves::MoveId;
 use crate::moves::sealed::{self, PathBytes};
+use crate::murder;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
@@ -66,6 +67,9 @@ pub struct Retirement {
     /// Up to 3.4: where an empty file is put, so that no directory can be made.
     #[serde(default)]
     blocked: Vec<PathBytes>,
+    /// The records are those of a backend of a Murder, which removes them when it starts.
+    #[serde(default)]
+    murder: bool,
 }
 
 /// Why retiring stopped.
@@ -98,7 +102,7 @@ impl Retirement {
         server: &str,
     ) -> Result<Self, RetireError> {
         let record = |e: &dyn std::fmt::Display| RetireError::Record(e.to_string());
-        let moving = sends_to(server);
+        let moving = sends_to(host, server);
         let mut changes = Vec::new();
         for mailbox in &listing.mailboxes {
             let mut records = Vec::new();
@@ -141,7 +145,7 @@ impl Retirement {
         {
             blocked.push(PathBytes::from(sieve.as_path()));
         }
-        Ok(Self { changes, renames, first, blocked })
+        Ok(Self { changes, renames, first, blocked, murder: murder::is_member(host) })
     }
 
     /// Directories that cannot be renamed to where they would be kept, since that is on
@@ -185,7 +189,7 @@ impl Retirement {
         for (key, _, new) in &self.changes {
             let Some(new) = new else { continue };
             let now = database.get(key).map_err(|e| failed(e.to_string()))?;
-            if now.as_deref() == Some(new) {
+            if self.is_left(now.as_deref(), Some(new)) {
                 return Ok(true);
             }
         }
@@ -295,21 +299,37 @@ impl Retirement {
         let database = host.mailboxes().map_err(|e| RetireError::Database(e.to_string()))?;
         for (key, _, new) in &self.changes {
             let now = database.get(key).map_err(|e| RetireError::Database(e.to_string()))?;
-            if now.as_deref() != new.as_deref() {
+            if !self.is_left(now.as_deref(), new.as_deref()) {
                 return Ok(false);
             }
         }
         Ok(true)
     }
+
+    /// Whether a record is as this has left it, or as this backend's start has since.
+    fn is_left(&self, now: Option<&[u8]>, left: Option<&[u8]>) -> bool {
+        now == left || (self.murder && now.is_none())
+    }
 }
 
 /// Makes a record one that sends clients to `server`: deliveries are deferred, and
 /// everything else is refused.
-pub(crate) fn sends_to(server: &str) -> RecordEdit {
+///
+/// On a backend of a Murder it is a reserved, remote tombstone, and nothing else would
+/// do. Of a record that is moving, `ctl_mboxlist -m` fails, and then the backend does
+/// not start at all; of a tombstone alone it keeps its hands off, but a late delivery
+/// would be refused for good. Reserved, it defers: that is looked at first
+/// (imap/mboxlist.c:mboxlist_mylookup). When the backend starts, `ctl_cyrusdb -r` removes
+/// what is reserved, and of a remote one tells mupdate nothing (mboxlist_deletemailbox).
+pub(crate) fn sends_to(host: &Host, server: &str) -> RecordEdit {
+    let add = match murder::is_member(host) {
+        true => vec![Flag::Deleted, Flag::Remote, Flag::Reserve],
+        false => vec![Flag::Moving],
+    };
     RecordEdit {
         partition: PartitionName::new(NOWHERE).ok(),
         server: ServerEdit::Set(server.to_owned()),
-        add: vec![Flag::Moving],
+        add,
         ..RecordEdit::default()
     }
 }

@@ -57,13 +57,37 @@ sievedir: /var/spool/sieve
 specialusealways: yes
 annotation_allow_undefined: yes
 E
+  case $1 in be[12]|fe1) murder_conf;; esac
 }
 
-cyrus_conf() { # extra: extra.start and extra.services hold further lines
+murder_conf() { # how a member of the Murder reaches the mupdate master
+  cat <<E
+mupdate_server: mup
+mupdate_port: 3905
+mupdate_authname: cyrus
+mupdate_username: cyrus
+mupdate_password: pw
+mupdate_config: standard
+E
+}
+
+murder_start() { # host: what a backend tells the mupdate master at every start
+  case $1 in be[12]) echo '  mupdatepush  cmd="/usr/sbin/cyrus ctl_mboxlist -m"';; esac
+}
+
+murder_services() { # host: the mupdate master's own service, and the frontend's copy of its list
+  case $1 in
+    mup) echo '  mupdate      cmd="mupdate -m" listen=3905 prefork=1';;
+    fe1) echo '  mupdate      cmd="mupdate" listen=3905 prefork=1';;
+  esac
+}
+
+cyrus_conf() { # host extra: extra.start and extra.services hold further lines
   cat <<E
 START {
   recover      cmd="/usr/sbin/cyrus ctl_cyrusdb -r"
-$(cat "$1.start" 2>/dev/null)
+$(murder_start "$1")
+$(cat "$2.start" 2>/dev/null)
 }
 SERVICES {
   imap         cmd="imapd -U 30" listen="imap" prefork=0 maxchild=200
@@ -72,7 +96,8 @@ SERVICES {
   lmtp         cmd="lmtpd -a" listen="lmtp" prefork=0 maxchild=20
   sieve        cmd="timsieved" listen="sieve" prefork=0 maxchild=20
   csync        cmd="sync_server" listen="csync" prefork=0 maxchild=50
-$(cat "$1.services" 2>/dev/null)
+$(murder_services "$1")
+$(cat "$2.services" 2>/dev/null)
 }
 EVENTS {
   checkpoint   cmd="/usr/sbin/cyrus ctl_cyrusdb -c" period=30
