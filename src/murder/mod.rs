@@ -20,6 +20,7 @@ use crate::cyrus::mboxlist::mbtype::Flag;
 use crate::cyrus::mboxlist::{MailboxEntry, MailboxList};
 use crate::cyrus::name::MailboxName;
 use crate::cyrus::release::Release;
+use crate::fault::{self, Point};
 use crate::host::Host;
 use crate::wire::v1::{self, failure::Kind, problem::Severity};
 use std::path::PathBuf;
@@ -181,7 +182,11 @@ pub fn take(host: &Host, top: &MailboxName) -> Result<v1::RouteTaken, v1::Failur
         return Err(failed(format!("{} is not on this server", host.external(top))));
     }
     let mut client = Client::connect(&settings).map_err(|e| failed(e.to_string()))?;
-    client.activate(&entries).map_err(|e| failed(e.to_string()))?;
+    let (first, rest) = entries.split_at(1.min(entries.len()));
+    client.activate(first).map_err(|e| failed(e.to_string()))?;
+    fault::point(Point::MupdateTakenOne);
+    client.activate(rest).map_err(|e| failed(e.to_string()))?;
+    fault::point(Point::MupdateTaken);
     let names: Vec<&[u8]> = entries.iter().map(|e| e.name.as_slice()).collect();
     let found = client.find(&names).map_err(|e| failed(e.to_string()))?;
     let other = entries.iter().zip(&found).find(|(ours, found)| found.as_ref() != Some(ours));

@@ -67,9 +67,6 @@ pub struct Retirement {
     /// Up to 3.4: where an empty file is put, so that no directory can be made.
     #[serde(default)]
     blocked: Vec<PathBytes>,
-    /// The records are those of a backend of a Murder, which removes them when it starts.
-    #[serde(default)]
-    murder: bool,
 }
 
 /// Why retiring stopped.
@@ -145,7 +142,7 @@ impl Retirement {
         {
             blocked.push(PathBytes::from(sieve.as_path()));
         }
-        Ok(Self { changes, renames, first, blocked, murder: murder::is_member(host) })
+        Ok(Self { changes, renames, first, blocked })
     }
 
     /// Directories that cannot be renamed to where they would be kept, since that is on
@@ -189,7 +186,7 @@ impl Retirement {
         for (key, _, new) in &self.changes {
             let Some(new) = new else { continue };
             let now = database.get(key).map_err(|e| failed(e.to_string()))?;
-            if self.is_left(now.as_deref(), Some(new)) {
+            if now.as_deref() == Some(new) {
                 return Ok(true);
             }
         }
@@ -299,16 +296,11 @@ impl Retirement {
         let database = host.mailboxes().map_err(|e| RetireError::Database(e.to_string()))?;
         for (key, _, new) in &self.changes {
             let now = database.get(key).map_err(|e| RetireError::Database(e.to_string()))?;
-            if !self.is_left(now.as_deref(), new.as_deref()) {
+            if now.as_deref() != new.as_deref() {
                 return Ok(false);
             }
         }
         Ok(true)
-    }
-
-    /// Whether a record is as this has left it, or as this backend's start has since.
-    fn is_left(&self, now: Option<&[u8]>, left: Option<&[u8]>) -> bool {
-        now == left || (self.murder && now.is_none())
     }
 }
 
@@ -316,11 +308,11 @@ impl Retirement {
 /// everything else is refused.
 ///
 /// On a backend of a Murder it is a reserved, remote tombstone, and nothing else would
-/// do. Of a record that is moving, `ctl_mboxlist -m` fails, and then the backend does
-/// not start at all; of a tombstone alone it keeps its hands off, but a late delivery
-/// would be refused for good. Reserved, it defers: that is looked at first
-/// (imap/mboxlist.c:mboxlist_mylookup). When the backend starts, `ctl_cyrusdb -r` removes
-/// what is reserved, and of a remote one tells mupdate nothing (mboxlist_deletemailbox).
+/// do. At a record that is moving, `ctl_mboxlist -m` fails, and then the backend does not
+/// start at all (3.6.1). From tombstones it keeps its hands off, as `ctl_cyrusdb -r` does
+/// from reserved ones among them, but a late delivery would be refused for good: reserved,
+/// it is deferred, for that is looked at first (imap/mboxlist.c:mboxlist_mylookup). And
+/// what is remote, `cyr_expire` does not remove.
 pub(crate) fn sends_to(host: &Host, server: &str) -> RecordEdit {
     let add = match murder::is_member(host) {
         true => vec![Flag::Deleted, Flag::Remote, Flag::Reserve],

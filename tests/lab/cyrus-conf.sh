@@ -68,11 +68,16 @@ mupdate_authname: cyrus
 mupdate_username: cyrus
 mupdate_password: pw
 mupdate_config: standard
+mupdate_retry_delay: 1
 E
 }
 
 murder_start() { # host: what a backend tells the mupdate master at every start
   case $1 in be[12]) echo '  mupdatepush  cmd="/usr/sbin/cyrus ctl_mboxlist -m"';; esac
+}
+
+lmtpd_of() { # host: a backend's frontend must be able to log in, which it cannot where all may deliver
+  case $1 in be[12]) echo lmtpd;; *) echo "lmtpd -a";; esac
 }
 
 murder_services() { # host: the mupdate master's own service, and the frontend's copy of its list
@@ -93,7 +98,7 @@ SERVICES {
   imap         cmd="imapd -U 30" listen="imap" prefork=0 maxchild=200
   pop3         cmd="pop3d -U 30" listen="pop3" prefork=0 maxchild=20
   lmtpunix     cmd="lmtpd" listen="/run/cyrus/socket/lmtp" prefork=0 maxchild=20
-  lmtp         cmd="lmtpd -a" listen="lmtp" prefork=0 maxchild=20
+  lmtp         cmd="$(lmtpd_of "$1")" listen="lmtp" prefork=0 maxchild=20
   sieve        cmd="timsieved" listen="sieve" prefork=0 maxchild=20
   csync        cmd="sync_server" listen="csync" prefork=0 maxchild=50
 $(murder_services "$1")

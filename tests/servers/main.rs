@@ -15,6 +15,7 @@ mod forgotten;
 mod inspect;
 mod layouts;
 mod live;
+mod murder;
 mod offline;
 mod old_live;
 mod power;
