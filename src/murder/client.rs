@@ -228,9 +228,8 @@ impl Client {
     /// All that the master says of mailboxes on a server.
     pub fn list(&mut self, server: &str) -> Result<Vec<Entry>, MupdateError> {
         let prefix = format!("{server}!");
-        let answers = self.each("LIST", &[prefix], |tag, prefix| {
-            command(tag, "LIST", &[prefix.as_bytes()])
-        })?;
+        let answers =
+            self.each("LIST", &[prefix], |tag, prefix| command(tag, "LIST", &[prefix.as_bytes()]))?;
         Ok(answers.iter().flatten().filter_map(Line::entry).collect())
     }
 

@@ -111,7 +111,8 @@ fn standing(
 ) -> Result<Vec<v1::Problem>, String> {
     let kept = host.config.deletedprefix();
     let live = owned(host, top)?;
-    let live: Vec<_> = live.into_iter().filter(|e| e.name.deleted_original(&kept).is_none()).collect();
+    let live: Vec<_> =
+        live.into_iter().filter(|e| e.name.deleted_original(&kept).is_none()).collect();
     let names: Vec<&[u8]> = live.iter().map(|e| e.name.as_bytes()).collect();
     let found = client.find(&names).map_err(|e| e.to_string())?;
     let here = host.welcome().servername;
@@ -143,8 +144,10 @@ fn standing(
     if reserved > 0 {
         problems.push(refuse(
             "mupdate-reserved",
-            format!("mupdate has {reserved} of the {all} mailboxes of {shown} reserved: nobody \
-                     can reach them, as after an XFER that was killed"),
+            format!(
+                "mupdate has {reserved} of the {all} mailboxes of {shown} reserved: nobody \
+                     can reach them, as after an XFER that was killed"
+            ),
             "let this server say what it has: ctl_mboxlist -m, as the user that Cyrus runs as",
         ));
     }
@@ -234,7 +237,8 @@ mod tests {
     #[test]
     fn who_logs_in_where_is_in_imapd_conf() {
         assert_eq!(settings("servername: be1\n"), None);
-        let plain = settings("mupdate_server: m\nmupdate_authname: a\nmupdate_password: p\n").unwrap();
+        let plain =
+            settings("mupdate_server: m\nmupdate_authname: a\nmupdate_password: p\n").unwrap();
         assert_eq!((plain.port, plain.authname.as_str()), (3905, "a"));
         assert_eq!((plain.config.as_str(), plain.username.as_str()), ("standard", ""));
         let realm = "mupdate_server: m\nmupdate_authname: a\nmupdate_realm: r\nmupdate_port: 4000\n\

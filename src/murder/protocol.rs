@@ -272,7 +272,10 @@ mod tests {
         assert_eq!(lines[3].strings.len(), 1);
         assert_eq!(lines[3].strings[0], b"MUPDATE \"mup\" \"Cyrus IMAP\" \"3.6.1\" \"(master)\"");
         let entry = lines[4].entry().unwrap();
-        assert_eq!((entry.server().as_str(), entry.acl.as_deref()), ("be1", Some(&b"alice\tlrswipkxtecdan\t"[..])));
+        assert_eq!(
+            (entry.server().as_str(), entry.acl.as_deref()),
+            ("be1", Some(&b"alice\tlrswipkxtecdan\t"[..]))
+        );
         assert_eq!(lines[5].entry().unwrap().acl, None);
         assert_eq!(lines[6], line("X3", "OK", &["Search completed"]));
         assert_eq!(lines[7], line("X4", "NO", &["Client canceled authentication"]));
@@ -302,7 +305,8 @@ mod tests {
         let sent = entry.activate("A7");
         assert!(sent.starts_with(b"A7 ACTIVATE {"));
         assert_eq!(parse(&sent).unwrap().unwrap().0.strings[1], b"be2!p2");
-        let said = command("A7", "MAILBOX", &[&entry.name, &entry.location, b"x\tlrs\tanyone\tp\t"]);
+        let said =
+            command("A7", "MAILBOX", &[&entry.name, &entry.location, b"x\tlrs\tanyone\tp\t"]);
         let (line, length) = parse(&said).unwrap().unwrap();
         assert_eq!((line.entry(), length), (Some(entry), said.len()));
     }
@@ -310,7 +314,12 @@ mod tests {
     #[test]
     fn nonsense_is_an_error_and_nothing_is_waited_for_without_end() {
         let bad: [&[u8]; 6] = [
-            b"\r\n", b" OK\r\n", b"X1\r\n", b"X1 MAILBOX {x}\r\n", b"X1 MAILBOX {}\r\n", b"X1 OK \"a\r\n",
+            b"\r\n",
+            b" OK\r\n",
+            b"X1\r\n",
+            b"X1 MAILBOX {x}\r\n",
+            b"X1 MAILBOX {}\r\n",
+            b"X1 OK \"a\r\n",
         ];
         for bytes in bad {
             assert_eq!(parse(bytes), Err(LineError::Syntax), "{bytes:?}");

@@ -115,9 +115,8 @@ impl Push<'_> {
             ));
         }
         let known = |name: &str| !name.is_empty();
-        let one = source.mupdate == target.mupdate
-            || !known(&source.mupdate)
-            || !known(&target.mupdate);
+        let one =
+            source.mupdate == target.mupdate || !known(&source.mupdate) || !known(&target.mupdate);
         if source.murder == target.murder && one {
             return Ok(());
         }

@@ -58,9 +58,7 @@ impl Murder {
         let show = ["cyr_dbtool", "/var/lib/cyrus/mailboxes.db", "twoskip", "show"];
         let text = self.master.run_as_cyrus(&show).unwrap();
         let records = text.lines().filter_map(|line| line.split_once('\t'));
-        let records = records.filter(|(key, _)| {
-            key.strip_prefix("Nuser\u{1f}").is_some_and(live)
-        });
+        let records = records.filter(|(key, _)| key.strip_prefix("Nuser\u{1f}").is_some_and(live));
         let server = |value: &str| {
             assert!(!value.contains("(T erz"), "reserved: {value}");
             let words: Vec<&str> = value.split([' ', '(', ')']).collect();
@@ -241,9 +239,15 @@ fn what_is_wrong_with_a_murder_is_said_before_anything_is_copied() {
     let (source, target) = (&servers.source, &servers.target);
     edit(target, "s/^mupdate_server/#mupdate_server/");
     servers.push("user.wrong", &[]).expect(2).says(&["the Murder of mup", "no Murder"]);
-    edit(target, "s/^#mupdate_server/mupdate_server/; s/^mupdate_password: .*/mupdate_password: x/");
+    edit(
+        target,
+        "s/^#mupdate_server/mupdate_server/; s/^mupdate_password: .*/mupdate_password: x/",
+    );
     servers.push("user.wrong", &[]).expect(2).says(&["be2", "refuses the login of cyrus"]);
-    edit(target, "s/^mupdate_password: .*/mupdate_password: pw/; s/^mupdate_config: .*/mupdate_config: unified/");
+    edit(
+        target,
+        "s/^mupdate_password: .*/mupdate_password: pw/; s/^mupdate_config: .*/mupdate_config: unified/",
+    );
     servers.push("user.wrong", &[]).expect(2).says(&["mupdate_config is unified"]);
     edit(target, "s/^mupdate_config: .*/mupdate_config: standard/");
     edit(source, "s/^mupdate_port: .*/mupdate_port: 9/");
@@ -257,7 +261,9 @@ fn what_is_wrong_with_a_murder_is_said_before_anything_is_copied() {
     for name in ["mup", "other"] {
         let (key, pem) = (file(&format!("{name}.key")), file(&format!("{name}.pem")));
         let made = std::process::Command::new("openssl")
-            .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30", "-subj", "/CN=mup"])
+            .args([
+                "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30", "-subj", "/CN=mup",
+            ])
             .args(["-addext", "subjectAltName=DNS:mup", "-addext", "basicConstraints=CA:FALSE"])
             .args(["-keyout", &key, "-out", &pem])
             .output();
@@ -282,7 +288,10 @@ fn what_is_wrong_with_a_murder_is_said_before_anything_is_copied() {
     copy(target, "other.pem");
     edit(source, "$a tls_server_ca_file: /etc/mup.pem");
     edit(target, "$a tls_server_ca_file: /etc/other.pem");
-    servers.push("user.wrong", &[]).expect(2).says(&["be2", "TLS with the mupdate master mup failed"]);
+    servers
+        .push("user.wrong", &[])
+        .expect(2)
+        .says(&["be2", "TLS with the mupdate master mup failed"]);
     edit(target, "/^tls_server_ca_file/d");
     servers.push("user.wrong", &[]).expect(0);
     assert_eq!(murder.assert_whole("wrong", &before, "by TLS").name(), "be2");
