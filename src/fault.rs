@@ -103,6 +103,14 @@ points! {
         RepairHeld,
     }
 
+    /// The places that are reached only between backends of a Murder.
+    OF_MURDERS {
+        /// mupdate names this server for the first of the user's mailboxes.
+        MupdateTakenOne,
+        /// mupdate names this server for all of them.
+        MupdateTaken,
+    }
+
     /// The writes that must be durable, or fail.
     WRITES {
         /// A journal is written.

@@ -99,7 +99,7 @@ impl Push<'_> {
             }
             OnAbort::Recall => self.unpublish().await?,
             OnAbort::Restore => {
-                self.run_route_command(&self.change().restored()).await?;
+                self.change_route(&self.change().restored()).await?;
                 self.record(Server::Source, state::COPYING).await?;
             }
             OnAbort::TooLate => {
@@ -134,7 +134,10 @@ impl Push<'_> {
         attach: v1::Attach,
     ) -> Result<Option<v1::MoveRecord>, Trouble> {
         match self.peer(server).call(Op::Attach(attach)).await? {
-            Answer::Attached(attached) => Ok(attached.r#move),
+            Answer::Attached(attached) => {
+                self.murder |= attached.murder_route;
+                Ok(attached.r#move)
+            }
             _ => Err(self.peer(server).unexpected("move").into()),
         }
     }

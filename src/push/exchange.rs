@@ -115,7 +115,8 @@ impl Push<'_> {
 
     pub(super) async fn record(&mut self, server: Server, state: &str) -> Result<(), Trouble> {
         let route_command = self.options.route_command.is_some();
-        let op = Op::Record(v1::Record { state: state.into(), route_command });
+        let murder_route = self.murder;
+        let op = Op::Record(v1::Record { state: state.into(), route_command, murder_route });
         let peer = self.peer(server);
         match peer.call(op).await? {
             Answer::Recorded(_) => Ok(()),

@@ -248,6 +248,8 @@ struct Push<'a> {
     snapshot: bytes::Bytes,
     /// Whether the source is a disk on which nothing runs.
     offline: bool,
+    /// Whether the route is changed by mupdate.
+    murder: bool,
 }
 
 impl<'a> Push<'a> {
@@ -287,6 +289,7 @@ impl<'a> Push<'a> {
             source_state: String::new(),
             snapshot: bytes::Bytes::new(),
             offline: options.offline,
+            murder: false,
         }
     }
 

@@ -79,6 +79,7 @@ impl Push<'_> {
         self.fresh = source.state == state::PLANNED && !lost;
         self.problems(Server::Source, &source.problems);
         self.problems(Server::Target, &target.problems);
+        self.one_murder(&source, &target)?;
         self.snapshot = if source.snapshot.is_empty() { target.snapshot } else { source.snapshot };
         let known = if lost { "" } else { source.state.as_str() };
         if self.take_up(known, &target.state, source.route_command).await? {
@@ -96,6 +97,44 @@ impl Push<'_> {
             self.report.outcome = Outcome::Planned;
         }
         Ok(())
+    }
+
+    /// Whether the route is mupdate's to change: both servers must be of one Murder, or
+    /// neither of any.
+    fn one_murder(
+        &mut self,
+        source: &v1::SourcePlan,
+        target: &v1::TargetPlan,
+    ) -> Result<(), Trouble> {
+        self.murder = source.murder;
+        if source.murder_route && !source.murder {
+            return Err(Trouble::Refused(
+                "this move changes its route by mupdate, and the source's imapd.conf names no \
+                 mupdate_server any more: put it back"
+                    .into(),
+            ));
+        }
+        let known = |name: &str| !name.is_empty();
+        let one =
+            source.mupdate == target.mupdate || !known(&source.mupdate) || !known(&target.mupdate);
+        if source.murder == target.murder && one {
+            return Ok(());
+        }
+        let master = |murder: bool, name: &str| match (murder, name) {
+            (false, _) => "no Murder".to_owned(),
+            (true, "") => "a Murder".to_owned(),
+            (true, name) => format!("the Murder of {}", crate::wire::printable(name)),
+        };
+        let text = format!(
+            "{} is of {}, and {} of {}",
+            self.report.source,
+            master(source.murder, &source.mupdate),
+            self.report.target,
+            master(target.murder, &target.mupdate)
+        );
+        let advice = "frontends find a user by the list of his Murder: move between backends of \
+                      one, or between servers of none (mupdate_server in imapd.conf)";
+        Err(self.refuse("murder-differs", text, advice))
     }
 
     async fn plan_source(
@@ -234,7 +273,7 @@ impl Push<'_> {
             return Ok(());
         }
         // The route may or may not lead to the target; make that certain.
-        self.run_route_command(&self.change()).await?;
+        self.change_route(&self.change()).await?;
         self.led_away = self.options.route_command.is_some();
         self.carry_over().await
     }
@@ -373,7 +412,7 @@ impl Push<'_> {
             self.record(Server::Source, state::ROUTING).await?;
             self.record(Server::Target, state::ROUTING).await?;
         }
-        self.run_route_command(&self.change()).await?;
+        self.change_route(&self.change()).await?;
         // From here on the world goes to the target, whatever fails.
         self.route_begun = true;
         fault::point(Point::RouteChanged);
@@ -388,7 +427,15 @@ impl Push<'_> {
         Ok(())
     }
 
-    pub(super) async fn run_route_command(&self, change: &route::Change) -> Result<(), Trouble> {
+    /// Changes the route: of a Murder's list first, then by the admin's command.
+    pub(super) async fn change_route(&mut self, change: &route::Change) -> Result<(), Trouble> {
+        if self.murder {
+            let server = if change.is_restored() { Server::Source } else { Server::Target };
+            let peer = self.peer(server);
+            let Answer::RouteTaken(_) = peer.call(Op::TakeRoute(v1::TakeRoute {})).await? else {
+                return Err(peer.unexpected("change of the route").into());
+            };
+        }
         match &self.options.route_command {
             Some(command) => Ok(change.run(command, self.options.route_timeout).await?),
             None => Ok(()),
@@ -400,7 +447,7 @@ impl Push<'_> {
     /// route is restored; then everything is taken back.
     pub(super) async fn unpublish(&mut self) -> Result<(), Trouble> {
         self.withdraw(false).await?;
-        self.run_route_command(&self.change().restored()).await?;
+        self.change_route(&self.change().restored()).await?;
         // The route is certain again: a crash from here on goes back.
         self.record(Server::Source, state::COPYING).await?;
         self.withdraw(true).await?;

@@ -72,6 +72,11 @@ impl Change {
         Self { old: self.new.clone(), new: self.old.clone(), action: "restore", ..self.clone() }
     }
 
+    /// Whether it brings the user back to where he was.
+    pub fn is_restored(&self) -> bool {
+        self.action == "restore"
+    }
+
     /// Runs `command` by the shell, as the admin who started the move.
     pub async fn run(&self, command: &str, limit: Duration) -> Result<(), RouteError> {
         let start = |source| RouteError::Start { command: command.into(), source };

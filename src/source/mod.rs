@@ -21,7 +21,9 @@ use crate::fault::{self, Point};
 use crate::host::userlock::LockError;
 use crate::host::{Host, ofd};
 use crate::moves::journal::{Entry, Hold, JournalError, REPAIR, now_ms, state};
+use crate::moves::verdict::route_is_changed;
 use crate::moves::{Journal, MoveId, sealed};
+use crate::murder::{self, wiped::KeyValue};
 use crate::wire::v1::{self, FileKind, failure::Kind, problem::Severity};
 use crate::wire::v1::{reply::Result as Answer, request::Op};
 use bytes::Bytes;
@@ -119,6 +121,7 @@ impl Handler for Source {
                 session.find_stragglers(host, link).map(Answer::StragglersFound)
             }
             Op::Retire(retire) => session.retire(host, &retire.server).map(Answer::Retired),
+            Op::TakeRoute(_) => murder::take(host, &session.top).map(Answer::RouteTaken),
             Op::Record(record) => {
                 session.note(host, &record)?;
                 Ok(Answer::Recorded(v1::Recorded {}))
@@ -202,6 +205,7 @@ impl Source {
         }
         if host.offline.is_none() {
             settle_retirement(host, &mut entry)?;
+            put_back(host, &entry)?;
         }
         let mut ordinals = Ordinals::new();
         let mut old = old_server(host, &entry.id)?;
@@ -238,16 +242,19 @@ impl Source {
             let moves = journal.of(top.as_bytes()).map_err(|e| journal_failure(&e))?;
             let ours = |e: &Entry| e.role == v1::Role::Source;
             let last = moves.into_iter().filter(ours).max_by_key(|e| e.updated);
-            return Ok(v1::Attached { r#move: last.map(v1::MoveRecord::from) });
+            let r#move = last.map(v1::MoveRecord::from);
+            return Ok(v1::Attached { r#move, ..v1::Attached::default() });
         };
         no_repair(Some(&entry))?;
         settle_retirement(host, &mut entry)?;
+        put_back(host, &entry)?;
         let mut record = v1::MoveRecord::from(entry.clone());
         let session = Session::new(top, entry, Some(journal), Some(hold));
         record.identity = Some(session.identity(host));
         session.journal_write()?;
+        let murder_route = session.detail().murder_route;
         self.session = Some(session);
-        Ok(v1::Attached { r#move: Some(record) })
+        Ok(v1::Attached { r#move: Some(record), murder_route })
     }
 }
 
@@ -303,6 +310,10 @@ impl Session {
             let crossings = planned.map(|planned| planned.crossings()).unwrap_or_default();
             problems.extend(crossings.iter().map(|path| crate::target::crossing(path)));
         }
+        // Once the route may have changed, mupdate may rightly say anything.
+        let here = (!route_is_changed(&self.entry.state)).then_some(&self.top);
+        let (mupdate, found) = murder::look(host, here);
+        problems.extend(found);
         let mailboxes = self.listing.mailboxes.iter().map(|m| {
             let mut wire = to_wire(m);
             wire.index_minor = minors.get(&m.ordinal).copied().unwrap_or_default();
@@ -318,6 +329,9 @@ impl Session {
             snapshot: Bytes::copy_from_slice(self.detail().snapshot.as_bytes()),
             route_command: self.detail().route_command,
             offline: host.offline.is_some(),
+            murder: murder::is_member(host),
+            mupdate,
+            murder_route: self.detail().murder_route,
         }
     }
 
@@ -729,8 +743,14 @@ impl Session {
                         "mend the cause and run the same push again",
                     )
                 })?;
-                let detail =
-                    Detail { snapshot: self.snapshot.clone(), route_command: record.route_command };
+                if murder::is_member(host) {
+                    self.remember_records(host)?;
+                }
+                let detail = Detail {
+                    snapshot: self.snapshot.clone(),
+                    route_command: record.route_command,
+                    murder_route: record.murder_route,
+                };
                 self.entry.detail = serde_json::to_string(&detail).unwrap_or_default();
             }
             // From here on the move only goes forward: the freeze must last.
@@ -743,6 +763,25 @@ impl Session {
             _ => {}
         }
         self.record(&record.state)
+    }
+
+    /// Writes down the records of the live mailboxes, so that they can be put back when
+    /// this backend is restarted after the route was changed.
+    fn remember_records(&self, host: &Host) -> Result<(), v1::Failure> {
+        let live = self.listing.mailboxes.iter().filter(|m| !m.deleted);
+        let records: Vec<KeyValue> = live
+            .flat_map(|m| [(m.entry.key.clone(), m.entry.raw.clone()), m.id_record.clone()])
+            .map(|(key, value)| (key.to_vec(), value.to_vec()))
+            .collect();
+        let path = records_path(host, &self.id)?;
+        sealed::save(&path, &records).map_err(|e| {
+            v1::Failure::new(
+                Kind::Internal,
+                format!("cannot write {}: {e}", path.display()),
+                "the source serves the user and is unchanged",
+                "mend the cause and run the same push again",
+            )
+        })
     }
 
     fn detail(&self) -> Detail {
@@ -787,6 +826,9 @@ struct Detail {
     snapshot: String,
     /// Whether the route is changed by a command.
     route_command: bool,
+    /// Whether the route is changed by mupdate.
+    #[serde(default)]
+    murder_route: bool,
 }
 
 /// Finds out what became of a retirement that was planned: what mailboxes.db says
@@ -814,6 +856,33 @@ fn settle_retirement(host: &Host, entry: &mut Entry) -> Result<(), v1::Failure> 
         entry.state = if happened { state::RETIRING } else { state::ROUTED }.into();
     }
     Ok(())
+}
+
+/// Where the records of a user are written down whose route is changed by mupdate.
+fn records_path(host: &Host, id: &MoveId) -> Result<PathBuf, v1::Failure> {
+    let directory = host.state_directory().map_err(|e| refused(e.to_string()))?;
+    Ok(directory.join("mbcopy/moves").join(id.as_str()).join("records"))
+}
+
+/// Puts back what this backend's `ctl_mboxlist -m` has taken away since the route of a
+/// move was changed, which is not retired yet.
+fn put_back(host: &Host, entry: &Entry) -> Result<(), v1::Failure> {
+    let path = records_path(host, &entry.id)?;
+    let routed = [state::ROUTING, state::ROUTED].contains(&entry.state.as_str());
+    if !routed || !path.exists() {
+        return Ok(());
+    }
+    let unknown = |text: String| {
+        v1::Failure::new(
+            Kind::UnknownOutcome,
+            format!("what ctl_mboxlist has taken away here cannot be put back: {text}"),
+            "the target serves the user; the source's copy is kept below DELETED",
+            "mend the cause and run the same command again",
+        )
+    };
+    let records: Vec<KeyValue> =
+        sealed::load(&path).map_err(|e| unknown(format!("{}: {e}", path.display())))?;
+    murder::wiped::put_back(host, &records).map(drop).map_err(unknown)
 }
 
 /// Where what an older server has is kept in the form of 3.6, as long as it is needed.

@@ -35,6 +35,7 @@ use crate::host::durable;
 use crate::host::tools::DbOp;
 use crate::moves::MoveId;
 use crate::moves::sealed::{self, PathBytes};
+use crate::murder;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
@@ -97,7 +98,7 @@ impl Retirement {
         server: &str,
     ) -> Result<Self, RetireError> {
         let record = |e: &dyn std::fmt::Display| RetireError::Record(e.to_string());
-        let moving = sends_to(server);
+        let moving = sends_to(host, server);
         let mut changes = Vec::new();
         for mailbox in &listing.mailboxes {
             let mut records = Vec::new();
@@ -306,13 +307,24 @@ impl Retirement {
 
 /// Makes a record one that sends clients to `server`: deliveries are deferred, and
 /// everything else is refused.
-pub(crate) fn sends_to(server: &str) -> RecordEdit {
+///
+/// On a backend of a Murder it is a reserved, remote tombstone, and nothing else would
+/// do. At a record that is moving, `ctl_mboxlist -m` fails, and then the backend does not
+/// start at all (3.6.1). From tombstones it keeps its hands off, as `ctl_cyrusdb -r` does
+/// from reserved ones among them, but a late delivery would be refused for good: reserved,
+/// it is deferred, for that is looked at first (imap/mboxlist.c:mboxlist_mylookup). And
+/// what is remote, `cyr_expire` does not remove.
+pub(crate) fn sends_to(host: &Host, server: &str) -> RecordEdit {
+    let (add, remove) = match murder::is_member(host) {
+        true => (vec![Flag::Deleted, Flag::Remote, Flag::Reserve], Vec::new()),
+        // Of what XFER has left (`repair`): a tombstone would have mail refused for good.
+        false => (vec![Flag::Moving], vec![Flag::Deleted, Flag::Remote]),
+    };
     RecordEdit {
         partition: PartitionName::new(NOWHERE).ok(),
         server: ServerEdit::Set(server.to_owned()),
-        add: vec![Flag::Moving],
-        // As XFER leaves them (`repair`): a tombstone would have mail refused for good.
-        remove: vec![Flag::Deleted, Flag::Remote],
+        add,
+        remove,
         ..RecordEdit::default()
     }
 }

@@ -35,6 +35,7 @@ use crate::host::{Host, indexlock};
 use crate::moves::journal::{Entry, Hold, JournalError, now_ms, state};
 use crate::moves::verdict::has_user;
 use crate::moves::{Journal, MoveId, sealed};
+use crate::murder;
 use crate::wire::v1::{self, failure::Kind, reply::Result as Answer, request::Op};
 use base::Base;
 use by_name::View;
@@ -129,6 +130,7 @@ impl Handler for Target {
             Op::OfferStragglers(_) => session.offer_stragglers(host, link).map(Answer::Wants),
             Op::Carry(_) => session.carry(host).map(Answer::Carried),
             Op::Unpublish(step) => session.unpublish(host, step.hold).map(Answer::Unpublished),
+            Op::TakeRoute(_) => session.take_route(host).map(Answer::RouteTaken),
             Op::Record(record) => {
                 session.record(&record.state)?;
                 Ok(Answer::Recorded(v1::Recorded {}))
@@ -205,6 +207,10 @@ impl Target {
             .map(|(source, here)| (source.clone(), here.as_str().to_owned()))
             .collect();
         answer.state.clone_from(&entry.state);
+        answer.murder = murder::is_member(&self.host);
+        let (mupdate, found) = murder::look(&self.host, None);
+        answer.mupdate = mupdate;
+        answer.problems.extend(found);
         let refused = answer.problems.iter().any(|p| p.severity() == v1::problem::Severity::Refuse);
         match (&journal, refused) {
             (Some(journal), false) => journal.write(&entry).map_err(|e| journal_failure(&e))?,
@@ -244,7 +250,7 @@ impl Target {
         let record = v1::MoveRecord::from(entry.clone());
         let session = self.begin(top, entry, Some(journal), Some(hold))?;
         self.session = Some(Session { publication, ..session });
-        Ok(v1::Attached { r#move: Some(record) })
+        Ok(v1::Attached { r#move: Some(record), ..v1::Attached::default() })
     }
 
     /// A session of a move that nothing is known of but its entry.
@@ -293,10 +299,17 @@ impl Target {
         if entry.state == state::DONE || !(planned || began_to_publish(&entry.state)) {
             return Ok(None);
         }
-        let loaded: Publication = sealed::load(&path).map_err(|e| {
+        let damaged = |e: &dyn std::fmt::Display| {
             let text = format!("{}: {e}", path.display());
             internal(text, "this server's journal says that it has published the user")
-        })?;
+        };
+        let mut loaded: Publication = sealed::load(&path).map_err(|e| damaged(&e))?;
+        if murder::is_member(&self.host) {
+            let _lock = self.lock_of(entry)?;
+            if loaded.put_back(&self.host).map_err(|e| damaged(&e))? {
+                sealed::save(&path, &loaded).map_err(|e| damaged(&e))?;
+            }
+        }
         self.settle_publication(entry, &loaded)?;
         Ok(began_to_publish(&entry.state).then_some(loaded))
     }
@@ -776,6 +789,12 @@ impl Session {
             locked_us: began.elapsed().as_micros() as u64,
             mailboxes: self.inventory.mailboxes.len() as u32,
         })
+    }
+
+    /// Points mupdate at this server. Nobody may make or delete a mailbox meanwhile.
+    fn take_route(&self, host: &Host) -> Result<v1::RouteTaken, v1::Failure> {
+        let _lock = lock(host, &self.top)?;
+        murder::take(host, &self.top)
     }
 
     /// Keeps everybody waiting who wants to open what was published.

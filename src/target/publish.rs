@@ -19,6 +19,7 @@ use super::plan::is_vacant;
 use super::stage::Stage;
 use crate::cyrus::config::DbKind;
 use crate::cyrus::dlist::Dlist;
+use crate::cyrus::index::IndexView;
 use crate::cyrus::mboxlist::{MailboxEntry, MailboxList};
 use crate::cyrus::name::MailboxName;
 use crate::fault::{self, Point, Sabotage, sabotaged};
@@ -26,6 +27,7 @@ use crate::host::Host;
 use crate::host::durable;
 use crate::host::tools::DbOp;
 use crate::moves::sealed::PathBytes;
+use crate::murder;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Write};
@@ -65,6 +67,10 @@ pub struct Publication {
     /// The published indexes and their BLAKE3: who finds another has found a
     /// mailbox that was changed since.
     pub indexes: Vec<(PathBytes, [u8; 32])>,
+    /// On a backend of a Murder: BLAKE3 of their records alone, which are the same
+    /// after `ctl_mboxlist -m` has renamed a mailbox.
+    #[serde(default)]
+    pub index_records: Vec<[u8; 32]>,
 }
 
 /// What the live mailboxes.db has of a publication.
@@ -261,6 +267,37 @@ impl Publication {
         Ok(new.map(|entry| host.external(&entry.name)))
     }
 
+    /// Puts back what this backend's `ctl_mboxlist -m` has taken away since: it was
+    /// started again before mupdate named it. What delayed delete keeps it has really
+    /// deleted; the source has that still. Whether anything has changed here.
+    pub fn put_back(&mut self, host: &Host) -> Result<bool, String> {
+        if murder::wiped::put_back(host, &self.records)? == 0 {
+            return Ok(false);
+        }
+        let database = host.mailboxes().map_err(|e| e.to_string())?;
+        let mut records = Vec::new();
+        for record in std::mem::take(&mut self.records) {
+            if database.get(&record.0).map_err(|e| e.to_string())?.is_some() {
+                records.push(record);
+            }
+        }
+        self.records = records;
+        if self.index_records.len() != self.indexes.len() {
+            return Ok(true);
+        }
+        let indexes = std::mem::take(&mut self.indexes);
+        let known = std::mem::take(&mut self.index_records);
+        for ((path, whole), records) in indexes.into_iter().zip(known) {
+            let Ok(bytes) = std::fs::read(path.path()) else { continue };
+            // Renamed only; else the old hash tells that it was used.
+            let renamed = hash_of_records(&bytes) == records;
+            let whole = if renamed { *blake3::hash(&bytes).as_bytes() } else { whole };
+            self.indexes.push((path, whole));
+            self.index_records.push(records);
+        }
+        Ok(true)
+    }
+
     /// Takes everything back; `defer`: for those who are still on their way here.
     /// The caller holds the user's lock and has seen that nothing has changed since.
     pub fn undo(&self, host: &Host, defer: bool) -> Result<(), PublishError> {
@@ -327,6 +364,12 @@ impl Publication {
         }
         Ok(any)
     }
+}
+
+/// BLAKE3 of what an index says of messages, without its header.
+pub fn hash_of_records(index: &[u8]) -> [u8; 32] {
+    let from = IndexView::parse(index).map_or(0, |index| index.header().start_offset as usize);
+    *blake3::hash(index.get(from..).unwrap_or(index)).as_bytes()
 }
 
 /// One transaction in one of the server's databases; none when there is nothing to do.

@@ -4,7 +4,7 @@
 use super::by_name;
 use super::offer::{Inventory, StagedMailbox, script_name};
 use super::plan;
-use super::publish::{KeyValue, Publication};
+use super::publish::{KeyValue, Publication, hash_of_records};
 use super::shadow::{Shadow, Top};
 use super::stage::Stage;
 use crate::cyrus::annotation::{self, AnnotationKey, Scope};
@@ -18,6 +18,7 @@ use crate::cyrus::sieve;
 use crate::host::Host;
 use crate::inventory::records_digest;
 use crate::moves::sealed::PathBytes;
+use crate::murder;
 use crate::source::retire::sends_to;
 use crate::wire::v1::{self, FileKind, problem::Severity};
 use std::collections::BTreeSet;
@@ -226,7 +227,7 @@ pub fn publication(
     }
     let live = Layout::new(&host.config);
     let staged = Layout::new(&stage.config);
-    let (mut indexes, mut aside) = (Vec::new(), Vec::new());
+    let (mut indexes, mut index_records, mut aside) = (Vec::new(), Vec::new(), Vec::new());
     let mailboxes = by_name::in_order(inventory).filter(|m| m.is_published(host));
     for mailbox in mailboxes.filter(|m| !m.name_only) {
         let (id, here) = (DirStyle::Id(&mailbox.id), host.style(&mailbox.id));
@@ -241,6 +242,9 @@ pub fn publication(
         let (from, to) = (index(&staged, id)?, index(&live, here)?);
         let bytes = std::fs::read(&from).map_err(|e| format!("{}: {e}", from.display()))?;
         indexes.push((PathBytes::from(to.as_path()), *blake3::hash(&bytes).as_bytes()));
+        if murder::is_member(host) {
+            index_records.push(hash_of_records(&bytes));
+        }
         if mailbox.name.inbox().as_ref() == Some(&mailbox.name) {
             let user = |layout: &Layout<'_>, style, suffix| {
                 let path = layout.user_file(&mailbox.name, style, suffix);
@@ -278,7 +282,7 @@ pub fn publication(
     let Quotas { files: quota_files, records: quota_records } =
         quotas(host, (stage, inventory), top)?;
     let records = publishable(host, &shadow.records)?;
-    let deferred = sends_to(source);
+    let deferred = sends_to(host, source);
     let deferring = records.iter().filter(|(key, _)| is_of_mailbox(host, key));
     let deferring = deferring.filter_map(|(k, v)| Some((k.clone(), deferred.apply(v).ok()?)));
     Ok(Publication {
@@ -293,6 +297,7 @@ pub fn publication(
         stale_annotations: Vec::new(),
         stale_records: Vec::new(),
         indexes,
+        index_records,
     })
 }
 

@@ -57,23 +57,53 @@ sievedir: /var/spool/sieve
 specialusealways: yes
 annotation_allow_undefined: yes
 E
+  case $1 in be[12]|fe1) murder_conf;; esac
 }
 
-cyrus_conf() { # extra imapd.conf: extra.start and extra.services hold further lines
+murder_conf() { # how a member of the Murder reaches the mupdate master
+  cat <<E
+mupdate_server: mup
+mupdate_port: 3905
+mupdate_authname: cyrus
+mupdate_username: cyrus
+mupdate_password: pw
+mupdate_config: standard
+mupdate_retry_delay: 1
+E
+}
+
+murder_start() { # host: what a backend tells the mupdate master at every start
+  case $1 in be[12]) echo '  mupdatepush  cmd="/usr/sbin/cyrus ctl_mboxlist -m"';; esac
+}
+
+lmtpd_of() { # host: a backend's frontend must be able to log in, which it cannot where all may deliver
+  case $1 in be[12]) echo lmtpd;; *) echo "lmtpd -a";; esac
+}
+
+murder_services() { # host: the mupdate master's own service, and the frontend's copy of its list
+  case $1 in
+    mup) echo '  mupdate      cmd="mupdate -m" listen=3905 prefork=1';;
+    fe1) echo '  mupdate      cmd="mupdate" listen=3905 prefork=1';;
+  esac
+}
+
+cyrus_conf() { # host extra imapd.conf: extra.start and extra.services hold further lines
   cat <<E
 START {
   recover      cmd="/usr/sbin/cyrus ctl_cyrusdb -r"
-$(cat "$1.start" 2>/dev/null)
+$(murder_start "$1")
+$(cat "$2.start" 2>/dev/null)
 }
 SERVICES {
   imap         cmd="imapd -U 30" listen="imap" prefork=0 maxchild=200
   pop3         cmd="pop3d -U 30" listen="pop3" prefork=0 maxchild=20
   lmtpunix     cmd="lmtpd" listen="/run/cyrus/socket/lmtp" prefork=0 maxchild=20
-  lmtp         cmd="lmtpd -a" listen="lmtp" prefork=0 maxchild=20
+  lmtp         cmd="$(lmtpd_of "$1")" listen="lmtp" prefork=0 maxchild=20
   sieve        cmd="timsieved" listen="sieve" prefork=0 maxchild=20
   csync        cmd="sync_server" listen="csync" prefork=0 maxchild=50
-$(! grep -q "^httpmodules:" "$2" || echo '  http         cmd="httpd" listen="http" prefork=0 maxchild=20')
-$(cat "$1.services" 2>/dev/null)
+$(! grep -q "^httpmodules:" "$3" || echo '  http         cmd="httpd" listen="http" prefork=0 maxchild=20')
+$(murder_services "$1")
+$(cat "$2.services" 2>/dev/null)
 }
 EVENTS {
   checkpoint   cmd="/usr/sbin/cyrus ctl_cyrusdb -c" period=30

@@ -36,6 +36,7 @@
 #
 # Hosts that need neither suite nor ip:  bw1 bw2 bw3 (bookworm)  bull bull2 (bullseye)  trix trix2 (trixie)
 # sid sid2 (sid)
+# and, all bookworm, a Murder: mup (mupdate master)  be1 be2 (backends)  fe1 (frontend); mup comes first
 #
 # State lives in $MBCOPY_LAB (default /var/tmp/mbcopy-lab), never in the repository.  Cyrus data is
 # in hosts/<host>/data/{lib,spool,sieve} there: on the plain file system, not on the overlay.
@@ -69,6 +70,10 @@ known_host() { # "suite ip" of the hosts that everybody knows
     bull2) echo bullseye $NET.31;;
     trix2) echo trixie $NET.32;;
     sid2) echo sid $NET.33;;
+    mup)  echo bookworm $NET.41;;
+    be1)  echo bookworm $NET.42;;
+    be2)  echo bookworm $NET.43;;
+    fe1)  echo bookworm $NET.44;;
   esac
 }
 
@@ -348,7 +353,7 @@ write_conf() {
   local host=$1 dir=$LAB/hosts/$1 etc
   etc=/proc/$(need_pid "$host")/root/etc
   imapd_conf "$host" "$dir/imapd.conf.extra" > "$etc/imapd.conf"
-  cyrus_conf "$dir/cyrus.conf.extra" "$etc/imapd.conf" > "$etc/cyrus.conf"
+  cyrus_conf "$host" "$dir/cyrus.conf.extra" "$etc/imapd.conf" > "$etc/cyrus.conf"
 }
 
 set_options() { # host [--reset] "option: value"...: kept in its imapd.conf.extra

@@ -19,6 +19,7 @@ mod inspect;
 mod layouts;
 mod live;
 mod many;
+mod murder;
 mod offline;
 mod old_live;
 mod power;
