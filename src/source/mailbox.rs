@@ -1,11 +1,13 @@
 //! Reading one mailbox: its index, and whether its files are what it says.
 
+use super::contents::Contents;
 use super::inventory::{SourceMailbox, problem};
 use crate::cyrus::config::MetaFile;
 use crate::cyrus::index::{IndexView, Record, internal};
 use crate::cyrus::path::Layout;
 use crate::host::{Host, ofd};
 use crate::inventory::Digest;
+use crate::wire::blocks::Blocks;
 use crate::wire::manifest::{Entry, MAX_ENTRIES};
 use crate::wire::v1::{self, FileKind, problem::Severity};
 use bytes::{Bytes, BytesMut};
@@ -75,6 +77,16 @@ pub struct Stamp {
 }
 
 impl Stamp {
+    /// Size of the file, in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Whether this is the same file, which has become no shorter since.
+    pub fn is_of_same_file(&self, later: &Self) -> bool {
+        self.inode == later.inode && self.size <= later.size
+    }
+
     /// Whether a change after the stamp was `taken` would make another one.
     pub fn is_settled(&self, taken: i64) -> bool {
         self.changed.0 < taken - STAMP_GRAIN
@@ -96,6 +108,7 @@ pub fn scan(
     host: &Host,
     mailbox: &SourceMailbox,
     known: &mut Known,
+    contents: &mut Contents,
     frozen: bool,
 ) -> Option<Found> {
     let paths = meta_paths(host, mailbox);
@@ -112,7 +125,7 @@ pub fn scan(
     }
     let mut found = Found::default();
     let before = std::mem::take(&mut known.stamps);
-    match read(host, mailbox, &paths, known, frozen, &mut found) {
+    match read((host, mailbox), &paths, known, contents, frozen, &mut found) {
         Ok(()) => {
             known.stamps = stamps;
             known.taken = taken;
@@ -143,13 +156,15 @@ fn unreadable(host: &Host, mailbox: &SourceMailbox, text: String) -> v1::Problem
 }
 
 fn read(
-    host: &Host,
-    mailbox: &SourceMailbox,
+    (host, mailbox): (&Host, &SourceMailbox),
     paths: &[(FileKind, PathBuf)],
     known: &mut Known,
+    contents: &mut Contents,
     frozen: bool,
     found: &mut Found,
 ) -> Result<(), String> {
+    let taken = now();
+    let stamps: Vec<_> = paths.iter().map(|(_, path)| stamp(path)).collect();
     let Examined { bytes, records, problems } = examine(host, mailbox, paths, known, frozen)?;
     found.problems.extend(problems);
     let index = IndexView::parse(&bytes).map_err(|e| format!("cyrus.index: {e}"))?;
@@ -170,19 +185,22 @@ fn read(
             ..v1::MailboxScan::default()
         });
     }
+    // Cyrus writes what a record needs of the cache before the record, and never again.
+    let cached = records.iter().map(|r| r.cache_offset).max().unwrap_or_default();
     let mut files = Vec::new();
-    for (kind, path) in paths {
-        let content = match kind {
-            FileKind::Index => Some(bytes.clone()),
-            _ => read_whole(path).map_err(|e| at(path, &e))?,
+    for ((kind, path), stamp) in paths.iter().zip(stamps) {
+        let content = match (kind, stamp) {
+            (FileKind::Index, Some(stamp)) => {
+                Some(contents.note(path, (stamp, taken), Blocks::of(&bytes), 0))
+            }
+            (FileKind::Cache, _) => contents.find(path, cached).map_err(|e| at(path, &e))?,
+            _ => contents.find(path, 0).map_err(|e| at(path, &e))?,
         };
         files.push(v1::FileState {
             kind: (*kind).into(),
             absent: content.is_none(),
-            size: content.as_ref().map_or(0, |c| c.len() as u64),
-            blake3: content
-                .map(|c| Bytes::copy_from_slice(blake3::hash(&c).as_bytes()))
-                .unwrap_or_default(),
+            size: content.as_ref().map_or(0, |c| c.size()),
+            blake3: content.map(|c| Bytes::copy_from_slice(&c.blake3())).unwrap_or_default(),
         });
     }
     if let Some(last) = found.parts.last_mut() {
@@ -453,14 +471,6 @@ pub(crate) fn read_index(path: &Path, frozen: bool) -> io::Result<(Bytes, Option
             file.read_to_end(&mut bytes)?;
             return Ok((bytes.into(), (!frozen).then_some(file)));
         }
-    }
-}
-
-fn read_whole(path: &Path) -> io::Result<Option<Bytes>> {
-    match std::fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes.into())),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(e),
     }
 }
 

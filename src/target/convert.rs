@@ -148,12 +148,13 @@ fn has_global(file: &File, offset: u64) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Puts new content in the place of a staged file.
-/// Replaces a file of a staged mailbox.
+/// Replaces a file of a staged mailbox by what was made of it; it stays beside, as it came,
+/// for the next patch.
 pub fn replace(directory: &StagedDirectory, name: &str, content: &[u8]) -> Result<(), String> {
     let new = format!("{name}.mbcopy-new");
     let write = || -> io::Result<()> {
         File::from(directory.create(&new)?).write_all(content)?;
+        directory.keep_as_sent(name)?;
         directory.rename(&new, name)
     };
     write().map_err(|e| format!("{name}: {e}"))

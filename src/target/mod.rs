@@ -445,19 +445,31 @@ impl Session {
             };
             taken.map_err(|e| internal(e.to_string(), "the source serves the user"))?;
         }
+        // Also of those of which nothing new was told: a patch may have spoilt a file.
+        for (ordinal, mailbox) in &self.inventory.mailboxes {
+            let files = mailbox.wanted_files();
+            if !files.is_empty() {
+                wants.entry(*ordinal).or_default().files = files;
+            }
+        }
         wants.retain(|_, wants| !wants.is_empty());
         let user_files = self.inventory.wanted_user_files();
         let asked = self
             .inventory
             .asked(&self.stage, &wants, &user_files)
             .map_err(|e| internal(e.to_string(), "the source serves the user"))?;
-        self.asked = Some(Arc::new(asked));
-        Ok(v1::Wants {
+        let to_wire = |(ordinal, wants): (&u32, &MailboxWants)| {
+            wants.to_wire(*ordinal, asked.bases(*ordinal))
+        };
+        let answer = v1::Wants {
             messages: wants.values().map(|w| w.messages.len() as u64).sum(),
             bytes: wants.values().map(MailboxWants::bytes).sum(),
-            wants: wants.iter().map(|(ordinal, wants)| wants.to_wire(*ordinal)).collect(),
+            wants: wants.iter().map(to_wire).collect(),
+            user_bases: self.inventory.user_bases(&self.stage, &user_files),
             user_files,
-        })
+        };
+        self.asked = Some(Arc::new(asked));
+        Ok(answer)
     }
 
     /// Hears what has reached the source since the user was published here.
@@ -544,6 +556,7 @@ impl Session {
             (Err(error), _) | (Ok(_), Some(error)) => return Err(broken(error.to_string())),
         };
         self.inventory.arrived(&received.arrived);
+        self.inventory.torn(&received.torn);
         if let Ok(release) = this_release(host) {
             // What fails may have been read while it changed; it comes again, or the
             // settlement says so.
@@ -556,6 +569,7 @@ impl Session {
             items: received.arrived.len() as u64,
             bytes: received.arrived.iter().map(|a| a.size).sum(),
             problems: Vec::new(),
+            torn: received.torn.len() as u64,
         })
     }
 
@@ -695,6 +709,7 @@ impl Session {
             })
             .map_err(|e| internal(e, "the source serves the user"))?;
         self.shadow = Some(shadow);
+        self.inventory.forget_as_sent(&self.stage);
         self.sync()?;
         sealed::save(&self.stage.publication(), &publication)
             .map_err(|e| internal(e.to_string(), "the source serves the user"))?;

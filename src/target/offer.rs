@@ -5,8 +5,8 @@
 //! session; what an earlier session left is verified by its GUID first.
 
 use super::convert::Looked;
-use super::receive::{Arrived, Expected, Item, ItemKey};
-use super::stage::{Stage, StageError, StagedDirectory};
+use super::receive::{Arrived, Expected, Held, Item, ItemKey};
+use super::stage::{Stage, StageError, StagedDirectory, Trace};
 use crate::cyrus::config::MetaFile;
 use crate::cyrus::dlist::Dlist;
 use crate::cyrus::mboxlist::mbtype::{Kind, Mbtype};
@@ -16,6 +16,7 @@ use crate::host::Host;
 use crate::wire::manifest::{self, Entry};
 use crate::wire::v1::{self, FileKind};
 use crate::wire::{USER, bulk};
+use bytes::Bytes;
 use sha1::{Digest, Sha1};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -52,6 +53,8 @@ pub struct StagedMailbox {
     unverified: BTreeMap<u32, u64>,
     /// BLAKE3 of the staged metadata files, as they came.
     files: BTreeMap<FileKind, [u8; 32]>,
+    /// Those of them that can be patched.
+    held: BTreeMap<FileKind, Held>,
     /// How many messages the last whole scan listed.
     listed: usize,
     /// What the source says that the mailbox is, since the last whole scan.
@@ -126,6 +129,8 @@ pub struct Inventory {
     pub user_files: Vec<OfferedUserFile>,
     /// BLAKE3 of the user's files that are staged, as they came.
     staged_user_files: BTreeMap<UserPlace, [u8; 32]>,
+    /// Those of them that can be patched.
+    held_user_files: BTreeMap<UserPlace, Held>,
     /// The user's files that are as the source wrote them, since they arrived.
     pub user_files_as_sent: BTreeSet<UserPlace>,
     /// Quota roots, annotations and the active script of the last offer.
@@ -208,6 +213,11 @@ impl Inventory {
         Ok(())
     }
 
+    /// Leaves nothing in the stage but what is published.
+    pub fn forget_as_sent(&self, stage: &Stage) {
+        self.mailboxes.values().for_each(|mailbox| mailbox.forget_as_sent(stage));
+    }
+
     /// The user's files that are not staged as the source has them.
     pub fn wanted_user_files(&self) -> Vec<u32> {
         let staged = |f: &&OfferedUserFile| self.staged_user_files.get(&f.place) != Some(&f.blake3);
@@ -232,6 +242,7 @@ impl Inventory {
                     name: meta_name(*kind).to_owned(),
                     size: None,
                     replaces: true,
+                    base: mailbox.base(stage, *kind),
                 };
                 asked.files.insert((*ordinal, *kind as u8, 0), item);
             }
@@ -249,6 +260,7 @@ impl Inventory {
                 name: name.to_string_lossy().into_owned(),
                 size: None,
                 replaces: true,
+                base: self.user_base(stage, file),
             };
             // The kind is part of the key that the source uses; any kind fits.
             for kind in USER_KINDS {
@@ -256,6 +268,42 @@ impl Inventory {
             }
         }
         Ok(asked)
+    }
+
+    /// What is held, as it came, of a file of the user.
+    fn user_base(&self, stage: &Stage, file: &OfferedUserFile) -> Option<Held> {
+        let held = self.held_user_files.get(&file.place)?;
+        let there = std::fs::File::open(file.place.path(stage)).ok()?;
+        (Trace::of(&there).ok()? == held.trace).then(|| held.clone())
+    }
+
+    /// The versions that the source may patch, of the user's files that are wanted.
+    pub fn user_bases(&self, stage: &Stage, wanted: &[u32]) -> Vec<v1::Base> {
+        let files = self.user_files.iter().filter(|file| wanted.contains(&file.number));
+        let bases = files.filter_map(|file| {
+            let blake3 = self.user_base(stage, file)?.blocks.blake3();
+            let blake3 = Bytes::copy_from_slice(&blake3);
+            Some(v1::Base { kind: 0, number: file.number, blake3 })
+        });
+        bases.collect()
+    }
+
+    /// Notes which files a patch has spoilt: they are wanted whole.
+    pub fn torn(&mut self, keys: &[ItemKey]) {
+        for (ordinal, kind, number) in keys {
+            if *ordinal == USER {
+                if let Some(file) = self.user_files.iter().find(|f| f.number == *number) {
+                    self.staged_user_files.remove(&file.place);
+                    self.held_user_files.remove(&file.place);
+                }
+            } else if let Some(mailbox) = self.mailboxes.get_mut(ordinal)
+                && let Ok(kind) = FileKind::try_from(i32::from(*kind))
+            {
+                mailbox.files.remove(&kind);
+                mailbox.held.remove(&kind);
+                mailbox.dirty = true;
+            }
+        }
     }
 
     /// Notes what has arrived.
@@ -266,6 +314,9 @@ impl Inventory {
             if ordinal == USER {
                 if let Some(file) = self.user_files.iter().find(|f| f.number == uid) {
                     self.staged_user_files.insert(file.place.clone(), arrived.blake3);
+                    if let Some(held) = &arrived.held {
+                        self.held_user_files.insert(file.place.clone(), held.clone());
+                    }
                     self.user_files_as_sent.insert(file.place.clone());
                 }
                 continue;
@@ -276,6 +327,9 @@ impl Inventory {
                 Ok(FileKind::Message) => messages.entry(ordinal).or_default().push(uid),
                 Ok(kind) => {
                     mailbox.files.insert(kind, arrived.blake3);
+                    if let Some(held) = &arrived.held {
+                        mailbox.held.insert(kind, held.clone());
+                    }
                     let converted = [FileKind::Index, FileKind::Header, FileKind::Annotations];
                     mailbox.as_sent |= converted.contains(&kind);
                 }
@@ -337,7 +391,7 @@ impl StagedMailbox {
                 Some(uid) => {
                     unverified.insert(uid, size);
                 }
-                None if name.ends_with(".mbcopy-new") => directory.remove(&name),
+                None if name.contains(".mbcopy-") => directory.remove(&name),
                 None => {}
             }
         }
@@ -352,6 +406,7 @@ impl StagedMailbox {
             have: Vec::new(),
             unverified,
             files: BTreeMap::new(),
+            held: BTreeMap::new(),
             listed: 0,
             offered: Offered::default(),
             dirty: true,
@@ -426,7 +481,7 @@ impl StagedMailbox {
             }
         }
         if part.last {
-            self.finish_scan(part, listing, wants)?;
+            self.finish_scan(part, listing)?;
         }
         Ok(())
     }
@@ -435,7 +490,6 @@ impl StagedMailbox {
         &mut self,
         part: &v1::MailboxScan,
         listing: &mut Listing,
-        wants: &mut MailboxWants,
     ) -> Result<(), OfferError> {
         // What the index does not list any more was expunged and cleaned up.
         let listed = std::mem::take(&mut listing.uids);
@@ -461,13 +515,13 @@ impl StagedMailbox {
         }
         for (kind, _) in META {
             match files.get(&kind) {
-                Some(hash) if self.files.get(&kind) != Some(hash) => wants.files.push(kind),
                 Some(_) => {}
                 // Cyrus's own, made anew when the index was brought to its version.
                 None if self.offered.files == files => {}
                 None => {
                     self.directory.remove(meta_name(kind));
                     self.files.remove(&kind);
+                    self.held.remove(&kind);
                 }
             }
         }
@@ -482,6 +536,28 @@ impl StagedMailbox {
         self.dirty |= self.offered != offered;
         self.offered = offered;
         Ok(())
+    }
+
+    /// The metadata files that are not staged as they were offered last.
+    pub fn wanted_files(&self) -> Vec<FileKind> {
+        let offered = self.offered.files.iter();
+        offered.filter(|(kind, hash)| self.files.get(kind) != Some(hash)).map(|(k, _)| *k).collect()
+    }
+
+    /// What is held, as it came, of a metadata file.
+    fn base(&self, stage: &Stage, kind: FileKind) -> Option<Held> {
+        let held = self.held.get(&kind)?;
+        let directory = self.meta_directory(stage, kind).ok()?;
+        directory.is_as_sent(meta_name(kind), &held.trace).then(|| held.clone())
+    }
+
+    /// Removes what was kept of files as they came, which has no place among a user's files.
+    fn forget_as_sent(&self, stage: &Stage) {
+        for kind in self.held.keys() {
+            if let Ok(directory) = self.meta_directory(stage, *kind) {
+                directory.forget_as_sent(meta_name(*kind));
+            }
+        }
     }
 
     /// Whether a file of an earlier session is the message; then it is held.
@@ -527,6 +603,18 @@ pub struct Listing {
     uids: Vec<u32>,
 }
 
+impl Asked {
+    /// The versions that the source may patch, of the files of a mailbox.
+    pub fn bases(&self, mailbox: u32) -> Vec<v1::Base> {
+        let of_mailbox = self.files.range((mailbox, 0, 0)..=(mailbox, u8::MAX, u32::MAX));
+        let bases = of_mailbox.filter_map(|((_, kind, _), item)| {
+            let blake3 = Bytes::copy_from_slice(&item.base.as_ref()?.blocks.blake3());
+            Some(v1::Base { kind: i32::from(*kind), number: 0, blake3 })
+        });
+        bases.collect()
+    }
+}
+
 impl Expected for Asked {
     fn item(&self, key: ItemKey) -> Option<Item> {
         let (mailbox, kind, uid) = key;
@@ -538,6 +626,7 @@ impl Expected for Asked {
                 name: message_name(uid),
                 size: uids.get(at).map(|(_, size)| *size),
                 replaces: false,
+                base: None,
             });
         }
         self.files.get(&key).cloned()
@@ -648,9 +737,10 @@ pub fn message_uid(name: &str) -> Option<u32> {
 
 impl MailboxWants {
     /// As the source is told.
-    pub fn to_wire(&self, mailbox: u32) -> v1::Want {
+    pub fn to_wire(&self, mailbox: u32, bases: Vec<v1::Base>) -> v1::Want {
         v1::Want {
             mailbox,
+            bases,
             uid_runs: manifest::runs(self.messages.iter().map(|e| e.uid)),
             files: self.files.iter().map(|k| i32::from(*k)).collect(),
         }

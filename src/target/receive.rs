@@ -1,9 +1,10 @@
 //! Receiving bulk data into the stage: several writers, each file verified
 //! before it counts.
 
-use super::stage::StagedDirectory;
+use super::stage::{StagedDirectory, Trace};
 use crate::agent::{LinkError, Sender};
 use crate::fault::{self, Point};
+use crate::wire::blocks::{Blocks, Hashing, Patching};
 use crate::wire::bulk::{Chunk, ChunkError};
 use crate::wire::pool::Pool;
 use crate::wire::v1;
@@ -41,6 +42,17 @@ pub struct Item {
     pub size: Option<u64>,
     /// Whether an older version of it may be there and is replaced.
     pub replaces: bool,
+    /// The version that was named to the source, of which a patch is taken.
+    pub base: Option<Held>,
+}
+
+/// A version of a file that came from the source and is held as it came.
+#[derive(Debug, Clone)]
+pub struct Held {
+    /// What it is.
+    pub blocks: Arc<Blocks>,
+    /// What tells that nobody has touched it since.
+    pub trace: Trace,
 }
 
 /// Finds what was asked for; what was not asked for is refused.
@@ -50,7 +62,7 @@ pub trait Expected: Send + Sync {
 }
 
 /// A file that has arrived whole.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Arrived {
     /// Which.
     pub key: ItemKey,
@@ -58,6 +70,8 @@ pub struct Arrived {
     pub size: u64,
     /// BLAKE3 of its content.
     pub blake3: [u8; 32],
+    /// A metadata file.
+    pub held: Option<Held>,
 }
 
 /// What a writer has done.
@@ -67,6 +81,8 @@ pub struct Received {
     pub arrived: Vec<Arrived>,
     /// Files that have gone from the source meanwhile.
     pub gone: Vec<ItemKey>,
+    /// Files that are not there any more: a patch of them was not what it should be.
+    pub torn: Vec<ItemKey>,
 }
 
 /// Why receiving had to end.
@@ -164,6 +180,7 @@ impl Writers {
                 Ok(received) => {
                     all.arrived.extend(received.arrived);
                     all.gone.extend(received.gone);
+                    all.torn.extend(received.torn);
                 }
                 Err(error) => first_error = first_error.or(Some(error)),
             }
@@ -207,8 +224,15 @@ struct Writer {
 struct Partial {
     item: Item,
     file: File,
-    hasher: blake3::Hasher,
+    content: Content,
     offset: u64,
+}
+
+/// What is known of the bytes of a file that arrives.
+enum Content {
+    Message(Box<blake3::Hasher>),
+    Whole(Hashing),
+    Patch(Patching),
 }
 
 impl Writer {
@@ -223,8 +247,8 @@ impl Writer {
             self.pool.put(frame);
         }
         // What has not ended has no place under the name of a message.
-        for partial in std::mem::take(&mut self.open).into_values() {
-            partial.item.directory.remove(&partial.item.temporary());
+        for (key, partial) in std::mem::take(&mut self.open) {
+            self.give_up(key, &partial);
         }
         Ok(std::mem::take(&mut self.received))
     }
@@ -233,30 +257,51 @@ impl Writer {
         let key = (chunk.mailbox, chunk.kind, chunk.uid);
         if chunk.gone {
             if let Some(partial) = self.open.remove(&key) {
-                partial.item.directory.remove(&partial.item.temporary());
+                self.give_up(key, &partial);
             }
             self.received.gone.push(key);
             return Ok(());
         }
         let mut partial = match self.open.remove(&key) {
             Some(partial) => partial,
+            None if chunk.patch => match self.patch(key, chunk)? {
+                Some(partial) => partial,
+                // The rest of it, too, is of no use.
+                None => return Ok(()),
+            },
             None => self.create(key, chunk)?,
         };
         let bytes = chunk.plain()?;
-        if chunk.offset != partial.offset {
-            return Err(ReceiveError::OutOfOrder { name: partial.item.name });
+        let fits = match &mut partial.content {
+            Content::Message(hasher) => {
+                hasher.update(&bytes);
+                chunk.offset == partial.offset
+            }
+            Content::Whole(hashing) => {
+                hashing.update(&bytes);
+                chunk.offset == partial.offset
+            }
+            Content::Patch(patching) => {
+                chunk.offset >= partial.offset && patching.put(chunk.offset, &bytes).is_ok()
+            }
+        };
+        if !fits {
+            let name = partial.item.name.clone();
+            self.give_up(key, &partial);
+            return Err(ReceiveError::OutOfOrder { name });
         }
-        partial.hasher.update(&bytes);
         partial
             .file
-            .write_all_at(&bytes, partial.offset)
+            .write_all_at(&bytes, chunk.offset)
             .map_err(|source| partial.item.io(source))?;
-        partial.offset += bytes.len() as u64;
-        if chunk.last {
-            let arrived = partial.complete(key, chunk)?;
-            self.received.arrived.push(arrived);
-        } else {
+        partial.offset = chunk.offset + bytes.len() as u64;
+        if !chunk.last {
             self.open.insert(key, partial);
+            return Ok(());
+        }
+        match partial.complete(key, chunk)? {
+            Some(arrived) => self.received.arrived.push(arrived),
+            None => self.received.torn.push(key),
         }
         Ok(())
     }
@@ -267,15 +312,66 @@ impl Writer {
             return Err(ReceiveError::Mismatch { name: item.name, what: "its size is another" });
         }
         let file = item.directory.create(&item.temporary()).map_err(|source| item.io(source))?;
-        Ok(Partial { item, file: file.into(), hasher: blake3::Hasher::new(), offset: 0 })
+        let content = match item.replaces {
+            true => Content::Whole(Hashing::default()),
+            false => Content::Message(Box::default()),
+        };
+        Ok(Partial { item, file: file.into(), content, offset: 0 })
+    }
+
+    /// Opens the file that is patched, in its place: a stage whose session ends early is not
+    /// trusted with its metadata files. `None` if it is not what was named any more.
+    fn patch(&mut self, key: ItemKey, chunk: &Chunk) -> Result<Option<Partial>, ReceiveError> {
+        let item = self.expected.item(key).ok_or(ReceiveError::NotAsked(key))?;
+        let Some(base) = item.base.clone() else {
+            return Err(ReceiveError::Mismatch { name: item.name, what: "it was wanted whole" });
+        };
+        if self.received.torn.contains(&key) {
+            return Ok(None);
+        }
+        let opened = item.directory.open_as_sent(&item.name, &base.trace);
+        let Some(file) = opened.map_err(|source| item.io(source))? else {
+            self.received.torn.push(key);
+            return Ok(None);
+        };
+        let content = Content::Patch(Patching::of(&base.blocks, chunk.size));
+        Ok(Some(Partial { item, file, content, offset: 0 }))
+    }
+
+    /// Removes what came of a file that does not come whole.
+    fn give_up(&mut self, key: ItemKey, partial: &Partial) {
+        if let Content::Patch(_) = partial.content {
+            partial.item.directory.remove(&partial.item.name);
+            self.received.torn.push(key);
+        } else {
+            partial.item.directory.remove(&partial.item.temporary());
+        }
     }
 }
 
 impl Partial {
-    fn complete(self, key: ItemKey, last: &Chunk) -> Result<Arrived, ReceiveError> {
-        let blake3 = *self.hasher.finalize().as_bytes();
-        let item = self.item;
-        let what = if self.offset != last.size {
+    /// The file, verified; `None` if it was patched and is not what it should be.
+    fn complete(self, key: ItemKey, last: &Chunk) -> Result<Option<Arrived>, ReceiveError> {
+        let Self { item, file, content, offset } = self;
+        let (blocks, blake3, patched) = match content {
+            Content::Message(hasher) => (None, *hasher.finalize().as_bytes(), false),
+            Content::Whole(hashing) => {
+                let blocks = hashing.finish();
+                let blake3 = blocks.blake3();
+                (Some(blocks), blake3, false)
+            }
+            Content::Patch(patching) => {
+                let blocks = patching.finish().ok().filter(|b| b.blake3() == last.blake3);
+                let Some(blocks) = blocks else {
+                    item.directory.remove(&item.name);
+                    return Ok(None);
+                };
+                // It may have become shorter.
+                file.set_len(last.size).map_err(|source| item.io(source))?;
+                (Some(blocks), last.blake3, true)
+            }
+        };
+        let what = if !patched && offset != last.size {
             Some("its size is another")
         } else if blake3 != last.blake3 {
             Some("its BLAKE3 is another")
@@ -287,17 +383,21 @@ impl Partial {
             return Err(ReceiveError::Mismatch { name: item.name, what });
         }
         let when = Timespec { tv_sec: last.mtime, tv_nsec: 0 };
-        rustix::fs::futimens(
-            &self.file,
-            &Timestamps { last_access: when, last_modification: when },
-        )
-        .map_err(|e| item.io(e.into()))?;
-        if item.replaces {
+        rustix::fs::futimens(&file, &Timestamps { last_access: when, last_modification: when })
+            .map_err(|e| item.io(e.into()))?;
+        if item.replaces && !patched {
             item.directory
-                .rename(&item.temporary(), &item.name)
+                .replace_as_sent(&item.temporary(), &item.name)
                 .map_err(|source| item.io(source))?;
         }
-        Ok(Arrived { key, size: last.size, blake3 })
+        let held = match blocks {
+            Some(blocks) => {
+                let trace = Trace::of(&file).map_err(|source| item.io(source))?;
+                Some(Held { blocks: Arc::new(blocks), trace })
+            }
+            None => None,
+        };
+        Ok(Some(Arrived { key, size: last.size, blake3, held }))
     }
 }
 
@@ -348,7 +448,7 @@ mod tests {
                 _ => return None,
             };
             let directory = Arc::clone(&self.0);
-            Some(Item { directory, name: name.into(), size, replaces })
+            Some(Item { directory, name: name.into(), size, replaces, base: None })
         }
     }
 
@@ -360,6 +460,7 @@ mod tests {
             last: true,
             gone: false,
             compressed: false,
+            patch: false,
             size: bytes.len() as u64,
             offset: 0,
             mtime: 1_000_000,
@@ -431,5 +532,102 @@ mod tests {
         let gone = Chunk { gone: true, size: 0, ..chunk((1, 1, 7), b"") };
         let received = receive(dir.path(), &[gone]).unwrap();
         assert_eq!((received.arrived.len(), received.gone), (0, vec![(1, 1, 7)]));
+    }
+
+    /// The same as [`Asked`], after a first version of the index has come.
+    struct AskedPatch(Arc<StagedDirectory>, Held);
+
+    impl Expected for AskedPatch {
+        fn item(&self, _: ItemKey) -> Option<Item> {
+            let (directory, base) = (Arc::clone(&self.0), Some(self.1.clone()));
+            Some(Item { directory, name: "cyrus.index".into(), size: None, replaces: true, base })
+        }
+    }
+
+    /// An index of five blocks as it came, and a patch of it that changes two and adds one.
+    fn patched(
+        change: impl FnOnce(&Path, &mut Vec<Chunk>),
+    ) -> (tempfile::TempDir, Vec<u8>, Received) {
+        use crate::wire::blocks::BLOCK;
+        let dir = tempfile::tempdir().unwrap();
+        let old = vec![3; 5 * BLOCK];
+        let pieces = [chunk((1, 3, 0), &old)];
+        let mut received = receive(dir.path(), &pieces).unwrap();
+        let held = received.arrived.remove(0).held.unwrap();
+        let mut new = old;
+        new[BLOCK] = 4;
+        new[4 * BLOCK] = 5;
+        new.extend_from_slice(b"appended");
+        let piece = |at: usize, end: usize| Chunk {
+            offset: at as u64,
+            last: end == new.len(),
+            patch: true,
+            bytes: Bytes::copy_from_slice(&new[at..end]),
+            ..chunk((1, 3, 0), &new)
+        };
+        let mut pieces = vec![piece(BLOCK, 2 * BLOCK), piece(4 * BLOCK, new.len())];
+        change(dir.path(), &mut pieces);
+        let directory = Arc::new(StagedDirectory::make(dir.path(), Path::new("box")).unwrap());
+        let expected: Arc<dyn Expected> = Arc::new(AskedPatch(directory, held));
+        let mut writers = Writers::start(&expected, &Pool::default()).unwrap();
+        for chunk in pieces {
+            let mut frame = BytesMut::new();
+            chunk.encode(&mut frame);
+            writers.give(frame.freeze()).unwrap();
+        }
+        (dir, new, writers.finish().unwrap())
+    }
+
+    #[test]
+    fn a_patch_makes_the_newer_version_of_a_file_in_its_place() {
+        let (dir, new, received) = patched(|_, _| {});
+        assert_eq!(std::fs::read(dir.path().join("box/cyrus.index")).unwrap(), new);
+        assert_eq!(received.arrived.len(), 1);
+        assert_eq!(received.arrived[0].blake3, *blake3::hash(&new).as_bytes());
+        let trace = received.arrived[0].held.as_ref().unwrap().trace;
+        let file = File::open(dir.path().join("box/cyrus.index")).unwrap();
+        assert_eq!(Trace::of(&file).unwrap(), trace);
+    }
+
+    #[test]
+    fn a_patch_begins_with_the_file_as_it_came_whatever_was_made_of_it() {
+        let (dir, new, received) = patched(|dir, _| {
+            let directory = StagedDirectory::make(dir, Path::new("box")).unwrap();
+            directory.keep_as_sent("cyrus.index").unwrap();
+            std::fs::write(dir.join("box/converted"), "made of it").unwrap();
+            directory.rename("converted", "cyrus.index").unwrap();
+        });
+        assert_eq!(received.arrived.len(), 1);
+        assert_eq!(std::fs::read(dir.path().join("box/cyrus.index")).unwrap(), new);
+        assert_eq!(std::fs::read_dir(dir.path().join("box")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_a_patch_spoils_is_told_and_is_not_there_any_more() {
+        type Change = fn(&Path, &mut Vec<Chunk>);
+        let changes: [(&str, Change); 4] = [
+            ("a block that differs is not sent", |_, pieces| drop(pieces.remove(0))),
+            ("another byte comes than was hashed", |_, pieces| {
+                pieces[0].bytes = vec![9; pieces[0].bytes.len()].into();
+            }),
+            ("it has gone meanwhile", |_, pieces| {
+                pieces[1] = Chunk { gone: true, bytes: Bytes::new(), ..pieces[1].clone() };
+            }),
+            ("it ends too early", |_, pieces| drop(pieces.remove(1))),
+        ];
+        for (what, change) in changes {
+            let (dir, _, received) = patched(change);
+            assert_eq!(received.torn, [(1, 3, 0)], "{what}");
+            assert!(received.arrived.is_empty(), "{what}");
+            assert!(!dir.path().join("box/cyrus.index").exists(), "{what}");
+        }
+        // Somebody has written to it: it is not the patch's.
+        let (dir, _, received) = patched(|dir, _| {
+            std::fs::write(dir.join("box/cyrus.index"), "of somebody else").unwrap();
+        });
+        assert_eq!(received.torn, [(1, 3, 0)]);
+        assert!(received.arrived.is_empty());
+        let left = std::fs::read(dir.path().join("box/cyrus.index")).unwrap();
+        assert_eq!(left, b"of somebody else");
     }
 }
