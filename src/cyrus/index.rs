@@ -11,6 +11,7 @@
 mod codec;
 mod compare;
 mod convert;
+mod file;
 mod header;
 mod layout;
 mod record;
@@ -22,6 +23,7 @@ mod tests;
 
 pub use compare::{Aspect, CompareOptions, IndexDifference, Side, compare, compare_with};
 pub use convert::{ConvertError, OLDEST_CONVERTED, convert, with_header_file, without_cache};
+pub use file::{IndexFile, ReadError, touched};
 pub use header::{Header, options};
 pub use record::{Identity, MAX_USER_FLAGS, Record, internal, system};
 pub use time::Time;

@@ -2,12 +2,11 @@
 
 use super::contents::Contents;
 use super::inventory::{SourceMailbox, problem};
+use super::records::{self, Read, Records};
 use crate::cyrus::config::MetaFile;
 use crate::cyrus::index::{IndexView, Record, internal};
 use crate::cyrus::path::Layout;
 use crate::host::{Host, ofd};
-use crate::inventory::Digest;
-use crate::wire::blocks::Blocks;
 use crate::wire::manifest::{Entry, MAX_ENTRIES};
 use crate::wire::v1::{self, FileKind, problem::Severity};
 use bytes::{Bytes, BytesMut};
@@ -15,9 +14,10 @@ use prost::Message;
 use rustix::fs::{Access, AtFlags};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How long the lock of an index is waited for.
@@ -57,6 +57,8 @@ pub struct Known {
     pub totals: v1::Totals,
     /// What a client can observe of it, as a digest.
     pub observable: Vec<u8>,
+    /// The records that were told last.
+    records: Option<Arc<Records>>,
 }
 
 impl Known {
@@ -64,6 +66,7 @@ impl Known {
     pub fn forget(&mut self) {
         self.stamps.clear();
         self.conversion = 0;
+        self.records = None;
     }
 }
 
@@ -143,7 +146,9 @@ pub fn scan(
 /// Looks at one mailbox for the plan: what stands against copying it. The next
 /// scan tells everything.
 pub fn look(host: &Host, mailbox: &SourceMailbox, known: &mut Known) -> Vec<v1::Problem> {
-    match examine(host, mailbox, &meta_paths(host, mailbox), known, false) {
+    let mut contents = Contents::default();
+    let looked = examine((host, mailbox), &meta_paths(host, mailbox), known, &mut contents, false);
+    match looked {
         Ok(examined) => examined.problems,
         Err(text) => vec![unreadable(host, mailbox, text)],
     }
@@ -163,14 +168,9 @@ fn read(
     frozen: bool,
     found: &mut Found,
 ) -> Result<(), String> {
-    let taken = now();
-    let stamps: Vec<_> = paths.iter().map(|(_, path)| stamp(path)).collect();
-    let Examined { bytes, records, problems } = examine(host, mailbox, paths, known, frozen)?;
+    let Examined { read, problems } = examine((host, mailbox), paths, known, contents, frozen)?;
     found.problems.extend(problems);
-    let index = IndexView::parse(&bytes).map_err(|e| format!("cyrus.index: {e}"))?;
-    let mut digest = Digest::default();
-    records.iter().for_each(|r| digest.add(r));
-    let kept = kept(&records, known);
+    let kept: Vec<&Record> = read.kept(&known.bad).collect();
     let mut chunks = kept.chunks(MAX_ENTRIES).map(manifest).collect::<Vec<_>>();
     if chunks.is_empty() {
         chunks.push(Bytes::new());
@@ -185,15 +185,12 @@ fn read(
             ..v1::MailboxScan::default()
         });
     }
-    // Cyrus writes what a record needs of the cache before the record, and never again.
-    let cached = records.iter().map(|r| r.cache_offset).max().unwrap_or_default();
     let mut files = Vec::new();
-    for ((kind, path), stamp) in paths.iter().zip(stamps) {
-        let content = match (kind, stamp) {
-            (FileKind::Index, Some(stamp)) => {
-                Some(contents.note(path, (stamp, taken), Blocks::of(&bytes), 0))
-            }
-            (FileKind::Cache, _) => contents.find(path, cached).map_err(|e| at(path, &e))?,
+    for (kind, path) in paths {
+        let content = match kind {
+            // As it was when its records were read.
+            FileKind::Index => Some(Arc::clone(read.blocks())),
+            FileKind::Cache => contents.find(path, read.cached()).map_err(|e| at(path, &e))?,
             _ => contents.find(path, 0).map_err(|e| at(path, &e))?,
         };
         files.push(v1::FileState {
@@ -204,12 +201,12 @@ fn read(
         });
     }
     if let Some(last) = found.parts.last_mut() {
-        let header = index.header();
+        let header = &read.header;
         last.records = header.num_records;
         last.uidvalidity = header.uidvalidity;
         last.last_uid = header.last_uid;
         last.highestmodseq = header.highestmodseq;
-        last.records_blake3 = Bytes::copy_from_slice(&digest.finish());
+        last.records_blake3 = Bytes::copy_from_slice(&read.digest());
         last.files = files;
         // The index and the cache change also when nobody changes anything.
         let stable = [FileKind::Header, FileKind::Annotations];
@@ -220,24 +217,29 @@ fn read(
             ..last.clone()
         };
         known.observable = observable.encode_to_vec();
+        last.listed = known.totals.messages as u32;
+        if let Some(intervals) = &read.intervals {
+            last.partial = true;
+            last.intervals = intervals.iter().flat_map(|(first, end)| [*first, *end]).collect();
+        }
     }
+    known.records = Some(Arc::new(read.remembered()));
     Ok(())
 }
 
 /// An index and what is wrong with the files that it lists.
 struct Examined {
-    bytes: Bytes,
-    records: Vec<Record>,
+    read: Read,
     problems: Vec<v1::Problem>,
 }
 
 /// Reads the index and looks at the files; what it adds to the totals is known
 /// afterwards.
 fn examine(
-    host: &Host,
-    mailbox: &SourceMailbox,
+    (host, mailbox): (&Host, &SourceMailbox),
     paths: &[(FileKind, PathBuf)],
     known: &mut Known,
+    contents: &mut Contents,
     frozen: bool,
 ) -> Result<Examined, String> {
     if let Some(Err(text)) = mailbox.converted.as_ref().map(|c| &c.files) {
@@ -246,15 +248,19 @@ fn examine(
     let directory = mailbox.directory(host).ok_or("it has no directory")?;
     let index = paths.iter().find(|(kind, _)| *kind == FileKind::Index);
     let index_path = index.map_or(directory.as_path(), |(_, path)| path);
-    let read = |known: &mut Known, keep_locked: bool| -> Result<_, String> {
-        let (bytes, lock) = read_index(index_path, frozen).map_err(|e| at(index_path, &e))?;
-        let lock = lock.filter(|_| keep_locked);
-        let index = IndexView::parse(&bytes).map_err(|e| format!("cyrus.index: {e}"))?;
-        let records = index.records().collect::<Result<Vec<_>, _>>();
-        let records = records.map_err(|e| at(index_path, &e))?;
-        let problems = check_files((host, mailbox), &directory, &records, known)?;
+    let mut read = |known: &mut Known, keep_locked: bool| -> Result<_, String> {
+        let (file, mut lock) = open_index(index_path, frozen).map_err(|e| at(index_path, &e))?;
+        let blocks = contents.find(index_path, 0).map_err(|e| at(index_path, &e))?;
+        let blocks = blocks.ok_or("cyrus.index is missing")?;
+        let read = records::read(&file, blocks, known.records.as_deref());
+        let read = read.map_err(|e| at(index_path, &e))?;
+        if !keep_locked {
+            lock = None;
+            drop(file);
+        }
+        let problems = check_files((host, mailbox), &directory, &read.changed, known)?;
         drop(lock);
-        Ok(Examined { bytes, records, problems })
+        Ok(Examined { read, problems })
     };
     // Looking at many files takes long on a cold disk, and must not keep mail
     // waiting. Only if something is odd is it looked at again under the lock,
@@ -265,20 +271,13 @@ fn examine(
         *known = before;
         if mailbox.converted.is_some() && host.offline.is_none() {
             // What was converted is of a moment ago.
-            let (records, _lock) = as_it_is(host, mailbox, &examined.records)?;
+            let (records, _lock) = as_it_is(host, mailbox, &examined.read.changed)?;
             examined.problems = check_files((host, mailbox), &directory, &records, known)?;
         } else {
             examined = read(known, true)?;
         }
     }
-    let kept = kept(&examined.records, known);
-    let totals = v1::Totals {
-        mailboxes: 1,
-        messages: kept.len() as u64,
-        bytes: kept.iter().map(|r| r.size).sum(),
-        expunged: kept.iter().filter(|r| r.is_expunged()).count() as u64,
-    };
-    known.totals = totals;
+    known.totals = examined.read.totals(&known.bad);
     Ok(examined)
 }
 
@@ -306,11 +305,6 @@ fn as_it_is(
         records.insert(record.uid, record);
     }
     Ok((records.into_values().collect(), lock))
-}
-
-/// The records whose messages are copied.
-fn kept<'a>(records: &'a [Record], known: &Known) -> Vec<&'a Record> {
-    records.iter().filter(|r| !r.is_unlinked() && !known.bad.contains(&r.uid)).collect()
 }
 
 /// Checks that each message that the index lists is there, whole and readable,
@@ -458,8 +452,16 @@ pub fn meta_paths(host: &Host, mailbox: &SourceMailbox) -> Vec<(FileKind, PathBu
 
 /// Reads an index, and keeps it locked against writers unless it is frozen anyway.
 pub(crate) fn read_index(path: &Path, frozen: bool) -> io::Result<(Bytes, Option<File>)> {
+    let (mut file, lock) = open_index(path, frozen)?;
+    let mut bytes = Vec::with_capacity(file.metadata()?.len() as usize);
+    file.read_to_end(&mut bytes)?;
+    Ok((bytes.into(), lock))
+}
+
+/// Opens an index, and keeps it locked against writers unless it is frozen anyway.
+fn open_index(path: &Path, frozen: bool) -> io::Result<(File, Option<File>)> {
     loop {
-        let mut file = File::open(path)?;
+        let file = File::open(path)?;
         if !frozen && !ofd::lock(&file, ofd::Mode::Shared, INDEX_WAIT)? {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "it stays locked"));
         }
@@ -467,9 +469,9 @@ pub(crate) fn read_index(path: &Path, frozen: bool) -> io::Result<(Bytes, Option
         let named = std::fs::metadata(path)?;
         // Cyrus puts a new file in its place when it repacks.
         if (opened.dev(), opened.ino()) == (named.dev(), named.ino()) {
-            let mut bytes = Vec::with_capacity(opened.len() as usize);
-            file.read_to_end(&mut bytes)?;
-            return Ok((bytes.into(), (!frozen).then_some(file)));
+            // The lock belongs to the open file, which both have.
+            let lock = if frozen { None } else { Some(file.try_clone()?) };
+            return Ok((file, lock));
         }
     }
 }

@@ -8,13 +8,14 @@ mod locks;
 pub(crate) mod mailbox;
 mod old;
 mod purge;
+mod records;
 pub(crate) mod retire;
 pub(crate) mod send;
 mod sessions;
 mod stragglers;
 
 use crate::agent::{self, Handler, Link};
-use crate::cyrus::index::IndexView;
+use crate::cyrus::index::{IndexFile, IndexView};
 use crate::cyrus::name::MailboxName;
 use crate::cyrus::release::Release;
 use crate::fault::{self, Point};
@@ -542,8 +543,11 @@ impl Session {
         // One mailbox after the other: only the index of one is held in memory.
         let of_mailboxes = wants.into_iter().flat_map(|(want, mailbox, directory)| {
             let meta = mailbox::meta_paths(host, mailbox);
-            let sizes = expected(&meta).unwrap_or_default();
-            let expected = move |uid| sizes.get(&uid).copied();
+            let sizes = expected(want, &meta).unwrap_or_default();
+            let expected = move |uid| {
+                let at = sizes.binary_search_by_key(&uid, |(uid, ..)| *uid).ok()?;
+                sizes.get(at).map(|(_, size, guid)| (*size, *guid))
+            };
             send::jobs_of(want, mailbox, directory, meta, contents, expected)
         });
         let jobs = of_mailboxes.chain(of_user);
@@ -880,18 +884,29 @@ fn retired(state: &str) -> bool {
     [state::RETIRING, state::RETIRED].contains(&state)
 }
 
-/// Size and SHA-1 that an index says of each message.
-type Sizes = BTreeMap<u32, (u64, Option<[u8; 20]>)>;
+/// Size and SHA-1 that an index says of each message that is asked for, in UID order.
+type Sizes = Vec<(u32, u64, Option<[u8; 20]>)>;
 
-fn expected(meta: &[(FileKind, PathBuf)]) -> Option<Sizes> {
+fn expected(want: &v1::Want, meta: &[(FileKind, PathBuf)]) -> Option<Sizes> {
+    if want.uid_runs.is_empty() {
+        return None;
+    }
     let (_, path) = meta.iter().find(|(kind, _)| *kind == FileKind::Index)?;
-    let bytes = std::fs::read(path).ok()?;
-    let index = IndexView::parse(&bytes).ok()?;
-    let sizes = index
-        .records()
-        .filter_map(Result::ok)
-        .map(|r| (r.uid, (r.size, r.guid.as_ref().map(|g| *g.as_bytes()))));
-    Some(sizes.collect())
+    let file = File::open(path).ok()?;
+    let mut index = IndexFile::open(&file).ok()?;
+    let runs = want.uid_runs.as_chunks::<2>().0;
+    let wanted = |uid: u32| {
+        let run = runs.partition_point(|[first, _]| *first <= uid).checked_sub(1);
+        run.and_then(|n| runs.get(n)).is_some_and(|[first, count]| uid - first < *count)
+    };
+    let mut sizes = Vec::new();
+    // What is asked for last is at the end; a record that changes meanwhile ends it.
+    let _ = index.each(0..u32::MAX, |_, r| {
+        if wanted(r.uid) {
+            sizes.push((r.uid, r.size, r.guid.as_ref().map(|g| *g.as_bytes())));
+        }
+    });
+    Some(sizes)
 }
 
 fn index_minor(host: &Host, mailbox: &SourceMailbox) -> u32 {

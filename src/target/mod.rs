@@ -555,19 +555,22 @@ impl Session {
             // The writers' own error is the cause of one in handing over.
             (Err(error), _) | (Ok(_), Some(error)) => return Err(broken(error.to_string())),
         };
-        self.inventory.arrived(&received.arrived);
+        self.inventory.arrived(&received.messages, &received.files);
         self.inventory.torn(&received.torn);
         if let Ok(release) = this_release(host) {
             // What fails may have been read while it changed; it comes again, or the
             // settlement says so.
             convert::all(&self.stage, &mut self.inventory, release);
         }
+        if durable {
+            settle::look_ahead(&self.stage, &mut self.inventory);
+        }
         if let Some(syncing) = &mut self.syncing {
             syncing.all_is_there();
         }
         Ok(v1::Stored {
-            items: received.arrived.len() as u64,
-            bytes: received.arrived.iter().map(|a| a.size).sum(),
+            items: (received.messages.len() + received.files.len()) as u64,
+            bytes: received.bytes,
             problems: Vec::new(),
             torn: received.torn.len() as u64,
         })

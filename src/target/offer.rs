@@ -13,6 +13,8 @@ use crate::cyrus::mboxlist::mbtype::{Kind, Mbtype};
 use crate::cyrus::name::{MailboxName, PartitionName, UniqueId};
 use crate::cyrus::path::{DirStyle, Layout};
 use crate::host::Host;
+use crate::inventory::{Groups, Shape};
+use crate::wire::blocks::Blocks;
 use crate::wire::manifest::{self, Entry};
 use crate::wire::v1::{self, FileKind};
 use crate::wire::{USER, bulk};
@@ -65,6 +67,21 @@ pub struct StagedMailbox {
     pub as_sent: bool,
     /// What is known of its messages.
     pub looked: Looked,
+    /// The records that were compared last.
+    pub compared: Option<Compared>,
+}
+
+/// Staged records that are known to be there with their messages.
+#[derive(Debug)]
+pub struct Compared {
+    /// Where they are in the index.
+    pub shape: Shape,
+    /// How many they are.
+    pub count: u32,
+    /// What the index was.
+    pub blocks: Arc<Blocks>,
+    /// Their digests.
+    pub groups: Groups,
 }
 
 /// What the source said of a mailbox at its last scan.
@@ -307,16 +324,14 @@ impl Inventory {
     }
 
     /// Notes what has arrived.
-    pub fn arrived(&mut self, all: &[Arrived]) {
-        let mut messages: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
-        for arrived in all {
+    pub fn arrived(&mut self, messages: &[(u32, u32)], files: &[Arrived]) {
+        for arrived in files {
             let (ordinal, kind, uid) = arrived.key;
             if ordinal == USER {
                 if let Some(file) = self.user_files.iter().find(|f| f.number == uid) {
-                    self.staged_user_files.insert(file.place.clone(), arrived.blake3);
-                    if let Some(held) = &arrived.held {
-                        self.held_user_files.insert(file.place.clone(), held.clone());
-                    }
+                    let blake3 = arrived.held.blocks.blake3();
+                    self.staged_user_files.insert(file.place.clone(), blake3);
+                    self.held_user_files.insert(file.place.clone(), arrived.held.clone());
                     self.user_files_as_sent.insert(file.place.clone());
                 }
                 continue;
@@ -324,24 +339,26 @@ impl Inventory {
             let Some(mailbox) = self.mailboxes.get_mut(&ordinal) else { continue };
             mailbox.dirty = true;
             match FileKind::try_from(i32::from(kind)) {
-                Ok(FileKind::Message) => messages.entry(ordinal).or_default().push(uid),
                 Ok(kind) => {
-                    mailbox.files.insert(kind, arrived.blake3);
-                    if let Some(held) = &arrived.held {
-                        mailbox.held.insert(kind, held.clone());
-                    }
+                    mailbox.files.insert(kind, arrived.held.blocks.blake3());
+                    mailbox.held.insert(kind, arrived.held.clone());
                     let converted = [FileKind::Index, FileKind::Header, FileKind::Annotations];
                     mailbox.as_sent |= converted.contains(&kind);
                 }
                 Err(_) => {}
             }
         }
-        for (ordinal, uids) in messages {
-            if let Some(mailbox) = self.mailboxes.get_mut(&ordinal) {
-                mailbox.have.extend(uids);
-                mailbox.have.sort_unstable();
-                mailbox.have.dedup();
+        for of_mailbox in messages.chunk_by(|a, b| a.0 == b.0) {
+            let Some((ordinal, _)) = of_mailbox.first() else { continue };
+            if let Some(mailbox) = self.mailboxes.get_mut(ordinal) {
+                mailbox.dirty = true;
+                mailbox.have.extend(of_mailbox.iter().map(|(_, uid)| *uid));
             }
+        }
+        for mailbox in self.mailboxes.values_mut().filter(|m| !m.have.is_sorted()) {
+            // What was there and what has come are sorted already, more or less.
+            mailbox.have.sort();
+            mailbox.have.dedup();
         }
     }
 
@@ -412,6 +429,7 @@ impl StagedMailbox {
             dirty: true,
             as_sent: false,
             looked: Looked::default(),
+            compared: None,
         })
     }
 
@@ -493,14 +511,33 @@ impl StagedMailbox {
     ) -> Result<(), OfferError> {
         // What the index does not list any more was expunged and cleaned up.
         let listed = std::mem::take(&mut listing.uids);
-        self.listed = listed.len();
+        let whole = [[0, u32::MAX]];
+        let intervals = if part.partial { part.intervals.as_chunks::<2>().0 } else { &whole };
+        let told = |uid: &u32| intervals.iter().any(|[first, last]| (first..=last).contains(&uid));
+        if !listed.iter().all(told) {
+            return Err(OfferError::Nonsense("a message outside of what it tells".into()));
+        }
+        self.listed = if part.partial { part.listed as usize } else { listed.len() };
         let stale = |uid: &u32| listed.binary_search(uid).is_err();
-        let gone: Vec<u32> = self.have.iter().copied().filter(stale).collect();
-        self.dirty |= !gone.is_empty();
+        let mut gone = Vec::new();
+        for [first, last] in intervals {
+            let start = self.have.partition_point(|uid| uid < first);
+            let end = self.have.partition_point(|uid| uid <= last);
+            let within = self.have.get(start..end).unwrap_or_default();
+            gone.extend(within.iter().copied().filter(stale));
+        }
+        if !gone.is_empty() {
+            self.dirty = true;
+            self.compared = None;
+        }
+        // All that an earlier session left is asked for by the first scan, which is whole.
         for uid in gone.iter().chain(self.unverified.keys().filter(|uid| stale(uid))) {
             self.directory.remove(&message_name(*uid));
         }
-        self.have.retain(|uid| !stale(uid));
+        if !gone.is_empty() {
+            gone.sort_unstable();
+            self.have.retain(|uid| gone.binary_search(uid).is_err());
+        }
         self.unverified.clear();
 
         let mut files = BTreeMap::new();
@@ -549,6 +586,12 @@ impl StagedMailbox {
         let held = self.held.get(&kind)?;
         let directory = self.meta_directory(stage, kind).ok()?;
         directory.is_as_sent(meta_name(kind), &held.trace).then(|| held.clone())
+    }
+
+    /// What a staged file is, if it is as it came.
+    pub fn blocks(&self, kind: FileKind, file: &std::fs::File) -> Option<Arc<Blocks>> {
+        let held = self.held.get(&kind)?;
+        (Trace::of(file).ok()? == held.trace).then(|| Arc::clone(&held.blocks))
     }
 
     /// Removes what was kept of files as they came, which has no place among a user's files.

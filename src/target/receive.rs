@@ -61,24 +61,24 @@ pub trait Expected: Send + Sync {
     fn item(&self, key: ItemKey) -> Option<Item>;
 }
 
-/// A file that has arrived whole.
+/// A file that is no message, and has arrived whole.
 #[derive(Debug, Clone)]
 pub struct Arrived {
     /// Which.
     pub key: ItemKey,
-    /// Its size, in bytes.
-    pub size: u64,
-    /// BLAKE3 of its content.
-    pub blake3: [u8; 32],
-    /// A metadata file.
-    pub held: Option<Held>,
+    /// What it is.
+    pub held: Held,
 }
 
 /// What a writer has done.
 #[derive(Debug, Default)]
 pub struct Received {
-    /// Files that are there, verified.
-    pub arrived: Vec<Arrived>,
+    /// Messages whose files are there, verified: mailbox and UID.
+    pub messages: Vec<(u32, u32)>,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Other files that are there, verified.
+    pub files: Vec<Arrived>,
     /// Files that have gone from the source meanwhile.
     pub gone: Vec<ItemKey>,
     /// Files that are not there any more: a patch of them was not what it should be.
@@ -178,7 +178,9 @@ impl Writers {
         for thread in self.threads {
             match thread.join().unwrap_or(Err(ReceiveError::WriterGone)) {
                 Ok(received) => {
-                    all.arrived.extend(received.arrived);
+                    all.messages.extend(received.messages);
+                    all.bytes += received.bytes;
+                    all.files.extend(received.files);
                     all.gone.extend(received.gone);
                     all.torn.extend(received.torn);
                 }
@@ -233,6 +235,14 @@ enum Content {
     Message(Box<blake3::Hasher>),
     Whole(Hashing),
     Patch(Patching),
+}
+
+/// What has become of a file whose last piece is there.
+enum Complete {
+    Message,
+    File(Held),
+    /// It was patched, and is not what it should be.
+    Torn,
 }
 
 impl Writer {
@@ -299,9 +309,16 @@ impl Writer {
             self.open.insert(key, partial);
             return Ok(());
         }
-        match partial.complete(key, chunk)? {
-            Some(arrived) => self.received.arrived.push(arrived),
-            None => self.received.torn.push(key),
+        match partial.complete(chunk)? {
+            Complete::Message => {
+                self.received.messages.push((key.0, key.2));
+                self.received.bytes += chunk.size;
+            }
+            Complete::File(held) => {
+                self.received.bytes += chunk.size;
+                self.received.files.push(Arrived { key, held });
+            }
+            Complete::Torn => self.received.torn.push(key),
         }
         Ok(())
     }
@@ -350,8 +367,8 @@ impl Writer {
 }
 
 impl Partial {
-    /// The file, verified; `None` if it was patched and is not what it should be.
-    fn complete(self, key: ItemKey, last: &Chunk) -> Result<Option<Arrived>, ReceiveError> {
+    /// Verifies the file.
+    fn complete(self, last: &Chunk) -> Result<Complete, ReceiveError> {
         let Self { item, file, content, offset } = self;
         let (blocks, blake3, patched) = match content {
             Content::Message(hasher) => (None, *hasher.finalize().as_bytes(), false),
@@ -364,7 +381,7 @@ impl Partial {
                 let blocks = patching.finish().ok().filter(|b| b.blake3() == last.blake3);
                 let Some(blocks) = blocks else {
                     item.directory.remove(&item.name);
-                    return Ok(None);
+                    return Ok(Complete::Torn);
                 };
                 // It may have become shorter.
                 file.set_len(last.size).map_err(|source| item.io(source))?;
@@ -390,14 +407,9 @@ impl Partial {
                 .replace_as_sent(&item.temporary(), &item.name)
                 .map_err(|source| item.io(source))?;
         }
-        let held = match blocks {
-            Some(blocks) => {
-                let trace = Trace::of(&file).map_err(|source| item.io(source))?;
-                Some(Held { blocks: Arc::new(blocks), trace })
-            }
-            None => None,
-        };
-        Ok(Some(Arrived { key, size: last.size, blake3, held }))
+        let Some(blocks) = blocks else { return Ok(Complete::Message) };
+        let trace = Trace::of(&file).map_err(|source| item.io(source))?;
+        Ok(Complete::File(Held { blocks: Arc::new(blocks), trace }))
     }
 }
 
@@ -488,7 +500,7 @@ mod tests {
         std::fs::write(dir.path().join("box/cyrus.index"), "old").unwrap();
         let chunks = [chunk((1, 1, 7), b"hello"), chunk((1, 3, 0), b"new index")];
         let received = receive(dir.path(), &chunks).unwrap();
-        assert_eq!(received.arrived.len(), 2);
+        assert_eq!((received.messages.len(), received.files.len()), (1, 1));
         let message = dir.path().join("box/7.");
         assert_eq!(std::fs::read(&message).unwrap(), b"hello");
         let stamp = std::fs::metadata(&message).unwrap().modified().unwrap();
@@ -531,7 +543,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let gone = Chunk { gone: true, size: 0, ..chunk((1, 1, 7), b"") };
         let received = receive(dir.path(), &[gone]).unwrap();
-        assert_eq!((received.arrived.len(), received.gone), (0, vec![(1, 1, 7)]));
+        assert_eq!((received.messages.len(), received.gone), (0, vec![(1, 1, 7)]));
     }
 
     /// The same as [`Asked`], after a first version of the index has come.
@@ -553,7 +565,7 @@ mod tests {
         let old = vec![3; 5 * BLOCK];
         let pieces = [chunk((1, 3, 0), &old)];
         let mut received = receive(dir.path(), &pieces).unwrap();
-        let held = received.arrived.remove(0).held.unwrap();
+        let held = received.files.remove(0).held;
         let mut new = old;
         new[BLOCK] = 4;
         new[4 * BLOCK] = 5;
@@ -582,9 +594,9 @@ mod tests {
     fn a_patch_makes_the_newer_version_of_a_file_in_its_place() {
         let (dir, new, received) = patched(|_, _| {});
         assert_eq!(std::fs::read(dir.path().join("box/cyrus.index")).unwrap(), new);
-        assert_eq!(received.arrived.len(), 1);
-        assert_eq!(received.arrived[0].blake3, *blake3::hash(&new).as_bytes());
-        let trace = received.arrived[0].held.as_ref().unwrap().trace;
+        assert_eq!(received.files.len(), 1);
+        assert_eq!(received.files[0].held.blocks.blake3(), *blake3::hash(&new).as_bytes());
+        let trace = received.files[0].held.trace;
         let file = File::open(dir.path().join("box/cyrus.index")).unwrap();
         assert_eq!(Trace::of(&file).unwrap(), trace);
     }
@@ -597,7 +609,7 @@ mod tests {
             std::fs::write(dir.join("box/converted"), "made of it").unwrap();
             directory.rename("converted", "cyrus.index").unwrap();
         });
-        assert_eq!(received.arrived.len(), 1);
+        assert_eq!(received.files.len(), 1);
         assert_eq!(std::fs::read(dir.path().join("box/cyrus.index")).unwrap(), new);
         assert_eq!(std::fs::read_dir(dir.path().join("box")).unwrap().count(), 1);
     }
@@ -618,7 +630,7 @@ mod tests {
         for (what, change) in changes {
             let (dir, _, received) = patched(change);
             assert_eq!(received.torn, [(1, 3, 0)], "{what}");
-            assert!(received.arrived.is_empty(), "{what}");
+            assert!(received.files.is_empty(), "{what}");
             assert!(!dir.path().join("box/cyrus.index").exists(), "{what}");
         }
         // Somebody has written to it: it is not the patch's.
@@ -626,7 +638,7 @@ mod tests {
             std::fs::write(dir.join("box/cyrus.index"), "of somebody else").unwrap();
         });
         assert_eq!(received.torn, [(1, 3, 0)]);
-        assert!(received.arrived.is_empty());
+        assert!(received.files.is_empty());
         let left = std::fs::read(dir.path().join("box/cyrus.index")).unwrap();
         assert_eq!(left, b"of somebody else");
     }
