@@ -445,12 +445,9 @@ impl Session {
             };
             taken.map_err(|e| internal(e.to_string(), "the source serves the user"))?;
         }
-        // Also of those of which nothing new was told: a patch may have spoilt a file.
-        for (ordinal, mailbox) in &self.inventory.mailboxes {
-            let files = mailbox.wanted_files();
-            if !files.is_empty() {
-                wants.entry(*ordinal).or_default().files = files;
-            }
+        // Also of those of which nothing new was told.
+        for (ordinal, mailbox) in &mut self.inventory.mailboxes {
+            mailbox.want_again(wants.entry(*ordinal).or_default());
         }
         wants.retain(|_, wants| !wants.is_empty());
         let user_files = self.inventory.wanted_user_files();
@@ -469,6 +466,11 @@ impl Session {
             user_files,
         };
         self.asked = Some(Arc::new(asked));
+        for (ordinal, wants) in wants {
+            if let Some(mailbox) = self.inventory.mailboxes.get_mut(&ordinal) {
+                mailbox.remember(wants);
+            }
+        }
         Ok(answer)
     }
 

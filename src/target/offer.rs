@@ -51,6 +51,8 @@ pub struct StagedMailbox {
     pub directory: Arc<StagedDirectory>,
     /// UIDs whose files are staged and verified, ascending.
     have: Vec<u32>,
+    /// Messages that were asked for: those that have not come are asked for again.
+    lacking: Vec<Entry>,
     /// Files that an earlier session left: UID to size.
     unverified: BTreeMap<u32, u64>,
     /// BLAKE3 of the staged metadata files, as they came.
@@ -421,6 +423,7 @@ impl StagedMailbox {
             id_record: mailbox.id_record.to_vec(),
             directory: Arc::new(directory),
             have: Vec::new(),
+            lacking: Vec::new(),
             unverified,
             files: BTreeMap::new(),
             held: BTreeMap::new(),
@@ -517,6 +520,7 @@ impl StagedMailbox {
         if !listed.iter().all(told) {
             return Err(OfferError::Nonsense("a message outside of what it tells".into()));
         }
+        self.lacking.retain(|entry| !told(&entry.uid));
         self.listed = if part.partial { part.listed as usize } else { listed.len() };
         let stale = |uid: &u32| listed.binary_search(uid).is_err();
         let mut gone = Vec::new();
@@ -557,6 +561,7 @@ impl StagedMailbox {
                 None if self.offered.files == files => {}
                 None => {
                     self.directory.remove(meta_name(kind));
+                    self.directory.forget_as_sent(meta_name(kind));
                     self.files.remove(&kind);
                     self.held.remove(&kind);
                 }
@@ -575,8 +580,25 @@ impl StagedMailbox {
         Ok(())
     }
 
+    /// Adds to the wants what was wanted before, has not come, and was not told of again: a
+    /// record may have been in the making when its message was to be sent.
+    pub fn want_again(&mut self, wants: &mut MailboxWants) {
+        let have = &self.have;
+        self.lacking.retain(|entry| have.binary_search(&entry.uid).is_err());
+        if !self.lacking.is_empty() {
+            wants.messages.append(&mut self.lacking);
+            wants.messages.sort_by_key(|entry| entry.uid);
+        }
+        wants.files = self.wanted_files();
+    }
+
+    /// Remembers what was asked for.
+    pub fn remember(&mut self, wants: MailboxWants) {
+        self.lacking = wants.messages;
+    }
+
     /// The metadata files that are not staged as they were offered last.
-    pub fn wanted_files(&self) -> Vec<FileKind> {
+    fn wanted_files(&self) -> Vec<FileKind> {
         let offered = self.offered.files.iter();
         offered.filter(|(kind, hash)| self.files.get(kind) != Some(hash)).map(|(k, _)| *k).collect()
     }
