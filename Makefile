@@ -12,6 +12,7 @@
 #   make fuzz     any bytes at every parser, ten minutes each (FUZZ_TIME=, FUZZ_TARGETS=)
 #   make bulk     many users by eight moves at once, and XFER of as many beside it (USERS=, TARGET=)
 #   make bench    push beside rsync, XFER and sync_client; make microbench: formats and wire
+#   make growth   freeze, waits, memory and time by the number of messages (SIZES=); a plot
 #   make lint     formatting, clippy, licences; make audit: advisories
 
 CARGO ?= cargo
@@ -21,7 +22,7 @@ MUSL := $(shell uname -m)-unknown-linux-musl
 USERS ?= 200
 TARGET ?= bw2
 
-.PHONY: demo test matrix versions static chaos power fuzz bulk bench microbench lint audit tools lab lab-down
+.PHONY: demo test matrix versions static chaos power fuzz bulk bench growth microbench lint audit tools lab lab-down
 
 demo: lab
 	$(CARGO) build --release --bin mbcopy
@@ -52,6 +53,13 @@ bulk: lab
 bench: lab
 	$(CARGO) build --release --bin mbcopy
 	$(CARGO) run --release -p mbcopy-lab --bin lab -- bench --mbcopy target/release/mbcopy
+
+SIZES ?= 1000,10000,100000
+
+growth: lab
+	$(CARGO) build --release --bin mbcopy
+	$(CARGO) run --release -p mbcopy-lab --bin lab -- growth --mbcopy target/release/mbcopy --sizes $(SIZES) \
+		--plot docs/growth.svg
 
 microbench:
 	$(CARGO) bench --bench formats --bench wire --bench bulk

@@ -8,7 +8,7 @@ use mbcopy::cyrus::guid::Guid;
 use mbcopy::cyrus::index::{Header, IndexView, Record, write_index};
 use mbcopy::cyrus::mboxlist::MailboxList;
 use mbcopy::cyrus::name::MailboxName;
-use mbcopy::inventory::records_digest;
+use mbcopy::inventory::Groups;
 use std::hint::black_box;
 
 /// Messages of the large mailbox.
@@ -35,7 +35,15 @@ fn index(c: &mut Criterion) {
         });
     });
     group.bench_function("digest", |b| {
-        b.iter(|| records_digest(&IndexView::parse(black_box(&file)).unwrap()).unwrap());
+        b.iter(|| {
+            let view = IndexView::parse(black_box(&file)).unwrap();
+            let mut groups = Groups::default();
+            groups.resize(view.len());
+            let mut grouping = groups.grouping();
+            (0..).zip(view.records()).for_each(|(n, record)| grouping.add(n, &record.unwrap()));
+            grouping.close();
+            groups.digest()
+        });
     });
     group.finish();
 }

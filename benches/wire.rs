@@ -26,6 +26,7 @@ fn frame() -> Bytes {
             last: true,
             gone: false,
             compressed: false,
+            patch: false,
             size: MESSAGE as u64,
             offset: 0,
             mtime: 0,

@@ -11,6 +11,7 @@
 mod codec;
 mod compare;
 mod convert;
+mod file;
 mod header;
 mod layout;
 mod record;
@@ -24,6 +25,7 @@ pub use compare::{Aspect, CompareOptions, IndexDifference, Side, compare, compar
 pub use convert::{
     ConvertError, OLDEST_CONVERTED, convert, edited, with_header_file, without_cache,
 };
+pub use file::{IndexFile, ReadError, touched};
 pub use header::{Header, options};
 pub use record::{Identity, MAX_USER_FLAGS, Record, internal, system};
 pub use time::Time;

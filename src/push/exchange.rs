@@ -43,13 +43,15 @@ impl Push<'_> {
         }
     }
 
-    /// Sends what the target wants.
-    pub(super) async fn send(&mut self, wants: v1::Wants, durable: bool) -> Result<(), Trouble> {
+    /// Sends what the target wants; how many files it wants once more, and whole, since
+    /// patches did not make them what they are.
+    pub(super) async fn send(&mut self, wants: v1::Wants, durable: bool) -> Result<u64, Trouble> {
         self.target.begin(Op::Store(v1::Store { durable })).await?;
         self.source
             .begin(Op::SendItems(v1::SendItems {
                 wants: wants.wants,
                 user_files: wants.user_files,
+                user_bases: wants.user_bases,
                 rate_limit: self.options.rate_limit,
             }))
             .await?;
@@ -87,7 +89,7 @@ impl Push<'_> {
         };
         self.problems(Server::Source, &done.problems);
         self.problems(Server::Target, &stored.problems);
-        Ok(())
+        Ok(stored.torn)
     }
 
     /// How much the target has taken of what is being sent, in bytes.

@@ -375,7 +375,10 @@ impl Push<'_> {
     pub(super) async fn settle(&mut self) -> Result<(), Trouble> {
         if !sabotaged(Sabotage::PublishBeforeCompare) {
             let wants = self.compare(true).await?;
-            self.send(wants, false).await?;
+            if self.send(wants, false).await? > 0 {
+                let whole = self.compare(true).await?;
+                self.send(whole, false).await?;
+            }
         }
         self.judge()?;
         let op =

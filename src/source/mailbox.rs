@@ -1,11 +1,12 @@
 //! Reading one mailbox: its index, and whether its files are what it says.
 
+use super::contents::Contents;
 use super::inventory::{Flawed, SourceMailbox, problem};
+use super::records::{self, Read, Records};
 use crate::cyrus::config::MetaFile;
 use crate::cyrus::index::{IndexView, Record, internal};
 use crate::cyrus::path::Layout;
 use crate::host::{Host, ofd};
-use crate::inventory::Digest;
 use crate::wire::manifest::{Entry, MAX_ENTRIES};
 use crate::wire::v1::{self, FileKind, problem::Severity};
 use bytes::{Bytes, BytesMut};
@@ -13,9 +14,10 @@ use prost::Message;
 use rustix::fs::{Access, AtFlags};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How long the lock of an index is waited for.
@@ -56,6 +58,8 @@ pub struct Known {
     pub totals: v1::Totals,
     /// What a client can observe of it, as a digest.
     pub observable: Vec<u8>,
+    /// The records that were told last.
+    records: Option<Arc<Records>>,
 }
 
 impl Known {
@@ -63,6 +67,7 @@ impl Known {
     pub fn forget(&mut self) {
         self.stamps.clear();
         self.conversion = 0;
+        self.records = None;
     }
 }
 
@@ -76,6 +81,16 @@ pub struct Stamp {
 }
 
 impl Stamp {
+    /// Size of the file, in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Whether this is the same file, which has become no shorter since.
+    pub fn is_of_same_file(&self, later: &Self) -> bool {
+        self.inode == later.inode && self.size <= later.size
+    }
+
     /// Whether a change after the stamp was `taken` would make another one.
     pub fn is_settled(&self, taken: i64) -> bool {
         self.changed.0 < taken - STAMP_GRAIN
@@ -97,6 +112,7 @@ pub fn scan(
     host: &Host,
     mailbox: &SourceMailbox,
     known: &mut Known,
+    contents: &mut Contents,
     frozen: bool,
 ) -> Option<Found> {
     let paths = meta_paths(host, mailbox);
@@ -113,7 +129,7 @@ pub fn scan(
     }
     let mut found = Found::default();
     let before = std::mem::take(&mut known.stamps);
-    match read(host, mailbox, &paths, known, frozen, &mut found) {
+    match read((host, mailbox), &paths, known, contents, frozen, &mut found) {
         Ok(()) => {
             known.stamps = stamps;
             known.taken = taken;
@@ -131,7 +147,9 @@ pub fn scan(
 /// Looks at one mailbox for the plan: what stands against copying it. The next
 /// scan tells everything.
 pub fn look(host: &Host, mailbox: &SourceMailbox, known: &mut Known) -> Vec<v1::Problem> {
-    match examine(host, mailbox, &meta_paths(host, mailbox), known, false) {
+    let mut contents = Contents::default();
+    let looked = examine((host, mailbox), &meta_paths(host, mailbox), known, &mut contents, false);
+    match looked {
         Ok(examined) => examined.problems,
         Err(text) => vec![unreadable(host, mailbox, text)],
     }
@@ -147,19 +165,16 @@ fn unreadable(host: &Host, mailbox: &SourceMailbox, text: String) -> v1::Problem
 }
 
 fn read(
-    host: &Host,
-    mailbox: &SourceMailbox,
+    (host, mailbox): (&Host, &SourceMailbox),
     paths: &[(FileKind, PathBuf)],
     known: &mut Known,
+    contents: &mut Contents,
     frozen: bool,
     found: &mut Found,
 ) -> Result<(), String> {
-    let Examined { bytes, records, problems } = examine(host, mailbox, paths, known, frozen)?;
+    let Examined { read, problems } = examine((host, mailbox), paths, known, contents, frozen)?;
     found.problems.extend(problems);
-    let index = IndexView::parse(&bytes).map_err(|e| format!("cyrus.index: {e}"))?;
-    let mut digest = Digest::default();
-    records.iter().for_each(|r| digest.add(r));
-    let kept = kept(&records, known);
+    let kept: Vec<&Record> = read.kept(&known.bad).collect();
     let mut chunks = kept.chunks(MAX_ENTRIES).map(manifest).collect::<Vec<_>>();
     if chunks.is_empty() {
         chunks.push(Bytes::new());
@@ -177,25 +192,25 @@ fn read(
     let mut files = Vec::new();
     for (kind, path) in paths {
         let content = match kind {
-            FileKind::Index => Some(bytes.clone()),
-            _ => read_whole(path).map_err(|e| at(path, &e))?,
+            // As it was when its records were read.
+            FileKind::Index => Some(Arc::clone(read.blocks())),
+            FileKind::Cache => contents.find(path, read.cached()).map_err(|e| at(path, &e))?,
+            _ => contents.find(path, 0).map_err(|e| at(path, &e))?,
         };
         files.push(v1::FileState {
             kind: (*kind).into(),
             absent: content.is_none(),
-            size: content.as_ref().map_or(0, |c| c.len() as u64),
-            blake3: content
-                .map(|c| Bytes::copy_from_slice(blake3::hash(&c).as_bytes()))
-                .unwrap_or_default(),
+            size: content.as_ref().map_or(0, |c| c.size()),
+            blake3: content.map(|c| Bytes::copy_from_slice(&c.blake3())).unwrap_or_default(),
         });
     }
     if let Some(last) = found.parts.last_mut() {
-        let header = index.header();
+        let header = &read.header;
         last.records = header.num_records;
         last.uidvalidity = header.uidvalidity;
         last.last_uid = header.last_uid;
         last.highestmodseq = header.highestmodseq;
-        last.records_blake3 = Bytes::copy_from_slice(&digest.finish());
+        last.records_blake3 = Bytes::copy_from_slice(&read.digest());
         last.files = files;
         // The index and the cache change also when nobody changes anything.
         let stable = [FileKind::Header, FileKind::Annotations];
@@ -206,24 +221,29 @@ fn read(
             ..last.clone()
         };
         known.observable = observable.encode_to_vec();
+        last.listed = known.totals.messages as u32;
+        if let Some(intervals) = &read.intervals {
+            last.partial = true;
+            last.intervals = intervals.iter().flat_map(|(first, end)| [*first, *end]).collect();
+        }
     }
+    known.records = Some(Arc::new(read.remembered()));
     Ok(())
 }
 
 /// An index and what is wrong with the files that it lists.
 struct Examined {
-    bytes: Bytes,
-    records: Vec<Record>,
+    read: Read,
     problems: Vec<v1::Problem>,
 }
 
 /// Reads the index and looks at the files; what it adds to the totals is known
 /// afterwards.
 fn examine(
-    host: &Host,
-    mailbox: &SourceMailbox,
+    (host, mailbox): (&Host, &SourceMailbox),
     paths: &[(FileKind, PathBuf)],
     known: &mut Known,
+    contents: &mut Contents,
     frozen: bool,
 ) -> Result<Examined, String> {
     if let Some(Err(text)) = mailbox.converted.as_ref().map(|c| &c.files) {
@@ -232,15 +252,19 @@ fn examine(
     let places = Places::of(host, mailbox).ok_or("it has no directory")?;
     let index = paths.iter().find(|(kind, _)| *kind == FileKind::Index);
     let index_path = index.map_or(places.messages.as_path(), |(_, path)| path);
-    let read = |known: &mut Known, keep_locked: bool| -> Result<_, String> {
-        let (bytes, lock) = read_index(index_path, frozen).map_err(|e| at(index_path, &e))?;
-        let lock = lock.filter(|_| keep_locked);
-        let index = IndexView::parse(&bytes).map_err(|e| format!("cyrus.index: {e}"))?;
-        let records = index.records().collect::<Result<Vec<_>, _>>();
-        let records = records.map_err(|e| at(index_path, &e))?;
-        let problems = check_files((host, mailbox), &places, &records, known)?;
+    let mut read = |known: &mut Known, keep_locked: bool| -> Result<_, String> {
+        let (file, mut lock) = open_index(index_path, frozen).map_err(|e| at(index_path, &e))?;
+        let blocks = contents.find(index_path, 0).map_err(|e| at(index_path, &e))?;
+        let blocks = blocks.ok_or("cyrus.index is missing")?;
+        let read = records::read(&file, blocks, known.records.as_deref());
+        let read = read.map_err(|e| at(index_path, &e))?;
+        if !keep_locked {
+            lock = None;
+            drop(file);
+        }
+        let problems = check_files((host, mailbox), &places, &read.changed, known)?;
         drop(lock);
-        Ok(Examined { bytes, records, problems })
+        Ok(Examined { read, problems })
     };
     // Looking at many files takes long on a cold disk, and must not keep mail
     // waiting. Only if something is odd is it looked at again under the lock,
@@ -251,7 +275,7 @@ fn examine(
         *known = before;
         if mailbox.converted.is_some() && host.offline.is_none() {
             // What was converted is of a moment ago.
-            let (records, _lock) = as_it_is(host, mailbox, &examined.records)?;
+            let (records, _lock) = as_it_is(host, mailbox, &examined.read.changed)?;
             examined.problems = check_files((host, mailbox), &places, &records, known)?;
         } else {
             examined = read(known, true)?;
@@ -263,15 +287,7 @@ fn examine(
         let flaw = problem(Severity::BadMessage, code, at, *uid, &path, text.clone(), advice);
         examined.problems.push(flaw);
     }
-    let kept = kept(&examined.records, known);
-    let totals = v1::Totals {
-        mailboxes: 1,
-        messages: kept.len() as u64,
-        bytes: kept.iter().map(|r| r.size).sum(),
-        expunged: kept.iter().filter(|r| r.is_expunged()).count() as u64,
-        archived: kept.iter().filter(|r| r.is_archived()).map(|r| r.size).sum(),
-    };
-    known.totals = totals;
+    known.totals = examined.read.totals(&known.bad);
     Ok(examined)
 }
 
@@ -301,13 +317,9 @@ pub(crate) fn as_it_is(
     Ok((records.into_values().collect(), lock))
 }
 
-/// The records whose messages are copied.
-fn kept<'a>(records: &'a [Record], known: &Known) -> Vec<&'a Record> {
-    records.iter().filter(|r| !r.is_unlinked() && !known.bad.contains(&r.uid)).collect()
-}
-
 /// What to do about a message whose file cannot be copied.
 const MEND: &str = "mend its owner, mode or content, or go on without it: --bad-messages=skip";
+
 /// Where a mailbox's messages are.
 #[derive(Debug, Clone)]
 pub struct Places {
@@ -511,8 +523,16 @@ pub fn one_cache(paths: &mut Vec<(FileKind, PathBuf)>) {
 
 /// Reads an index, and keeps it locked against writers unless it is frozen anyway.
 pub(crate) fn read_index(path: &Path, frozen: bool) -> io::Result<(Bytes, Option<File>)> {
+    let (mut file, lock) = open_index(path, frozen)?;
+    let mut bytes = Vec::with_capacity(file.metadata()?.len() as usize);
+    file.read_to_end(&mut bytes)?;
+    Ok((bytes.into(), lock))
+}
+
+/// Opens an index, and keeps it locked against writers unless it is frozen anyway.
+fn open_index(path: &Path, frozen: bool) -> io::Result<(File, Option<File>)> {
     loop {
-        let mut file = File::open(path)?;
+        let file = File::open(path)?;
         if !frozen && !ofd::lock(&file, ofd::Mode::Shared, INDEX_WAIT)? {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "it stays locked"));
         }
@@ -520,18 +540,10 @@ pub(crate) fn read_index(path: &Path, frozen: bool) -> io::Result<(Bytes, Option
         let named = std::fs::metadata(path)?;
         // Cyrus puts a new file in its place when it repacks.
         if (opened.dev(), opened.ino()) == (named.dev(), named.ino()) {
-            let mut bytes = Vec::with_capacity(opened.len() as usize);
-            file.read_to_end(&mut bytes)?;
-            return Ok((bytes.into(), (!frozen).then_some(file)));
+            // The lock belongs to the open file, which both have.
+            let lock = if frozen { None } else { Some(file.try_clone()?) };
+            return Ok((file, lock));
         }
-    }
-}
-
-fn read_whole(path: &Path) -> io::Result<Option<Bytes>> {
-    match std::fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes.into())),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(e),
     }
 }
 

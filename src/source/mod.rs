@@ -2,19 +2,21 @@
 //! him, and retires his copy.
 
 mod alarms;
+mod contents;
 pub(crate) mod freeze;
 pub(crate) mod inventory;
 mod locks;
 pub(crate) mod mailbox;
 pub(crate) mod old;
 mod purge;
+mod records;
 pub(crate) mod retire;
 pub(crate) mod send;
 pub(crate) mod sessions;
 mod stragglers;
 
 use crate::agent::{self, Handler, Link};
-use crate::cyrus::index::IndexView;
+use crate::cyrus::index::{IndexFile, IndexView};
 use crate::cyrus::name::MailboxName;
 use crate::cyrus::release::Release;
 use crate::fault::{self, Point};
@@ -27,6 +29,7 @@ use crate::murder::{self, wiped::KeyValue};
 use crate::wire::v1::{self, FileKind, failure::Kind, problem::Severity};
 use crate::wire::v1::{reply::Result as Answer, request::Op};
 use bytes::Bytes;
+use contents::Contents;
 use freeze::{Freeze, ProofError};
 use inventory::{Listing, Ordinals, SourceMailbox, UserFiles};
 use locks::Locks;
@@ -74,6 +77,8 @@ struct Session {
     /// BLAKE3 of the sieve scripts that are files, as they were sent, by path.
     scripts: BTreeMap<PathBuf, blake3::Hash>,
     known: BTreeMap<u32, Known>,
+    /// What is in the metadata files.
+    contents: Contents,
     /// What the last scan found, as a digest.
     snapshot: String,
     /// What the last scan under a freeze found, to compare with later.
@@ -272,6 +277,7 @@ impl Session {
             user_files: UserFiles::default(),
             scripts: BTreeMap::new(),
             known: BTreeMap::new(),
+            contents: Contents::default(),
             snapshot: String::new(),
             baseline: Baseline::default(),
             freeze: None,
@@ -408,7 +414,8 @@ impl Session {
                 continue;
             }
             let known = self.known.entry(mailbox.ordinal).or_default();
-            let Some(found) = mailbox::scan(host, mailbox, known, frozen) else {
+            let Some(found) = mailbox::scan(host, mailbox, known, &mut self.contents, frozen)
+            else {
                 done.unchanged.push(mailbox.ordinal);
                 continue;
             };
@@ -432,17 +439,20 @@ impl Session {
         self.user_files = self.listing.user_files(host).map_err(unreadable)?;
         self.scripts.clear();
         for (number, (kind, name, path)) in self.user_files.files.iter().enumerate() {
-            let bytes =
-                std::fs::read(path).map_err(|e| unreadable(format!("{}: {e}", path.display())))?;
+            let found = self
+                .contents
+                .find(path, 0)
+                .and_then(|found| found.ok_or_else(|| std::io::ErrorKind::NotFound.into()));
+            let found = found.map_err(|e| unreadable(format!("{}: {e}", path.display())))?;
             if *kind == FileKind::SieveScript {
-                self.scripts.insert(path.clone(), blake3::hash(&bytes));
+                self.scripts.insert(path.clone(), found.blake3().into());
             }
             done.user_files.push(v1::UserFile {
                 number: number as u32,
                 kind: (*kind).into(),
                 name: Bytes::copy_from_slice(name),
-                size: bytes.len() as u64,
-                blake3: Bytes::copy_from_slice(blake3::hash(&bytes).as_bytes()),
+                size: found.size(),
+                blake3: Bytes::copy_from_slice(&found.blake3()),
             });
         }
         done.problems.extend(self.user_files.notes.iter().map(|text| v1::Problem {
@@ -552,18 +562,24 @@ impl Session {
             let file = self.user_files.files.get(*number as usize);
             let (kind, _, path) =
                 file.ok_or_else(|| agent::protocol("a file of the user that was not listed"))?;
-            of_user.push(send::user_job(*number, *kind, path.clone()));
+            let base = items.user_bases.iter().find(|base| base.number == *number);
+            let difference = base.and_then(|b| self.contents.difference(path, &b.blake3));
+            of_user.push(send::user_job(*number, *kind, path.clone(), difference));
         }
+        let contents = &self.contents;
         // One mailbox after the other: only the index of one is held in memory.
         let of_mailboxes = wants.into_iter().flat_map(|(want, mailbox, places)| {
             let meta = mailbox::meta_paths(host, mailbox);
-            let sizes = expected(&meta).unwrap_or_default();
-            send::jobs_of(want, mailbox, places, meta, sizes)
+            let listed = listed(want, &meta).unwrap_or_default();
+            send::jobs_of(want, mailbox, places, meta, contents, listed)
         });
         let jobs = of_mailboxes.chain(of_user);
         let sender = link.sender();
         let mut sent = send::send(host, &self.listing.mailboxes, jobs, items.rate_limit, &sender)
             .map_err(|e| v1::Failure::from(crate::agent::LinkError::from(e)))?;
+        for (path, blocks) in std::mem::take(&mut sent.files) {
+            self.contents.sent(path, blocks);
+        }
         let ordinals: BTreeSet<u32> = sent.problems.iter().map(|p| p.mailbox_ordinal).collect();
         let gone = self.listing.mailboxes.iter().filter(|m| ordinals.contains(&m.ordinal));
         let gone: BTreeSet<u32> = gone.filter(|m| m.has_gone(host)).map(|m| m.ordinal).collect();
@@ -967,16 +983,27 @@ fn retired(state: &str) -> bool {
     [state::RETIRING, state::RETIRED].contains(&state)
 }
 
-/// Size and SHA-1 that an index says of each message.
-fn expected(meta: &[(FileKind, PathBuf)]) -> Option<send::Listed> {
+/// What an index says of each message that is asked for.
+fn listed(want: &v1::Want, meta: &[(FileKind, PathBuf)]) -> Option<send::Listed> {
+    if want.uid_runs.is_empty() {
+        return None;
+    }
     let (_, path) = meta.iter().find(|(kind, _)| *kind == FileKind::Index)?;
-    let bytes = std::fs::read(path).ok()?;
-    let index = IndexView::parse(&bytes).ok()?;
-    let sizes = index
-        .records()
-        .filter_map(Result::ok)
-        .map(|r| (r.uid, (r.size, r.guid.as_ref().map(|g| *g.as_bytes()))));
-    Some(sizes.collect())
+    let file = File::open(path).ok()?;
+    let mut index = IndexFile::open(&file).ok()?;
+    let runs = want.uid_runs.as_chunks::<2>().0;
+    let wanted = |uid: u32| {
+        let run = runs.partition_point(|[first, _]| *first <= uid).checked_sub(1);
+        run.and_then(|n| runs.get(n)).is_some_and(|[first, count]| uid - first < *count)
+    };
+    let mut sizes = Vec::new();
+    // What is asked for last is at the end; a record that changes meanwhile ends it.
+    let _ = index.each(0..u32::MAX, |_, r| {
+        if wanted(r.uid) {
+            sizes.push((r.uid, r.size, r.guid.as_ref().map(|g| *g.as_bytes())));
+        }
+    });
+    Some(sizes)
 }
 
 fn index_minor(host: &Host, mailbox: &SourceMailbox) -> u32 {

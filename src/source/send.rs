@@ -1,24 +1,23 @@
 //! Sending files: many are read ahead at once, since a disk answers many
 //! questions faster than one after the other; small ones share a frame.
 
+use super::contents::{Contents, Difference};
 use super::inventory::{SourceMailbox, problem};
 use super::mailbox::Places;
 use crate::agent::Sender;
-use crate::cyrus::imap_set::UidSet;
 use crate::fault::{self, Point};
 use crate::host::Host;
 use crate::wire::USER;
+use crate::wire::blocks::{BLOCK, Blocks, Hashing, Patching};
 use crate::wire::bulk::{CHUNK_HEADER, Chunk};
-use crate::wire::manifest;
 use crate::wire::pool::{self, Pool};
 use crate::wire::v1::{self, FileKind, problem::Severity};
 use bytes::Bytes;
 use rustix::fs::{Mode, OFlags};
 use sha1::{Digest, Sha1};
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,11 +35,14 @@ const FRAME: usize = pool::BUFFER;
 /// Most bytes of one piece of a file.
 const PIECE: usize = FRAME - CHUNK_HEADER;
 
+/// Most bytes of one piece of a patch.
+const BLOCKS: usize = PIECE / BLOCK * BLOCK;
+
 /// Files that a reader takes at a time.
 const BATCH: usize = 16;
 
-/// Size and SHA-1 of each message that an index lists, by UID.
-pub type Listed = BTreeMap<u32, (u64, Option<[u8; 20]>)>;
+/// Messages that an index lists and that are asked for, in UID order: UID, size in bytes, SHA-1.
+pub type Listed = Vec<(u32, u64, Option<[u8; 20]>)>;
 
 /// A file to send.
 #[derive(Debug, Clone)]
@@ -55,6 +57,8 @@ pub struct Job {
     pub place: Place,
     /// Size and SHA-1 that the index says, of a message.
     pub expected: Option<(u64, Option<[u8; 20]>)>,
+    /// What the target lacks, if it has an older version.
+    pub difference: Option<Difference>,
 }
 
 /// Where a file is.
@@ -85,6 +89,8 @@ pub struct Sent {
     pub bytes: u64,
     /// Files that could not be sent.
     pub problems: Vec<v1::Problem>,
+    /// What the target has got of metadata files.
+    pub files: Vec<(PathBuf, Blocks)>,
 }
 
 /// Sends files as data frames, `rate` bytes per second or as fast as it goes (0).
@@ -150,8 +156,13 @@ fn throttle(rate: u64, bytes: u64, began: Instant) {
 /// What became of one file.
 enum Outcome {
     Sent(u64),
+    /// A metadata file: how much of it, and what it has become at the target.
+    File(u64, Blocks),
     Gone,
-    Bad { code: &'static str, text: String },
+    Bad {
+        code: &'static str,
+        text: String,
+    },
 }
 
 impl Sent {
@@ -160,6 +171,11 @@ impl Sent {
             Outcome::Sent(bytes) => {
                 self.items += 1;
                 self.bytes += bytes;
+            }
+            Outcome::File(bytes, blocks) => {
+                self.items += 1;
+                self.bytes += bytes;
+                self.files.push((job.path(), blocks));
             }
             Outcome::Gone => {}
             Outcome::Bad { code, text } => {
@@ -216,6 +232,9 @@ impl Reader<'_> {
     fn file(&mut self, job: &Job) -> Outcome {
         let sent = job.open().and_then(|file| {
             let stat = file.metadata()?;
+            if let Some(difference) = &job.difference {
+                return self.patch(job, &file, difference, stat.mtime());
+            }
             let sent = self.content(job, &file, stat.len(), stat.mtime());
             if sent.is_err() && stat.len() > PIECE as u64 {
                 self.gone(job);
@@ -238,7 +257,7 @@ impl Reader<'_> {
     /// Sends a file piece by piece; most have one. Of a file that is not what the
     /// index says nothing is sent, or, if its end shows it, that it is gone.
     fn content(&mut self, job: &Job, file: &File, size: u64, mtime: i64) -> io::Result<Outcome> {
-        let mut hashes = Hashes::default();
+        let mut hashes = Hashes::of(job.kind);
         let mut offset = 0;
         loop {
             let length = (size - offset).min(PIECE as u64) as usize;
@@ -261,7 +280,7 @@ impl Reader<'_> {
             let size = if read < length { read as u64 } else { size };
             let (before, piece) = self.frame.split_at_mut(header + CHUNK_HEADER);
             let last = offset + read as u64 == size;
-            let whole = last && offset == 0;
+            let whole = last && offset == 0 && job.kind == FileKind::Message;
             if !whole {
                 hashes.update(piece);
             }
@@ -275,9 +294,10 @@ impl Reader<'_> {
                     return Ok(bad);
                 }
             }
+            let mut blocks = None;
             let blake3 = match (last, whole) {
                 (false, _) => [0; 32],
-                (true, false) => hashes.blake3(),
+                (true, false) => hashes.finish(&mut blocks),
                 (true, true) => *blake3::hash(piece).as_bytes(),
             };
             let chunk = Chunk { size, offset, mtime, last, blake3, ..job.chunk() };
@@ -285,10 +305,64 @@ impl Reader<'_> {
                 place.copy_from_slice(&chunk.header(read));
             }
             if last {
-                return Ok(Outcome::Sent(size));
+                return Ok(match blocks {
+                    Some(blocks) => Outcome::File(size, blocks),
+                    None => Outcome::Sent(size),
+                });
             }
             offset += read as u64;
         }
+    }
+
+    /// Sends what differs from the version that the target has. Of a file in use some of
+    /// it may be newer than what was compared: what is told is what the target will have.
+    fn patch(
+        &mut self,
+        job: &Job,
+        file: &File,
+        difference: &Difference,
+        mtime: i64,
+    ) -> io::Result<Outcome> {
+        let size = difference.size;
+        let mut patching = Patching::of(&difference.from, size);
+        let mut bytes = 0;
+        // Alone in its frames, so that they all go to one writer.
+        self.flush();
+        let ranges = difference.ranges.iter();
+        let mut pieces = ranges
+            .flat_map(|range| {
+                let starts = range.clone().step_by(BLOCKS);
+                starts.map(|at| (at, (range.end - at).min(BLOCKS as u64) as usize))
+            })
+            .chain(difference.ranges.is_empty().then_some((size, 0)))
+            .peekable();
+        while let Some((offset, length)) = pieces.next() {
+            self.make_room(length);
+            let header = self.frame.len();
+            self.frame.resize(header + CHUNK_HEADER + length, 0);
+            let (before, piece) = self.frame.split_at_mut(header + CHUNK_HEADER);
+            let put =
+                file.read_exact_at(piece, offset).is_ok() && patching.put(offset, piece).is_ok();
+            let last = put && pieces.peek().is_none();
+            let blocks = if last { patching.clone().finish().ok() } else { None };
+            if !put || (last && blocks.is_none()) {
+                // It was cut short meanwhile; the next round tells what it is now.
+                self.frame.truncate(header);
+                self.gone(job);
+                return Ok(Outcome::Gone);
+            }
+            bytes += length as u64;
+            let blake3 = blocks.as_ref().map_or([0; 32], Blocks::blake3);
+            let chunk = Chunk { size, offset, mtime, last, blake3, patch: true, ..job.chunk() };
+            if let Some(place) = before.get_mut(header..) {
+                place.copy_from_slice(&chunk.header(length));
+            }
+            if let Some(blocks) = blocks {
+                self.flush();
+                return Ok(Outcome::File(bytes, blocks));
+            }
+        }
+        Ok(Outcome::Gone)
     }
 
     /// Tells that a file has gone; alone in its frame, for whoever has its pieces.
@@ -302,24 +376,42 @@ impl Reader<'_> {
 }
 
 /// The hashes of a file that is read in pieces.
-#[derive(Default)]
-struct Hashes {
-    blake3: blake3::Hasher,
-    sha1: Sha1,
+enum Hashes {
+    Message { blake3: Box<blake3::Hasher>, sha1: Sha1 },
+    Blocks(Hashing),
 }
 
 impl Hashes {
-    fn update(&mut self, piece: &[u8]) {
-        self.blake3.update(piece);
-        self.sha1.update(piece);
+    fn of(kind: FileKind) -> Self {
+        match kind {
+            FileKind::Message => Self::Message { blake3: Box::default(), sha1: Sha1::new() },
+            _ => Self::Blocks(Hashing::default()),
+        }
     }
 
-    fn blake3(&self) -> [u8; 32] {
-        *self.blake3.finalize().as_bytes()
+    fn update(&mut self, piece: &[u8]) {
+        match self {
+            Self::Message { blake3, sha1 } => {
+                blake3.update(piece);
+                sha1.update(piece);
+            }
+            Self::Blocks(hashing) => hashing.update(piece),
+        }
+    }
+
+    /// BLAKE3 of the file; its blocks, if it is no message.
+    fn finish(&mut self, blocks: &mut Option<Blocks>) -> [u8; 32] {
+        match self {
+            Self::Message { blake3, .. } => *blake3.finalize().as_bytes(),
+            Self::Blocks(hashing) => blocks.insert(std::mem::take(hashing).finish()).blake3(),
+        }
     }
 
     fn sha1(&self) -> [u8; 20] {
-        self.sha1.clone().finalize().into()
+        match self {
+            Self::Message { sha1, .. } => sha1.clone().finalize().into(),
+            Self::Blocks(_) => [0; 20],
+        }
     }
 }
 
@@ -375,6 +467,7 @@ impl Job {
             last: false,
             gone: false,
             compressed: false,
+            patch: false,
             size: 0,
             offset: 0,
             mtime: 0,
@@ -416,33 +509,35 @@ impl Directory {
 }
 
 /// The files that a want asks for. What it asks beyond what was listed is left out.
-pub fn jobs_of(
-    want: &v1::Want,
+pub fn jobs_of<'a>(
+    want: &'a v1::Want,
     mailbox: &SourceMailbox,
     places: Places,
     meta: Vec<(FileKind, PathBuf)>,
+    contents: &'a Contents,
     listed: Listed,
-) -> impl Iterator<Item = Job> {
+) -> impl Iterator<Item = Job> + 'a {
     let ordinal = mailbox.ordinal;
     let directory = Directory::open(places);
-    let wanted = UidSet::from_ranges(manifest::ranges(&want.uid_runs));
-    let listed = listed.into_iter().filter(move |(uid, _)| wanted.contains(*uid));
-    let messages = listed.map(move |(uid, expected)| {
+    let messages = listed.into_iter().map(move |(uid, size, guid)| {
         let place = Place::Message(Arc::clone(&directory));
-        let expected = Some(expected);
-        Job { mailbox: ordinal, kind: FileKind::Message, uid, place, expected }
+        let (kind, expected) = (FileKind::Message, Some((size, guid)));
+        Job { mailbox: ordinal, kind, uid, place, expected, difference: None }
     });
     let files = want.files().filter_map(move |kind| {
         let (_, path) = meta.iter().find(|(k, _)| *k == kind)?;
+        let base = want.bases.iter().find(|base| base.kind() == kind);
+        let difference = base.and_then(|base| contents.difference(path, &base.blake3));
         let place = Place::Path(path.clone());
-        Some(Job { mailbox: ordinal, kind, uid: 0, place, expected: None })
+        Some(Job { mailbox: ordinal, kind, uid: 0, place, expected: None, difference })
     });
     messages.chain(files)
 }
 
 /// A file of the user as a job.
-pub fn user_job(number: u32, kind: FileKind, path: PathBuf) -> Job {
-    Job { mailbox: USER, kind, uid: number, place: Place::Path(path), expected: None }
+pub fn user_job(number: u32, kind: FileKind, path: PathBuf, difference: Option<Difference>) -> Job {
+    let place = Place::Path(path);
+    Job { mailbox: USER, kind, uid: number, place, expected: None, difference }
 }
 
 /// Opens a file for reading, not following links, and without a write to its

@@ -172,6 +172,7 @@ impl Expected for Asked {
             name: file_name(uid),
             size: Size::Exactly(*size),
             replaces: false,
+            base: None,
         })
     }
 }
@@ -214,7 +215,7 @@ impl Carrying {
             wants.wants.push(v1::Want {
                 mailbox: *ordinal,
                 uid_runs: manifest::runs(sizes.keys().copied()),
-                files: Vec::new(),
+                ..v1::Want::default()
             });
             let directory = StagedDirectory::make(&root, Path::new(&ordinal.to_string()));
             asked.insert(*ordinal, (Arc::new(directory.map_err(io(&root))?), sizes));

@@ -9,17 +9,20 @@ use super::offer::{Inventory, OfferedUserFile, StagedMailbox};
 use super::stage::{Stage, StagedDirectory};
 use super::{archive, by_name};
 use crate::cyrus::cache;
-use crate::cyrus::index::{self, IndexView, OLDEST_CONVERTED, Record, Time};
+use crate::cyrus::index::{self, IndexFile, IndexView, OLDEST_CONVERTED, Record, Time, touched};
 use crate::cyrus::name::MailboxName;
 use crate::cyrus::release::Release;
 use crate::cyrus::subscription;
+use crate::inventory::Shape;
 use crate::moves::journal::now_ms;
+use crate::wire::blocks::Blocks;
 use crate::wire::v1::FileKind;
 use rusqlite::Connection;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
+use std::sync::Arc;
 
 /// A file that stays as it came, and why; it may have been read while it changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +71,9 @@ fn convert_index(
     release: &Release,
 ) -> Result<(), String> {
     let directory = mailbox.meta_directory(stage, FileKind::Index).map_err(|e| e.to_string())?;
+    if is_as_here(&directory, mailbox, release)? {
+        return Ok(());
+    }
     let bytes = directory.read("cyrus.index").map_err(|e| e.to_string())?;
     let mut converted = archive::placed(mailbox, &bytes)?;
     let index = converted.as_ref().unwrap_or(&bytes);
@@ -88,9 +94,49 @@ fn convert_index(
     }
 }
 
+/// Whether a staged index is as this server's Cyrus would write it. Only records that are
+/// not as they were at the last look are read.
+fn is_as_here(
+    directory: &StagedDirectory,
+    mailbox: &mut StagedMailbox,
+    release: &Release,
+) -> Result<bool, String> {
+    let file = directory.open("cyrus.index").map_err(|e| e.to_string())?;
+    let mut index = IndexFile::open(&file).map_err(|e| e.to_string())?;
+    let header = index.header().clone();
+    // Where messages are staged changes without the index.
+    let archives = mailbox.archive.is_some();
+    if header.minor != release.index || !mailbox.looked.global.is_empty() || archives {
+        return Ok(false);
+    }
+    let shape = Shape::of(&header);
+    let blocks = mailbox.blocks(FileKind::Index, &file);
+    let numbers = match (&mailbox.looked.seen, &blocks) {
+        (Some((before, shape_then)), Some(blocks)) if *shape_then == shape => {
+            touched(&header, &blocks.differing(before), 1)
+        }
+        _ => vec![0..header.num_records],
+    };
+    let mut foreign = false;
+    for numbers in numbers {
+        let look = |_, record: Record| {
+            let version = record.cache_version;
+            foreign |= record.cache_offset > 0 && cache::misreads_global(release.cache, version);
+            foreign |= record.is_archived();
+        };
+        index.each(numbers, look).map_err(|e| e.to_string())?;
+    }
+    if !foreign {
+        mailbox.looked.seen = blocks.map(|blocks| (blocks, shape));
+    }
+    Ok(!foreign)
+}
+
 /// What is known of the messages of a mailbox, which never change.
 #[derive(Debug, Default)]
 pub struct Looked {
+    /// An index that is as this server's Cyrus would write it, and where its records are.
+    seen: Option<(Arc<Blocks>, Shape)>,
     /// UIDs up to this one were looked at.
     upto: u32,
     /// Those that have a message/global.
@@ -152,8 +198,9 @@ fn has_global(file: &File, offset: u64) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Replaces a file of a staged mailbox. It keeps its time of modification, which clients
-/// of calendars are told (imap/http_dav.c: getlastmodified).
+/// Replaces a file of a staged mailbox by what was made of it; it stays beside, as it came,
+/// for the next patch. It keeps its time of modification, which clients of calendars are
+/// told (imap/http_dav.c: getlastmodified).
 pub fn replace(directory: &StagedDirectory, name: &str, content: &[u8]) -> Result<(), String> {
     let new = format!("{name}.mbcopy-new");
     let write = || -> io::Result<()> {
@@ -163,6 +210,7 @@ pub fn replace(directory: &StagedDirectory, name: &str, content: &[u8]) -> Resul
         if let Ok(modified) = modified {
             file.set_modified(modified)?;
         }
+        directory.keep_as_sent(name)?;
         directory.rename(&new, name)
     };
     write().map_err(|e| format!("{name}: {e}"))

@@ -467,6 +467,10 @@ impl Session {
             };
             taken.map_err(|e| internal(e.to_string(), "the source serves the user"))?;
         }
+        // Also of those of which nothing new was told.
+        for (ordinal, mailbox) in &mut self.inventory.mailboxes {
+            mailbox.want_again(wants.entry(*ordinal).or_default());
+        }
         wants.retain(|_, wants| !wants.is_empty());
         self.check_room(host, &wants)?;
         let user_files = self.inventory.wanted_user_files();
@@ -474,13 +478,23 @@ impl Session {
             .inventory
             .asked(&self.stage, &wants, &user_files)
             .map_err(|e| internal(e.to_string(), "the source serves the user"))?;
-        self.asked = Some(Arc::new(asked));
-        Ok(v1::Wants {
+        let to_wire = |(ordinal, wants): (&u32, &MailboxWants)| {
+            wants.to_wire(*ordinal, asked.bases(*ordinal))
+        };
+        let answer = v1::Wants {
             messages: wants.values().map(|w| w.messages.len() as u64).sum(),
             bytes: wants.values().fold(0, |all, wants| all.saturating_add(wants.bytes())),
-            wants: wants.iter().map(|(ordinal, wants)| wants.to_wire(*ordinal)).collect(),
+            wants: wants.iter().map(to_wire).collect(),
+            user_bases: self.inventory.user_bases(&self.stage, &user_files),
             user_files,
-        })
+        };
+        self.asked = Some(Arc::new(asked));
+        for (ordinal, wants) in wants {
+            if let Some(mailbox) = self.inventory.mailboxes.get_mut(&ordinal) {
+                mailbox.remember(wants);
+            }
+        }
+        Ok(answer)
     }
 
     /// Refuses to ask for more than the partitions have room for.
@@ -588,19 +602,24 @@ impl Session {
             // The writers' own error is the cause of one in handing over.
             (Err(error), _) | (Ok(_), Some(error)) => return Err(broken(error.to_string())),
         };
-        self.inventory.arrived(&received.arrived);
+        self.inventory.arrived(&received.messages, &received.files);
+        self.inventory.torn(&received.torn);
         if let Ok(release) = this_release(host) {
             // What fails may have been read while it changed; it comes again, or the
             // settlement says so.
             convert::all(&self.stage, &mut self.inventory, release);
         }
+        if durable {
+            settle::look_ahead(&self.stage, &mut self.inventory);
+        }
         if let Some(syncing) = &mut self.syncing {
             syncing.all_is_there();
         }
         Ok(v1::Stored {
-            items: received.arrived.len() as u64,
-            bytes: received.arrived.iter().map(|a| a.size).sum(),
+            items: (received.messages.len() + received.files.len()) as u64,
+            bytes: received.bytes,
             problems: Vec::new(),
+            torn: received.torn.len() as u64,
         })
     }
 
@@ -743,6 +762,7 @@ impl Session {
             })
             .map_err(|e| internal(e, "the source serves the user"))?;
         self.shadow = Some(shadow);
+        self.inventory.forget_as_sent(&self.stage);
         self.sync()?;
         sealed::save(&self.stage.publication(), &publication)
             .map_err(|e| internal(e.to_string(), "the source serves the user"))?;

@@ -6,17 +6,20 @@
 
 use super::archive::Archive;
 use super::convert::Looked;
-use super::receive::{Arrived, Expected, Item, ItemKey, Size};
-use super::stage::{Stage, StageError, StagedDirectory};
+use super::receive::{Arrived, Expected, Held, Item, ItemKey, Size};
+use super::stage::{Stage, StageError, StagedDirectory, Trace};
 use crate::cyrus::config::MetaFile;
 use crate::cyrus::dlist::Dlist;
 use crate::cyrus::mboxlist::mbtype::{Kind, Mbtype};
 use crate::cyrus::name::{MailboxName, PartitionName, UniqueId};
 use crate::cyrus::path::{DirStyle, Layout};
 use crate::host::Host;
+use crate::inventory::{Groups, Shape};
+use crate::wire::blocks::Blocks;
 use crate::wire::manifest::{self, Entry};
 use crate::wire::v1::{self, FileKind};
 use crate::wire::{USER, bulk};
+use bytes::Bytes;
 use sha1::{Digest, Sha1};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -52,10 +55,14 @@ pub struct StagedMailbox {
     pub archive: Option<Archive>,
     /// UIDs whose files are staged and verified, ascending.
     have: Vec<u32>,
+    /// Messages that were asked for: those that have not come are asked for again.
+    lacking: Vec<Entry>,
     /// Files that an earlier session left: UID to size.
     unverified: BTreeMap<u32, u64>,
     /// BLAKE3 of the staged metadata files, as they came.
     files: BTreeMap<FileKind, [u8; 32]>,
+    /// Those of them that can be patched.
+    held: BTreeMap<FileKind, Held>,
     /// How many messages the last whole scan listed.
     listed: usize,
     /// What the source says that the mailbox is, since the last whole scan.
@@ -66,6 +73,21 @@ pub struct StagedMailbox {
     pub as_sent: bool,
     /// What is known of its messages.
     pub looked: Looked,
+    /// The records that were compared last.
+    pub compared: Option<Compared>,
+}
+
+/// Staged records that are known to be there with their messages.
+#[derive(Debug)]
+pub struct Compared {
+    /// Where they are in the index.
+    pub shape: Shape,
+    /// How many they are.
+    pub count: u32,
+    /// What the index was.
+    pub blocks: Arc<Blocks>,
+    /// Their digests.
+    pub groups: Groups,
 }
 
 /// What the source said of a mailbox at its last scan.
@@ -130,6 +152,8 @@ pub struct Inventory {
     pub user_files: Vec<OfferedUserFile>,
     /// BLAKE3 of the user's files that are staged, as they came.
     staged_user_files: BTreeMap<UserPlace, [u8; 32]>,
+    /// Those of them that can be patched.
+    held_user_files: BTreeMap<UserPlace, Held>,
     /// The user's files that are as the source wrote them, since they arrived.
     pub user_files_as_sent: BTreeSet<UserPlace>,
     /// Quota roots, annotations and the active script of the last offer.
@@ -223,6 +247,11 @@ impl Inventory {
         Ok(())
     }
 
+    /// Leaves nothing in the stage but what is published.
+    pub fn forget_as_sent(&self, stage: &Stage) {
+        self.mailboxes.values().for_each(|mailbox| mailbox.forget_as_sent(stage));
+    }
+
     /// The user's files that are not staged as the source has them.
     pub fn wanted_user_files(&self) -> Vec<u32> {
         let staged = |f: &&OfferedUserFile| self.staged_user_files.get(&f.place) != Some(&f.blake3);
@@ -255,6 +284,7 @@ impl Inventory {
                     name: meta_name(*kind).to_owned(),
                     size: largest(*kind),
                     replaces: true,
+                    base: mailbox.base(stage, *kind),
                 };
                 asked.files.insert((*ordinal, *kind as u8, 0), item);
             }
@@ -272,6 +302,7 @@ impl Inventory {
                 name: name.to_string_lossy().into_owned(),
                 size: largest(file.kind),
                 replaces: true,
+                base: self.user_base(stage, file),
             };
             // The kind is part of the key that the source uses; any kind fits.
             for kind in USER_KINDS {
@@ -281,14 +312,51 @@ impl Inventory {
         Ok(asked)
     }
 
+    /// What is held, as it came, of a file of the user.
+    fn user_base(&self, stage: &Stage, file: &OfferedUserFile) -> Option<Held> {
+        let held = self.held_user_files.get(&file.place)?;
+        let there = std::fs::File::open(file.place.path(stage)).ok()?;
+        (Trace::of(&there).ok()? == held.trace).then(|| held.clone())
+    }
+
+    /// The versions that the source may patch, of the user's files that are wanted.
+    pub fn user_bases(&self, stage: &Stage, wanted: &[u32]) -> Vec<v1::Base> {
+        let files = self.user_files.iter().filter(|file| wanted.contains(&file.number));
+        let bases = files.filter_map(|file| {
+            let blake3 = self.user_base(stage, file)?.blocks.blake3();
+            let blake3 = Bytes::copy_from_slice(&blake3);
+            Some(v1::Base { kind: 0, number: file.number, blake3 })
+        });
+        bases.collect()
+    }
+
+    /// Notes which files a patch has spoilt: they are wanted whole.
+    pub fn torn(&mut self, keys: &[ItemKey]) {
+        for (ordinal, kind, number) in keys {
+            if *ordinal == USER {
+                if let Some(file) = self.user_files.iter().find(|f| f.number == *number) {
+                    self.staged_user_files.remove(&file.place);
+                    self.held_user_files.remove(&file.place);
+                }
+            } else if let Some(mailbox) = self.mailboxes.get_mut(ordinal)
+                && let Ok(kind) = FileKind::try_from(i32::from(*kind))
+            {
+                mailbox.files.remove(&kind);
+                mailbox.held.remove(&kind);
+                mailbox.dirty = true;
+            }
+        }
+    }
+
     /// Notes what has arrived.
-    pub fn arrived(&mut self, all: &[Arrived]) {
-        let mut messages: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
-        for arrived in all {
+    pub fn arrived(&mut self, messages: &[(u32, u32)], files: &[Arrived]) {
+        for arrived in files {
             let (ordinal, kind, uid) = arrived.key;
             if ordinal == USER {
                 if let Some(file) = self.user_files.iter().find(|f| f.number == uid) {
-                    self.staged_user_files.insert(file.place.clone(), arrived.blake3);
+                    let blake3 = arrived.held.blocks.blake3();
+                    self.staged_user_files.insert(file.place.clone(), blake3);
+                    self.held_user_files.insert(file.place.clone(), arrived.held.clone());
                     self.user_files_as_sent.insert(file.place.clone());
                 }
                 continue;
@@ -296,21 +364,26 @@ impl Inventory {
             let Some(mailbox) = self.mailboxes.get_mut(&ordinal) else { continue };
             mailbox.dirty = true;
             match FileKind::try_from(i32::from(kind)) {
-                Ok(FileKind::Message) => messages.entry(ordinal).or_default().push(uid),
                 Ok(kind) => {
-                    mailbox.files.insert(kind, arrived.blake3);
+                    mailbox.files.insert(kind, arrived.held.blocks.blake3());
+                    mailbox.held.insert(kind, arrived.held.clone());
                     let converted = [FileKind::Index, FileKind::Header, FileKind::Annotations];
                     mailbox.as_sent |= converted.contains(&kind);
                 }
                 Err(_) => {}
             }
         }
-        for (ordinal, uids) in messages {
-            if let Some(mailbox) = self.mailboxes.get_mut(&ordinal) {
-                mailbox.have.extend(uids);
-                mailbox.have.sort_unstable();
-                mailbox.have.dedup();
+        for of_mailbox in messages.chunk_by(|a, b| a.0 == b.0) {
+            let Some((ordinal, _)) = of_mailbox.first() else { continue };
+            if let Some(mailbox) = self.mailboxes.get_mut(ordinal) {
+                mailbox.dirty = true;
+                mailbox.have.extend(of_mailbox.iter().map(|(_, uid)| *uid));
             }
+        }
+        for mailbox in self.mailboxes.values_mut().filter(|m| !m.have.is_sorted()) {
+            // What was there and what has come are sorted already, more or less.
+            mailbox.have.sort();
+            mailbox.have.dedup();
         }
     }
 
@@ -378,13 +451,16 @@ impl StagedMailbox {
             directory: Arc::new(directory),
             archive,
             have: Vec::new(),
+            lacking: Vec::new(),
             unverified,
             files: BTreeMap::new(),
+            held: BTreeMap::new(),
             listed: 0,
             offered: Offered::default(),
             dirty: true,
             as_sent: false,
             looked: Looked::default(),
+            compared: None,
         })
     }
 
@@ -453,7 +529,7 @@ impl StagedMailbox {
             }
         }
         if part.last {
-            self.finish_scan(part, listing, wants)?;
+            self.finish_scan(part, listing)?;
         }
         Ok(())
     }
@@ -462,19 +538,38 @@ impl StagedMailbox {
         &mut self,
         part: &v1::MailboxScan,
         listing: &mut Listing,
-        wants: &mut MailboxWants,
     ) -> Result<(), OfferError> {
         // What the index does not list any more was expunged and cleaned up.
         let listed = std::mem::take(&mut listing.uids);
-        self.listed = listed.len();
+        let whole = [[0, u32::MAX]];
+        let intervals = if part.partial { part.intervals.as_chunks::<2>().0 } else { &whole };
+        let told = |uid: &u32| intervals.iter().any(|[first, last]| (first..=last).contains(&uid));
+        if !listed.iter().all(told) {
+            return Err(OfferError::Nonsense("a message outside of what it tells".into()));
+        }
+        self.lacking.retain(|entry| !told(&entry.uid));
+        self.listed = if part.partial { part.listed as usize } else { listed.len() };
         let stale = |uid: &u32| listed.binary_search(uid).is_err();
-        let gone: Vec<u32> = self.have.iter().copied().filter(stale).collect();
-        self.dirty |= !gone.is_empty();
+        let mut gone = Vec::new();
+        for [first, last] in intervals {
+            let start = self.have.partition_point(|uid| uid < first);
+            let end = self.have.partition_point(|uid| uid <= last);
+            let within = self.have.get(start..end).unwrap_or_default();
+            gone.extend(within.iter().copied().filter(stale));
+        }
+        if !gone.is_empty() {
+            self.dirty = true;
+            self.compared = None;
+        }
+        // All that an earlier session left is asked for by the first scan, which is whole.
         let left = self.unverified.keys().copied().filter(|uid| stale(uid));
-        for uid in gone.into_iter().chain(left).collect::<Vec<_>>() {
+        for uid in gone.iter().copied().chain(left).collect::<Vec<_>>() {
             self.remove_message(uid);
         }
-        self.have.retain(|uid| !stale(uid));
+        if !gone.is_empty() {
+            gone.sort_unstable();
+            self.have.retain(|uid| gone.binary_search(uid).is_err());
+        }
         self.unverified.clear();
 
         let mut files = BTreeMap::new();
@@ -491,7 +586,6 @@ impl StagedMailbox {
         }
         for (kind, _) in META {
             match files.get(&kind) {
-                Some(hash) if self.files.get(&kind) != Some(hash) => wants.files.push(kind),
                 Some(_) => {}
                 // Cyrus's own, made anew when the index was brought to its version.
                 None if self.offered.files == files => {}
@@ -501,8 +595,12 @@ impl StagedMailbox {
                         FileKind::ArchiveCache => archive,
                         _ => Some(&self.directory),
                     };
-                    directory.into_iter().for_each(|d| d.remove(meta_name(kind)));
+                    if let Some(directory) = directory {
+                        directory.remove(meta_name(kind));
+                        directory.forget_as_sent(meta_name(kind));
+                    }
                     self.files.remove(&kind);
+                    self.held.remove(&kind);
                 }
             }
         }
@@ -517,6 +615,51 @@ impl StagedMailbox {
         self.dirty |= self.offered != offered;
         self.offered = offered;
         Ok(())
+    }
+
+    /// Adds to the wants what was wanted before, has not come, and was not told of again: a
+    /// record may have been in the making when its message was to be sent.
+    pub fn want_again(&mut self, wants: &mut MailboxWants) {
+        let have = &self.have;
+        self.lacking.retain(|entry| have.binary_search(&entry.uid).is_err());
+        if !self.lacking.is_empty() {
+            wants.messages.append(&mut self.lacking);
+            wants.messages.sort_by_key(|entry| entry.uid);
+        }
+        wants.files = self.wanted_files();
+    }
+
+    /// Remembers what was asked for.
+    pub fn remember(&mut self, wants: MailboxWants) {
+        self.lacking = wants.messages;
+    }
+
+    /// The metadata files that are not staged as they were offered last.
+    fn wanted_files(&self) -> Vec<FileKind> {
+        let offered = self.offered.files.iter();
+        offered.filter(|(kind, hash)| self.files.get(kind) != Some(hash)).map(|(k, _)| *k).collect()
+    }
+
+    /// What is held, as it came, of a metadata file.
+    fn base(&self, stage: &Stage, kind: FileKind) -> Option<Held> {
+        let held = self.held.get(&kind)?;
+        let directory = self.meta_directory(stage, kind).ok()?;
+        directory.is_as_sent(meta_name(kind), &held.trace).then(|| held.clone())
+    }
+
+    /// What a staged file is, if it is as it came.
+    pub fn blocks(&self, kind: FileKind, file: &std::fs::File) -> Option<Arc<Blocks>> {
+        let held = self.held.get(&kind)?;
+        (Trace::of(file).ok()? == held.trace).then(|| Arc::clone(&held.blocks))
+    }
+
+    /// Removes what was kept of files as they came, which has no place among a user's files.
+    fn forget_as_sent(&self, stage: &Stage) {
+        for kind in self.held.keys() {
+            if let Ok(directory) = self.meta_directory(stage, *kind) {
+                directory.forget_as_sent(meta_name(*kind));
+            }
+        }
     }
 
     /// Whether a file of an earlier session is the message; then it is held.
@@ -592,6 +735,18 @@ impl Listing {
     }
 }
 
+impl Asked {
+    /// The versions that the source may patch, of the files of a mailbox.
+    pub fn bases(&self, mailbox: u32) -> Vec<v1::Base> {
+        let of_mailbox = self.files.range((mailbox, 0, 0)..=(mailbox, u8::MAX, u32::MAX));
+        let bases = of_mailbox.filter_map(|((_, kind, _), item)| {
+            let blake3 = Bytes::copy_from_slice(&item.base.as_ref()?.blocks.blake3());
+            Some(v1::Base { kind: i32::from(*kind), number: 0, blake3 })
+        });
+        bases.collect()
+    }
+}
+
 impl Expected for Asked {
     fn item(&self, key: ItemKey) -> Option<Item> {
         let (mailbox, kind, uid) = key;
@@ -605,6 +760,7 @@ impl Expected for Asked {
                 name: message_name(uid),
                 size: Size::Exactly(*size),
                 replaces: false,
+                base: None,
             });
         }
         self.files.get(&key).cloned()
@@ -741,9 +897,10 @@ pub fn message_uid(name: &str) -> Option<u32> {
 
 impl MailboxWants {
     /// As the source is told.
-    pub fn to_wire(&self, mailbox: u32) -> v1::Want {
+    pub fn to_wire(&self, mailbox: u32, bases: Vec<v1::Base>) -> v1::Want {
         v1::Want {
             mailbox,
+            bases,
             uid_runs: manifest::runs(self.messages.iter().map(|e| e.uid)),
             files: self.files.iter().map(|k| i32::from(*k)).collect(),
         }

@@ -1,9 +1,10 @@
 //! Receiving bulk data into the stage: several writers, each file verified
 //! before it counts.
 
-use super::stage::StagedDirectory;
+use super::stage::{StagedDirectory, Trace};
 use crate::agent::{LinkError, Sender};
 use crate::fault::{self, Point};
+use crate::wire::blocks::{Blocks, Hashing, Patching};
 use crate::wire::bulk::{Chunk, ChunkError};
 use crate::wire::pool::Pool;
 use crate::wire::v1;
@@ -41,6 +42,17 @@ pub struct Item {
     pub size: Size,
     /// Whether an older version of it may be there and is replaced.
     pub replaces: bool,
+    /// The version that was named to the source, of which a patch is taken.
+    pub base: Option<Held>,
+}
+
+/// A version of a file that came from the source and is held as it came.
+#[derive(Debug, Clone)]
+pub struct Held {
+    /// What it is.
+    pub blocks: Arc<Blocks>,
+    /// What tells that nobody has touched it since.
+    pub trace: Trace,
 }
 
 /// How large a file may be that was asked for, in bytes.
@@ -52,39 +64,34 @@ pub enum Size {
     AtMost(u64),
 }
 
-impl Size {
-    fn allows(self, size: u64) -> bool {
-        match self {
-            Self::Exactly(wanted) => size == wanted,
-            Self::AtMost(most) => size <= most,
-        }
-    }
-}
-
 /// Finds what was asked for; what was not asked for is refused.
 pub trait Expected: Send + Sync {
     /// The item of a key, if it was asked for.
     fn item(&self, key: ItemKey) -> Option<Item>;
 }
 
-/// A file that has arrived whole.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A file that is no message, and has arrived whole.
+#[derive(Debug, Clone)]
 pub struct Arrived {
     /// Which.
     pub key: ItemKey,
-    /// Its size, in bytes.
-    pub size: u64,
-    /// BLAKE3 of its content.
-    pub blake3: [u8; 32],
+    /// What it is.
+    pub held: Held,
 }
 
 /// What a writer has done.
 #[derive(Debug, Default)]
 pub struct Received {
-    /// Files that are there, verified.
-    pub arrived: Vec<Arrived>,
+    /// Messages whose files are there, verified: mailbox and UID.
+    pub messages: Vec<(u32, u32)>,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Other files that are there, verified.
+    pub files: Vec<Arrived>,
     /// Files that have gone from the source meanwhile.
     pub gone: Vec<ItemKey>,
+    /// Files that are not there any more: a patch of them was not what it should be.
+    pub torn: Vec<ItemKey>,
 }
 
 /// Why receiving had to end.
@@ -180,8 +187,11 @@ impl Writers {
         for thread in self.threads {
             match thread.join().unwrap_or(Err(ReceiveError::WriterGone)) {
                 Ok(received) => {
-                    all.arrived.extend(received.arrived);
+                    all.messages.extend(received.messages);
+                    all.bytes += received.bytes;
+                    all.files.extend(received.files);
                     all.gone.extend(received.gone);
+                    all.torn.extend(received.torn);
                 }
                 Err(error) => first_error = first_error.or(Some(error)),
             }
@@ -227,8 +237,23 @@ struct Partial {
     file: File,
     /// As its first piece says.
     size: u64,
-    hasher: blake3::Hasher,
+    content: Content,
     offset: u64,
+}
+
+/// What is known of the bytes of a file that arrives.
+enum Content {
+    Message(Box<blake3::Hasher>),
+    Whole(Hashing),
+    Patch(Patching),
+}
+
+/// What has become of a file whose last piece is there.
+enum Complete {
+    Message,
+    File(Held),
+    /// It was patched, and is not what it should be.
+    Torn,
 }
 
 impl Writer {
@@ -243,8 +268,8 @@ impl Writer {
             self.pool.put(frame);
         }
         // What has not ended has no place under the name of a message.
-        for partial in std::mem::take(&mut self.open).into_values() {
-            partial.item.directory.remove(&partial.item.temporary());
+        for (key, partial) in std::mem::take(&mut self.open) {
+            self.give_up(key, &partial);
         }
         Ok(std::mem::take(&mut self.received))
     }
@@ -254,60 +279,134 @@ impl Writer {
         if chunk.gone {
             self.expected.item(key).ok_or(ReceiveError::NotAsked(key))?;
             if let Some(partial) = self.open.remove(&key) {
-                partial.item.directory.remove(&partial.item.temporary());
+                self.give_up(key, &partial);
             }
             self.received.gone.push(key);
             return Ok(());
         }
         let mut partial = match self.open.remove(&key) {
             Some(partial) => partial,
+            None if chunk.patch => match self.patch(key, chunk)? {
+                Some(partial) => partial,
+                // The rest of it, too, is of no use.
+                None => return Ok(()),
+            },
             None => self.create(key, chunk)?,
         };
         // Each piece ends within the size that it names itself.
         if chunk.size != partial.size {
-            partial.item.directory.remove(&partial.item.temporary());
             let what = "its size changes on the way";
-            return Err(ReceiveError::Mismatch { name: partial.item.name, what });
+            let name = partial.item.name.clone();
+            self.give_up(key, &partial);
+            return Err(ReceiveError::Mismatch { name, what });
         }
         let bytes = chunk.plain()?;
-        if chunk.offset != partial.offset {
-            return Err(ReceiveError::OutOfOrder { name: partial.item.name });
+        let fits = match &mut partial.content {
+            Content::Message(hasher) => {
+                hasher.update(&bytes);
+                chunk.offset == partial.offset
+            }
+            Content::Whole(hashing) => {
+                hashing.update(&bytes);
+                chunk.offset == partial.offset
+            }
+            Content::Patch(patching) => {
+                chunk.offset >= partial.offset && patching.put(chunk.offset, &bytes).is_ok()
+            }
+        };
+        if !fits {
+            let name = partial.item.name.clone();
+            self.give_up(key, &partial);
+            return Err(ReceiveError::OutOfOrder { name });
         }
-        partial.hasher.update(&bytes);
         partial
             .file
-            .write_all_at(&bytes, partial.offset)
+            .write_all_at(&bytes, chunk.offset)
             .map_err(|source| partial.item.io(source))?;
-        partial.offset += bytes.len() as u64;
-        if chunk.last {
-            let arrived = partial.complete(key, chunk)?;
-            self.received.arrived.push(arrived);
-        } else {
+        partial.offset = chunk.offset + bytes.len() as u64;
+        if !chunk.last {
             self.open.insert(key, partial);
+            return Ok(());
+        }
+        match partial.complete(chunk)? {
+            Complete::Message => {
+                self.received.messages.push((key.0, key.2));
+                self.received.bytes += chunk.size;
+            }
+            Complete::File(held) => {
+                self.received.bytes += chunk.size;
+                self.received.files.push(Arrived { key, held });
+            }
+            Complete::Torn => self.received.torn.push(key),
         }
         Ok(())
     }
 
     fn create(&self, key: ItemKey, chunk: &Chunk) -> Result<Partial, ReceiveError> {
         let item = self.expected.item(key).ok_or(ReceiveError::NotAsked(key))?;
-        if !item.size.allows(chunk.size) {
-            let what = match item.size {
-                Size::Exactly(_) => "its size is another",
-                Size::AtMost(_) => "it is larger than such a file can be",
-            };
-            return Err(ReceiveError::Mismatch { name: item.name, what });
-        }
+        item.allows(chunk.size)?;
         let file = item.directory.create(&item.temporary()).map_err(|source| item.io(source))?;
-        let hasher = blake3::Hasher::new();
-        Ok(Partial { item, file: file.into(), size: chunk.size, hasher, offset: 0 })
+        let content = match item.replaces {
+            true => Content::Whole(Hashing::default()),
+            false => Content::Message(Box::default()),
+        };
+        Ok(Partial { item, file: file.into(), size: chunk.size, content, offset: 0 })
+    }
+
+    /// Opens the file that is patched, in its place: a stage whose session ends early is not
+    /// trusted with its metadata files. `None` if it is not what was named any more.
+    fn patch(&mut self, key: ItemKey, chunk: &Chunk) -> Result<Option<Partial>, ReceiveError> {
+        let item = self.expected.item(key).ok_or(ReceiveError::NotAsked(key))?;
+        let Some(base) = item.base.clone() else {
+            return Err(ReceiveError::Mismatch { name: item.name, what: "it was wanted whole" });
+        };
+        item.allows(chunk.size)?;
+        if self.received.torn.contains(&key) {
+            return Ok(None);
+        }
+        let opened = item.directory.open_as_sent(&item.name, &base.trace);
+        let Some(file) = opened.map_err(|source| item.io(source))? else {
+            self.received.torn.push(key);
+            return Ok(None);
+        };
+        let content = Content::Patch(Patching::of(&base.blocks, chunk.size));
+        Ok(Some(Partial { item, file, size: chunk.size, content, offset: 0 }))
+    }
+
+    /// Removes what came of a file that does not come whole.
+    fn give_up(&mut self, key: ItemKey, partial: &Partial) {
+        if let Content::Patch(_) = partial.content {
+            partial.item.directory.remove(&partial.item.name);
+            self.received.torn.push(key);
+        } else {
+            partial.item.directory.remove(&partial.item.temporary());
+        }
     }
 }
 
 impl Partial {
-    fn complete(self, key: ItemKey, last: &Chunk) -> Result<Arrived, ReceiveError> {
-        let blake3 = *self.hasher.finalize().as_bytes();
-        let item = self.item;
-        let what = if self.offset != last.size {
+    /// Verifies the file.
+    fn complete(self, last: &Chunk) -> Result<Complete, ReceiveError> {
+        let Self { item, file, content, offset, .. } = self;
+        let (blocks, blake3, patched) = match content {
+            Content::Message(hasher) => (None, *hasher.finalize().as_bytes(), false),
+            Content::Whole(hashing) => {
+                let blocks = hashing.finish();
+                let blake3 = blocks.blake3();
+                (Some(blocks), blake3, false)
+            }
+            Content::Patch(patching) => {
+                let blocks = patching.finish().ok().filter(|b| b.blake3() == last.blake3);
+                let Some(blocks) = blocks else {
+                    item.directory.remove(&item.name);
+                    return Ok(Complete::Torn);
+                };
+                // It may have become shorter.
+                file.set_len(last.size).map_err(|source| item.io(source))?;
+                (Some(blocks), last.blake3, true)
+            }
+        };
+        let what = if !patched && offset != last.size {
             Some("its size is another")
         } else if blake3 != last.blake3 {
             Some("its BLAKE3 is another")
@@ -319,21 +418,30 @@ impl Partial {
             return Err(ReceiveError::Mismatch { name: item.name, what });
         }
         let when = Timespec { tv_sec: last.mtime, tv_nsec: 0 };
-        rustix::fs::futimens(
-            &self.file,
-            &Timestamps { last_access: when, last_modification: when },
-        )
-        .map_err(|e| item.io(e.into()))?;
-        if item.replaces {
+        rustix::fs::futimens(&file, &Timestamps { last_access: when, last_modification: when })
+            .map_err(|e| item.io(e.into()))?;
+        if item.replaces && !patched {
             item.directory
-                .rename(&item.temporary(), &item.name)
+                .replace_as_sent(&item.temporary(), &item.name)
                 .map_err(|source| item.io(source))?;
         }
-        Ok(Arrived { key, size: last.size, blake3 })
+        let Some(blocks) = blocks else { return Ok(Complete::Message) };
+        let trace = Trace::of(&file).map_err(|source| item.io(source))?;
+        Ok(Complete::File(Held { blocks: Arc::new(blocks), trace }))
     }
 }
 
 impl Item {
+    /// Refuses a size that it cannot have.
+    fn allows(&self, size: u64) -> Result<(), ReceiveError> {
+        let what = match self.size {
+            Size::Exactly(wanted) if size != wanted => "its size is another",
+            Size::AtMost(most) if size > most => "it is larger than such a file can be",
+            _ => return Ok(()),
+        };
+        Err(ReceiveError::Mismatch { name: self.name.clone(), what })
+    }
+
     /// The name under which it is written. A message is written under its own
     /// name, since a stage is not looked at before all of it is verified, and
     /// a rename per message costs; what replaces an older file is renamed.
@@ -380,7 +488,7 @@ mod tests {
                 _ => return None,
             };
             let directory = Arc::clone(&self.0);
-            Some(Item { directory, name: name.into(), size, replaces })
+            Some(Item { directory, name: name.into(), size, replaces, base: None })
         }
     }
 
@@ -392,6 +500,7 @@ mod tests {
             last: true,
             gone: false,
             compressed: false,
+            patch: false,
             size: bytes.len() as u64,
             offset: 0,
             mtime: 1_000_000,
@@ -419,7 +528,7 @@ mod tests {
         std::fs::write(dir.path().join("box/cyrus.index"), "old").unwrap();
         let chunks = [chunk((1, 1, 7), b"hello"), chunk((1, 3, 0), b"new index")];
         let received = receive(dir.path(), &chunks).unwrap();
-        assert_eq!(received.arrived.len(), 2);
+        assert_eq!((received.messages.len(), received.files.len()), (1, 1));
         let message = dir.path().join("box/7.");
         assert_eq!(std::fs::read(&message).unwrap(), b"hello");
         let stamp = std::fs::metadata(&message).unwrap().modified().unwrap();
@@ -473,6 +582,104 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let gone = Chunk { gone: true, size: 0, ..chunk((1, 1, 7), b"") };
         let received = receive(dir.path(), &[gone]).unwrap();
-        assert_eq!((received.arrived.len(), received.gone), (0, vec![(1, 1, 7)]));
+        assert_eq!((received.messages.len(), received.gone), (0, vec![(1, 1, 7)]));
+    }
+
+    /// The same as [`Asked`], after a first version of the index has come.
+    struct AskedPatch(Arc<StagedDirectory>, Held);
+
+    impl Expected for AskedPatch {
+        fn item(&self, _: ItemKey) -> Option<Item> {
+            let (directory, base) = (Arc::clone(&self.0), Some(self.1.clone()));
+            let size = Size::AtMost(u64::MAX);
+            Some(Item { directory, name: "cyrus.index".into(), size, replaces: true, base })
+        }
+    }
+
+    /// An index of five blocks as it came, and a patch of it that changes two and adds one.
+    fn patched(
+        change: impl FnOnce(&Path, &mut Vec<Chunk>),
+    ) -> (tempfile::TempDir, Vec<u8>, Received) {
+        use crate::wire::blocks::BLOCK;
+        let dir = tempfile::tempdir().unwrap();
+        let old = vec![3; 5 * BLOCK];
+        let pieces = [chunk((1, 3, 0), &old)];
+        let mut received = receive(dir.path(), &pieces).unwrap();
+        let held = received.files.remove(0).held;
+        let mut new = old;
+        new[BLOCK] = 4;
+        new[4 * BLOCK] = 5;
+        new.extend_from_slice(b"appended");
+        let piece = |at: usize, end: usize| Chunk {
+            offset: at as u64,
+            last: end == new.len(),
+            patch: true,
+            bytes: Bytes::copy_from_slice(&new[at..end]),
+            ..chunk((1, 3, 0), &new)
+        };
+        let mut pieces = vec![piece(BLOCK, 2 * BLOCK), piece(4 * BLOCK, new.len())];
+        change(dir.path(), &mut pieces);
+        let directory = Arc::new(StagedDirectory::make(dir.path(), Path::new("box")).unwrap());
+        let expected: Arc<dyn Expected> = Arc::new(AskedPatch(directory, held));
+        let mut writers = Writers::start(&expected, &Pool::default()).unwrap();
+        for chunk in pieces {
+            let mut frame = BytesMut::new();
+            chunk.encode(&mut frame);
+            writers.give(frame.freeze()).unwrap();
+        }
+        (dir, new, writers.finish().unwrap())
+    }
+
+    #[test]
+    fn a_patch_makes_the_newer_version_of_a_file_in_its_place() {
+        let (dir, new, received) = patched(|_, _| {});
+        assert_eq!(std::fs::read(dir.path().join("box/cyrus.index")).unwrap(), new);
+        assert_eq!(received.files.len(), 1);
+        assert_eq!(received.files[0].held.blocks.blake3(), *blake3::hash(&new).as_bytes());
+        let trace = received.files[0].held.trace;
+        let file = File::open(dir.path().join("box/cyrus.index")).unwrap();
+        assert_eq!(Trace::of(&file).unwrap(), trace);
+    }
+
+    #[test]
+    fn a_patch_begins_with_the_file_as_it_came_whatever_was_made_of_it() {
+        let (dir, new, received) = patched(|dir, _| {
+            let directory = StagedDirectory::make(dir, Path::new("box")).unwrap();
+            directory.keep_as_sent("cyrus.index").unwrap();
+            std::fs::write(dir.join("box/converted"), "made of it").unwrap();
+            directory.rename("converted", "cyrus.index").unwrap();
+        });
+        assert_eq!(received.files.len(), 1);
+        assert_eq!(std::fs::read(dir.path().join("box/cyrus.index")).unwrap(), new);
+        assert_eq!(std::fs::read_dir(dir.path().join("box")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_a_patch_spoils_is_told_and_is_not_there_any_more() {
+        type Change = fn(&Path, &mut Vec<Chunk>);
+        let changes: [(&str, Change); 4] = [
+            ("a block that differs is not sent", |_, pieces| drop(pieces.remove(0))),
+            ("another byte comes than was hashed", |_, pieces| {
+                pieces[0].bytes = vec![9; pieces[0].bytes.len()].into();
+            }),
+            ("it has gone meanwhile", |_, pieces| {
+                pieces[1] = Chunk { gone: true, bytes: Bytes::new(), ..pieces[1].clone() };
+            }),
+            ("it ends too early", |_, pieces| drop(pieces.remove(1))),
+        ];
+        for (what, change) in changes {
+            let (dir, _, received) = patched(change);
+            assert_eq!(received.torn, [(1, 3, 0)], "{what}");
+            assert!(received.files.is_empty(), "{what}");
+            assert!(!dir.path().join("box/cyrus.index").exists(), "{what}");
+        }
+        // Somebody has written to it: it is not the patch's.
+        let (dir, _, received) = patched(|dir, _| {
+            std::fs::write(dir.join("box/cyrus.index"), "of somebody else").unwrap();
+        });
+        assert_eq!(received.torn, [(1, 3, 0)]);
+        assert!(received.files.is_empty());
+        let left = std::fs::read(dir.path().join("box/cyrus.index")).unwrap();
+        assert_eq!(left, b"of somebody else");
     }
 }

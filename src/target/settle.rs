@@ -2,7 +2,7 @@
 //! has, record by record; and what publishing will do, as a plan.
 
 use super::by_name;
-use super::offer::{Inventory, StagedMailbox, script_name};
+use super::offer::{Compared, Inventory, StagedMailbox, script_name};
 use super::plan;
 use super::publish::{KeyValue, Publication, hash_of_records};
 use super::shadow::{Shadow, Top};
@@ -10,13 +10,13 @@ use super::stage::Stage;
 use crate::cyrus::annotation::{self, AnnotationKey, Scope};
 use crate::cyrus::config::{DbKind, MetaFile};
 use crate::cyrus::db::{Database, Engine, flat, twoskip};
-use crate::cyrus::index::{IndexView, Record};
+use crate::cyrus::index::{IndexFile, IndexView, Record, touched};
 use crate::cyrus::name::MailboxName;
 use crate::cyrus::path::{DirStyle, Layout};
 use crate::cyrus::release::Release;
 use crate::cyrus::sieve;
 use crate::host::Host;
-use crate::inventory::records_digest;
+use crate::inventory::{GROUP, Groups, Shape};
 use crate::moves::sealed::PathBytes;
 use crate::murder;
 use crate::source::retire::sends_to;
@@ -49,6 +49,9 @@ pub fn compare(stage: &Stage, inventory: &mut Inventory, skipped: &[v1::Problem]
         let may_lack = |uid: u32| may_lack.contains(&(*ordinal, uid));
         match compare_mailbox(stage, mailbox, may_lack) {
             Ok(records) => {
+                if let Ok(directory) = mailbox.meta_directory(stage, FileKind::Index) {
+                    crate::fault::lose_a_flag(&directory.path().join("cyrus.index"));
+                }
                 mailbox.dirty = false;
                 prepared.mailboxes_compared += 1;
                 prepared.records_compared += records;
@@ -67,19 +70,30 @@ pub fn compare(stage: &Stage, inventory: &mut Inventory, skipped: &[v1::Problem]
     prepared
 }
 
-/// Compares one mailbox; the number of records compared.
+/// Compares the records that have arrived with their messages, so that under the freeze only
+/// those are compared that change after this. What differs now has not come yet.
+pub fn look_ahead(stage: &Stage, inventory: &mut Inventory) {
+    for mailbox in inventory.mailboxes.values_mut().filter(|m| m.dirty && !m.name_only) {
+        let _ = compare_mailbox(stage, mailbox, |_| false);
+    }
+}
+
+/// Compares one mailbox; the number of records of it. What was compared before, and lies in
+/// blocks of the index that are the same since, is not read again.
 fn compare_mailbox(
     stage: &Stage,
-    mailbox: &StagedMailbox,
+    mailbox: &mut StagedMailbox,
     may_lack: impl Fn(u32) -> bool,
 ) -> Result<u64, String> {
+    let before = mailbox.compared.take();
     if !mailbox.files_complete() {
         return Err("one of its cyrus.* files is another".into());
     }
+    let unreadable = |e: &dyn std::fmt::Display| format!("cyrus.index: {e}");
     let directory = mailbox.meta_directory(stage, FileKind::Index).map_err(|e| e.to_string())?;
-    let bytes = directory.read("cyrus.index").map_err(|e| format!("cyrus.index: {e}"))?;
-    let index = IndexView::parse(&bytes).map_err(|e| format!("cyrus.index: {e}"))?;
-    let header = index.header();
+    let file = directory.open("cyrus.index").map_err(|e| unreadable(&e))?;
+    let mut index = IndexFile::open(&file).map_err(|e| unreadable(&e))?;
+    let header = index.header().clone();
     let offered = &mailbox.offered;
     let same = header.uidvalidity == offered.uidvalidity
         && header.last_uid == offered.last_uid
@@ -88,20 +102,38 @@ fn compare_mailbox(
     if !same {
         return Err("UIDVALIDITY, UIDNEXT, HIGHESTMODSEQ or the number of records differs".into());
     }
-    let digest = records_digest(&index).map_err(|e| format!("cyrus.index: {e}"))?;
-    if digest.as_slice() != offered.records_blake3 {
+    let (shape, count) = (Shape::of(&header), header.num_records);
+    let blocks = mailbox.blocks(FileKind::Index, &file);
+    let before = before.filter(|b| b.shape == shape && b.count <= count);
+    let (mut groups, numbers) = match (before, &blocks) {
+        (Some(before), Some(blocks)) if header.has_modseqs() => {
+            (before.groups, touched(&header, &blocks.differing(&before.blocks), GROUP))
+        }
+        _ => (Groups::default(), vec![0..count]),
+    };
+    groups.resize(count);
+    let mut missing = None;
+    let mut grouping = groups.grouping();
+    for numbers in numbers {
+        let compared = index.each(numbers, |number, record| {
+            grouping.add(number, &record);
+            // A message that is expunged and whose file has gone is no loss.
+            let needed = !record.is_expunged() && !record.is_unlinked();
+            if needed && !mailbox.has(record.uid) && !may_lack(record.uid) {
+                missing.get_or_insert(record.uid);
+            }
+        });
+        compared.map_err(|e| unreadable(&e))?;
+    }
+    grouping.close();
+    if groups.digest().as_slice() != offered.records_blake3 {
         return Err("a record differs".into());
     }
-    for record in index.records() {
-        let record = record.map_err(|e| format!("cyrus.index: {e}"))?;
-        // A message that is expunged and whose file has gone is no loss.
-        let needed = !record.is_expunged() && !record.is_unlinked();
-        if needed && !mailbox.has(record.uid) && !may_lack(record.uid) {
-            return Err(format!("the message {} is missing", record.uid));
-        }
+    if let Some(uid) = missing {
+        return Err(format!("the message {uid} is missing"));
     }
-    crate::fault::lose_a_flag(&directory.path().join("cyrus.index"));
-    Ok(u64::from(header.num_records))
+    mailbox.compared = blocks.map(|blocks| Compared { shape, count, blocks, groups });
+    Ok(u64::from(count))
 }
 
 /// Has this server's Cyrus take messages that were skipped out of the staged
@@ -240,9 +272,11 @@ pub fn publication(
             path.map_err(|e| e.to_string())
         };
         let (from, to) = (index(&staged, id)?, index(&live, here)?);
-        let bytes = std::fs::read(&from).map_err(|e| format!("{}: {e}", from.display()))?;
-        indexes.push((PathBytes::from(to.as_path()), *blake3::hash(&bytes).as_bytes()));
+        let failed = |e: std::io::Error| format!("{}: {e}", from.display());
+        let blake3 = index_hash(mailbox, &from).map_err(failed)?;
+        indexes.push((PathBytes::from(to.as_path()), blake3));
         if murder::is_member(host) {
+            let bytes = std::fs::read(&from).map_err(failed)?;
             index_records.push(hash_of_records(&bytes));
         }
         if mailbox.name.inbox().as_ref() == Some(&mailbox.name) {
@@ -299,6 +333,17 @@ pub fn publication(
         indexes,
         index_records,
     })
+}
+
+/// BLAKE3 of a staged index, which is known if it is as it came.
+fn index_hash(mailbox: &StagedMailbox, path: &Path) -> std::io::Result<[u8; 32]> {
+    let file = std::fs::File::open(path)?;
+    if let Some(blocks) = mailbox.blocks(FileKind::Index, &file) {
+        return Ok(blocks.blake3());
+    }
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(file)?;
+    Ok(*hasher.finalize().as_bytes())
 }
 
 /// The records to publish. Reverse ACLs (keys with A) go only where the live

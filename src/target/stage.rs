@@ -15,6 +15,7 @@
 use super::receive;
 use crate::cyrus::config::Config;
 use crate::cyrus::name::PartitionName;
+use crate::fault::{self, Point};
 use crate::moves::MoveId;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use std::collections::BTreeMap;
@@ -149,6 +150,29 @@ impl Stage {
     }
 }
 
+/// The name that a file as it came has while another is in its place that was made of it.
+fn as_sent(name: &str) -> String {
+    format!("{name}.mbcopy-sent")
+}
+
+/// What tells that a staged file is the one that came, and that nobody has written to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trace {
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+}
+
+impl Trace {
+    /// Of an open file, when all is written.
+    pub fn of(file: &std::fs::File) -> io::Result<Self> {
+        use std::os::unix::fs::MetadataExt;
+        let stat = file.metadata()?;
+        let modified = (stat.mtime(), stat.mtime_nsec());
+        Ok(Self { inode: stat.ino(), size: stat.len(), modified })
+    }
+}
+
 /// A directory of the stage, held open so that nothing is looked up twice.
 #[derive(Debug)]
 pub struct StagedDirectory {
@@ -202,6 +226,49 @@ impl StagedDirectory {
     /// Gives a file another name, in place of an older file of that name.
     pub fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         Ok(rustix::fs::renameat(&self.fd, from, &self.fd, to)?)
+    }
+
+    /// Gives a file that has just come the place of an older one, and of what was kept of
+    /// that as it came.
+    pub fn replace_as_sent(&self, from: &str, to: &str) -> io::Result<()> {
+        self.remove(&as_sent(to));
+        self.rename(from, to)
+    }
+
+    /// Keeps a file as it came, before another takes its place that is made of it.
+    pub fn keep_as_sent(&self, name: &str) -> io::Result<()> {
+        match rustix::fs::linkat(&self.fd, name, &self.fd, as_sent(name), AtFlags::empty()) {
+            // What is to be replaced now is not as it came any more.
+            Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Whether a file is there as it came.
+    pub fn is_as_sent(&self, name: &str, trace: &Trace) -> bool {
+        let kept = [&as_sent(name), name].into_iter().find_map(|name| self.open(name).ok());
+        kept.is_some_and(|file| Trace::of(&file).is_ok_and(|found| found == *trace))
+    }
+
+    /// Opens a file as it came, to write to it; it gets its name back from what was made of
+    /// it. `None` if somebody has touched it.
+    pub fn open_as_sent(&self, name: &str, trace: &Trace) -> io::Result<Option<std::fs::File>> {
+        fault::check(Point::StageWrite)?;
+        match self.rename(&as_sent(name), name) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file: std::fs::File = match rustix::fs::openat(&self.fd, name, flags, Mode::empty()) {
+            Err(rustix::io::Errno::NOENT) => return Ok(None),
+            opened => opened?.into(),
+        };
+        Ok((Trace::of(&file)? == *trace).then_some(file))
+    }
+
+    /// Removes what was kept of files as they came.
+    pub fn forget_as_sent(&self, name: &str) {
+        self.remove(&as_sent(name));
     }
 
     /// Opens a file to read it.

@@ -9,6 +9,7 @@ pub const CHUNK_HEADER: usize = 72;
 const LAST: u8 = 1;
 const GONE: u8 = 2;
 const ZSTD: u8 = 4;
+const PATCH: u8 = 8;
 
 /// One piece of one file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +26,9 @@ pub struct Chunk {
     pub gone: bool,
     /// Whether `bytes` are compressed by zstd.
     pub compressed: bool,
+    /// Whether the file is patched: what lies between chunks is as in the version that the
+    /// receiver named.
+    pub patch: bool,
     /// Size of the whole file, in bytes.
     pub size: u64,
     /// Where in the file the chunk belongs, in bytes.
@@ -63,7 +67,8 @@ impl Chunk {
     pub fn header(&self, length: usize) -> [u8; CHUNK_HEADER] {
         let flags = (u8::from(self.last) * LAST)
             | (u8::from(self.gone) * GONE)
-            | (u8::from(self.compressed) * ZSTD);
+            | (u8::from(self.compressed) * ZSTD)
+            | (u8::from(self.patch) * PATCH);
         let mut header = [0; CHUNK_HEADER];
         let mut out = &mut header[..];
         out.put_u32(self.mailbox);
@@ -109,6 +114,7 @@ impl Chunk {
             last: flags & LAST != 0,
             gone: flags & GONE != 0,
             compressed: flags & ZSTD != 0,
+            patch: flags & PATCH != 0,
             size: u64_at(16),
             offset: u64_at(24),
             mtime: u64_at(32) as i64,
@@ -163,6 +169,7 @@ mod tests {
             last: true,
             gone: false,
             compressed: false,
+            patch: false,
             size: bytes.len() as u64,
             offset: 0,
             mtime: -5,

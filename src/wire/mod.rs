@@ -1,6 +1,7 @@
 //! The wire protocol: frames, bulk data and manifests. Pure: bytes in, values
 //! out. `proto/README.md` describes it byte by byte.
 
+pub mod blocks;
 pub mod bulk;
 pub mod frame;
 pub mod manifest;

@@ -2,6 +2,7 @@
 
 mod bench;
 mod demo;
+mod growth;
 mod power_command;
 
 use anyhow::{Context, Result};
@@ -57,6 +58,9 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Measures push beside rsync, XFER and sync_client. What the two hosts hold is lost.
     Bench(bench::BenchArgs),
+    /// Measures what moves cost by the number of messages: how long clients wait, memory, time.
+    /// What the two hosts hold is lost.
+    Growth(growth::GrowthArgs),
     /// Moves small users at work, does random harm to each move, and checks all that mbcopy promises;
     /// exits with 1 if a promise was broken. What the two hosts hold is lost.
     Chaos(lab::chaos::ChaosArgs),
@@ -176,6 +180,7 @@ fn main() -> Result<ExitCode> {
         }
         Command::Demo(args) => return demo::run(&args),
         Command::Bench(args) => bench::run(&args)?,
+        Command::Growth(args) => growth::run(&args)?,
         Command::Chaos(args) => return lab::chaos::run_many(&args),
         Command::Power(args) => return power_command::run(&args),
         Command::Deliver { host, recipient, file } => {

@@ -1,0 +1,228 @@
+//! The records of a mailbox's index, by what has changed of them since they were read last.
+
+use crate::cyrus::index::{Header, IndexFile, ReadError, Record, touched};
+use crate::inventory::{GROUP, Groups, Shape};
+use crate::wire::blocks::Blocks;
+use crate::wire::v1;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// What is remembered of the records of an index.
+#[derive(Debug)]
+pub struct Records {
+    shape: Shape,
+    count: u32,
+    blocks: Arc<Blocks>,
+    groups: Groups,
+    /// What each group adds, in the order of the groups.
+    parts: Vec<Part>,
+}
+
+/// A group of records.
+#[derive(Debug, Clone, Copy, Default)]
+struct Part {
+    first_uid: u32,
+    last_uid: u32,
+    messages: u32,
+    expunged: u32,
+    bytes: u64,
+    /// Of these, bytes of messages on an archive partition.
+    archived: u64,
+    /// The largest place in cyrus.cache.
+    cached: u64,
+}
+
+/// An index, and those of its records that may have changed.
+#[derive(Debug)]
+pub struct Read {
+    /// The index's header.
+    pub header: Header,
+    /// The records that may have changed, in UID order; all, if `intervals` is empty.
+    pub changed: Vec<Record>,
+    /// Between which UIDs, both included, nothing is left but what has changed; `None`: of
+    /// all the index.
+    pub intervals: Option<Vec<(u32, u32)>>,
+    /// Numbers of the changed records.
+    numbers: Vec<Range<u32>>,
+    groups: Groups,
+    parts: Vec<Part>,
+    blocks: Arc<Blocks>,
+}
+
+/// Reads the records of an index that may have changed since `known`: those in blocks that
+/// differ. `blocks` is what the file is now.
+pub fn read(file: &File, blocks: Arc<Blocks>, known: Option<&Records>) -> Result<Read, ReadError> {
+    let mut index = IndexFile::open(file)?;
+    let header = index.header().clone();
+    let (shape, count) = (Shape::of(&header), header.num_records);
+    // An index of before 2.4 has records that say something else when its header changes.
+    let known = known.filter(|k| k.shape == shape && k.count <= count && header.has_modseqs());
+    let numbers = match known {
+        Some(known) => touched(&header, &blocks.differing(&known.blocks), GROUP),
+        None => vec![0..count],
+    };
+    let mut groups = known.map(|known| known.groups.clone()).unwrap_or_default();
+    groups.resize(count);
+    let mut parts = known.map(|known| known.parts.clone()).unwrap_or_default();
+    parts.resize(count.div_ceil(GROUP) as usize, Part::default());
+    let mut changed = Vec::new();
+    let mut grouping = groups.grouping();
+    for range in &numbers {
+        index.each(range.clone(), |number, record| {
+            grouping.add(number, &record);
+            if let Some(part) = parts.get_mut((number / GROUP) as usize) {
+                if number.is_multiple_of(GROUP) {
+                    *part = Part { first_uid: record.uid, ..Part::default() };
+                }
+                part.last_uid = record.uid;
+                if !record.is_archived() {
+                    part.cached = part.cached.max(record.cache_offset);
+                }
+            }
+            changed.push(record);
+        })?;
+    }
+    grouping.close();
+    let intervals = known.map(|_| numbers.iter().map(|range| interval(range, &parts)).collect());
+    Ok(Read { header, changed, intervals, numbers, groups, parts, blocks })
+}
+
+/// From behind the last UID before these records to before the first one behind them.
+fn interval(numbers: &Range<u32>, parts: &[Part]) -> (u32, u32) {
+    let group = (numbers.start / GROUP) as usize;
+    let before = group.checked_sub(1).and_then(|group| parts.get(group));
+    let behind = parts.get(numbers.end.div_ceil(GROUP) as usize);
+    let first = before.map_or(0, |part| part.last_uid).saturating_add(1);
+    (first, behind.map_or(u32::MAX, |part| part.first_uid.saturating_sub(1)))
+}
+
+impl Read {
+    /// What the index was when it was read.
+    pub fn blocks(&self) -> &Arc<Blocks> {
+        &self.blocks
+    }
+
+    /// The digest of all records.
+    pub fn digest(&self) -> [u8; 32] {
+        self.groups.digest()
+    }
+
+    /// What of cyrus.cache is never written again: Cyrus writes there what a record needs
+    /// before the record.
+    pub fn cached(&self) -> u64 {
+        self.parts.iter().map(|part| part.cached).max().unwrap_or_default()
+    }
+
+    /// The changed records whose messages are copied.
+    pub fn kept<'a>(&'a self, bad: &'a BTreeSet<u32>) -> impl Iterator<Item = &'a Record> {
+        self.changed.iter().filter(|r| !r.is_unlinked() && !bad.contains(&r.uid))
+    }
+
+    /// What the mailbox adds to the totals, but for messages that are `bad`.
+    pub fn totals(&mut self, bad: &BTreeSet<u32>) -> v1::Totals {
+        let numbers = self.numbers.iter().cloned().flatten();
+        for (number, record) in numbers.zip(&self.changed) {
+            let Some(part) = self.parts.get_mut((number / GROUP) as usize) else { continue };
+            if number.is_multiple_of(GROUP) {
+                (part.messages, part.expunged, part.bytes, part.archived) = (0, 0, 0, 0);
+            }
+            if record.is_unlinked() || bad.contains(&record.uid) {
+                continue;
+            }
+            part.messages += 1;
+            part.expunged += u32::from(record.is_expunged());
+            part.bytes = part.bytes.saturating_add(record.size);
+            if record.is_archived() {
+                part.archived = part.archived.saturating_add(record.size);
+            }
+        }
+        let mut totals = v1::Totals { mailboxes: 1, ..v1::Totals::default() };
+        for part in &self.parts {
+            totals.messages += u64::from(part.messages);
+            totals.expunged += u64::from(part.expunged);
+            totals.bytes = totals.bytes.saturating_add(part.bytes);
+            totals.archived = totals.archived.saturating_add(part.archived);
+        }
+        totals
+    }
+
+    /// What is remembered of it.
+    pub fn remembered(self) -> Records {
+        Records {
+            shape: Shape::of(&self.header),
+            count: self.header.num_records,
+            blocks: self.blocks,
+            groups: self.groups,
+            parts: self.parts,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cyrus::index::{internal, write_index};
+
+    fn write(file: &tempfile::NamedTempFile, records: &[Record]) -> Arc<Blocks> {
+        let header = Header { exists: records.len() as u32, ..Header::default() };
+        let bytes = write_index(17, &header, records.iter().copied()).unwrap();
+        std::fs::write(file.path(), &bytes).unwrap();
+        Arc::new(Blocks::of(&bytes))
+    }
+
+    fn record(uid: u32) -> Record {
+        Record { uid, size: 10, cache_offset: u64::from(uid), ..Record::default() }
+    }
+
+    /// Reads again what was changed, and compares with reading all.
+    fn changed(records: &mut Vec<Record>, change: impl FnOnce(&mut Vec<Record>)) -> Read {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let none = BTreeSet::new();
+        let mut first = read(file.as_file(), write(&file, records), None).unwrap();
+        assert_eq!(first.totals(&none).messages, records.len() as u64);
+        let known = first.remembered();
+        change(records);
+        let blocks = write(&file, records);
+        let mut again = read(file.as_file(), Arc::clone(&blocks), Some(&known)).unwrap();
+        let mut all = read(file.as_file(), blocks, None).unwrap();
+        assert_eq!((again.digest(), again.cached()), (all.digest(), all.cached()));
+        assert_eq!(again.totals(&none), all.totals(&none));
+        again
+    }
+
+    #[test]
+    fn only_groups_that_changed_are_read_again() {
+        let mut records: Vec<_> = (1..=GROUP * 40).map(|n| record(n * 2)).collect();
+        let read = changed(&mut records, |records| {
+            records[GROUP as usize * 20 + 5].internal_flags = internal::UNLINKED;
+            records[GROUP as usize * 20 + 6].modseq = 7;
+            records.push(record(GROUP * 80 + 100));
+        });
+        assert!(read.changed.len() < GROUP as usize * 6, "{}", read.changed.len());
+        let intervals = read.intervals.clone().unwrap();
+        assert_eq!(intervals.last().unwrap().1, u32::MAX);
+        let within = |uid: u32| intervals.iter().any(|(a, b)| (*a..=*b).contains(&uid));
+        assert!(within(records[GROUP as usize * 20 + 5].uid) && within(GROUP * 80 + 100));
+        assert!(!within(records[GROUP as usize * 10].uid));
+    }
+
+    #[test]
+    fn what_is_gone_lies_in_an_interval() {
+        let mut records: Vec<_> = (1..=GROUP * 9).map(|n| record(n * 3)).collect();
+        let gone = GROUP * 12;
+        let read = changed(&mut records, |records| {
+            records.retain(|record| record.uid != gone);
+            records.extend((1..GROUP).map(|n| record(GROUP * 27 + n)));
+        });
+        let intervals = read.intervals.clone().unwrap();
+        assert!(intervals.iter().any(|(a, b)| (*a..=*b).contains(&gone)));
+        assert!(read.changed.iter().all(|r| r.uid != gone));
+        let mut shorter: Vec<_> = (1..=GROUP * 2).map(record).collect();
+        let read = changed(&mut shorter, |records| {
+            records.remove(3);
+        });
+        assert_eq!(read.intervals, None);
+    }
+}
