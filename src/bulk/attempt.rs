@@ -436,8 +436,17 @@ mod tests {
     }
 
     async fn run(launcher: &Launcher, job: &Job) -> Ended {
-        let status = launcher.start(job).unwrap().wait().await.unwrap();
-        launcher.conclude(job, status.code()).await
+        // A child that another test is just starting still has the program open for writing.
+        let mut child = loop {
+            match launcher.start(job) {
+                Err(e) if e.kind() == io::ErrorKind::ExecutableFileBusy => {
+                    launcher.forget(job);
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                started => break started.unwrap(),
+            }
+        };
+        launcher.conclude(job, child.wait().await.unwrap().code()).await
     }
 
     const PLANNED: &str = r#"{"event":"planned","move_id":"0011223344556677","mailboxes":3,"messages":20,"bytes":200}"#;

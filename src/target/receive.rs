@@ -484,7 +484,7 @@ mod tests {
         fn item(&self, key: ItemKey) -> Option<Item> {
             let (name, size, replaces) = match key {
                 (1, 1, 7) => ("7.", Size::Exactly(5), false),
-                (1, 3, 0) => ("cyrus.index", Size::AtMost(100), true),
+                (1, 3, 0) => ("cyrus.index", Size::AtMost(1 << 20), true),
                 _ => return None,
             };
             let directory = Arc::clone(&self.0);
@@ -560,7 +560,7 @@ mod tests {
         assert!(matches!(stranger, Err(ReceiveError::NotAsked((1, 1, 8)))), "{stranger:?}");
         let longer = receive(dir.path(), &[chunk((1, 1, 7), b"hello!")]);
         assert!(matches!(longer, Err(ReceiveError::Mismatch { .. })), "{longer:?}");
-        let huge = Chunk { size: 101, last: false, ..chunk((1, 3, 0), b"index") };
+        let huge = Chunk { size: (1 << 20) + 1, last: false, ..chunk((1, 3, 0), b"index") };
         let huge = receive(dir.path(), &[huge]).unwrap_err();
         assert!(huge.to_string().contains("larger than such a file can be"), "{huge}");
         // The first piece keeps to what was asked for, the second does not.
