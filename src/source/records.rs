@@ -6,6 +6,7 @@ use crate::wire::blocks::Blocks;
 use crate::wire::v1;
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::iter::once;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -59,7 +60,7 @@ pub fn read(file: &File, blocks: Arc<Blocks>, known: Option<&Records>) -> Result
     let known = known.filter(|k| k.shape == shape && k.count <= count && header.has_modseqs());
     let numbers = match known {
         Some(known) => touched(&header, &blocks.differing(&known.blocks), GROUP),
-        None => vec![0..count],
+        None => once(0..count).collect(),
     };
     let mut groups = known.map(|known| known.groups.clone()).unwrap_or_default();
     groups.resize(count);
@@ -156,6 +157,7 @@ impl Read {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::single_range_in_vec_init)]
     use super::*;
     use crate::cyrus::index::{internal, write_index};
 
@@ -214,7 +216,9 @@ mod tests {
         assert!(intervals.iter().any(|(a, b)| (*a..=*b).contains(&gone)));
         assert!(read.changed.iter().all(|r| r.uid != gone));
         let mut shorter: Vec<_> = (1..=GROUP * 2).map(record).collect();
-        let read = changed(&mut shorter, |records| drop(records.remove(3)));
+        let read = changed(&mut shorter, |records| {
+            records.remove(3);
+        });
         assert_eq!(read.intervals, None);
     }
 }
