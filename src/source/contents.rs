@@ -134,6 +134,7 @@ impl Found {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::single_range_in_vec_init)]
     use super::*;
     use std::io::Write;
 

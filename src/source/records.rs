@@ -6,6 +6,7 @@ use crate::wire::blocks::Blocks;
 use crate::wire::v1;
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::iter::once;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -61,7 +62,7 @@ pub fn read(file: &File, blocks: Arc<Blocks>, known: Option<&Records>) -> Result
     let known = known.filter(|k| k.shape == shape && k.count <= count && header.has_modseqs());
     let numbers = match known {
         Some(known) => touched(&header, &blocks.differing(&known.blocks), GROUP),
-        None => vec![0..count],
+        None => once(0..count).collect(),
     };
     let mut groups = known.map(|known| known.groups.clone()).unwrap_or_default();
     groups.resize(count);
@@ -162,6 +163,7 @@ impl Read {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::single_range_in_vec_init)]
     use super::*;
     use crate::cyrus::index::{internal, write_index};
 

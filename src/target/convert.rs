@@ -21,6 +21,7 @@ use rusqlite::Connection;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::iter::once;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -115,7 +116,7 @@ fn is_as_here(
         (Some((before, shape_then)), Some(blocks)) if *shape_then == shape => {
             touched(&header, &blocks.differing(before), 1)
         }
-        _ => vec![0..header.num_records],
+        _ => once(0..header.num_records).collect(),
     };
     let mut foreign = false;
     for numbers in numbers {

@@ -363,14 +363,11 @@ impl Inventory {
             }
             let Some(mailbox) = self.mailboxes.get_mut(&ordinal) else { continue };
             mailbox.dirty = true;
-            match FileKind::try_from(i32::from(kind)) {
-                Ok(kind) => {
-                    mailbox.files.insert(kind, arrived.held.blocks.blake3());
-                    mailbox.held.insert(kind, arrived.held.clone());
-                    let converted = [FileKind::Index, FileKind::Header, FileKind::Annotations];
-                    mailbox.as_sent |= converted.contains(&kind);
-                }
-                Err(_) => {}
+            if let Ok(kind) = FileKind::try_from(i32::from(kind)) {
+                mailbox.files.insert(kind, arrived.held.blocks.blake3());
+                mailbox.held.insert(kind, arrived.held.clone());
+                let converted = [FileKind::Index, FileKind::Header, FileKind::Annotations];
+                mailbox.as_sent |= converted.contains(&kind);
             }
         }
         for of_mailbox in messages.chunk_by(|a, b| a.0 == b.0) {

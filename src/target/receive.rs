@@ -658,14 +658,18 @@ mod tests {
     fn what_a_patch_spoils_is_told_and_is_not_there_any_more() {
         type Change = fn(&Path, &mut Vec<Chunk>);
         let changes: [(&str, Change); 4] = [
-            ("a block that differs is not sent", |_, pieces| drop(pieces.remove(0))),
+            ("a block that differs is not sent", |_, pieces| {
+                pieces.remove(0);
+            }),
             ("another byte comes than was hashed", |_, pieces| {
                 pieces[0].bytes = vec![9; pieces[0].bytes.len()].into();
             }),
             ("it has gone meanwhile", |_, pieces| {
                 pieces[1] = Chunk { gone: true, bytes: Bytes::new(), ..pieces[1].clone() };
             }),
-            ("it ends too early", |_, pieces| drop(pieces.remove(1))),
+            ("it ends too early", |_, pieces| {
+                pieces.remove(1);
+            }),
         ];
         for (what, change) in changes {
             let (dir, _, received) = patched(change);

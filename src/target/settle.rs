@@ -22,6 +22,7 @@ use crate::murder;
 use crate::source::retire::sends_to;
 use crate::wire::v1::{self, FileKind, problem::Severity};
 use std::collections::BTreeSet;
+use std::iter::once;
 use std::path::Path;
 use std::time::Duration;
 
@@ -109,7 +110,7 @@ fn compare_mailbox(
         (Some(before), Some(blocks)) if header.has_modseqs() => {
             (before.groups, touched(&header, &blocks.differing(&before.blocks), GROUP))
         }
-        _ => (Groups::default(), vec![0..count]),
+        _ => (Groups::default(), once(0..count).collect()),
     };
     groups.resize(count);
     let mut missing = None;

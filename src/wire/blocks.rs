@@ -210,6 +210,7 @@ fn split(values: &[ChainingValue]) -> Option<(ChainingValue, ChainingValue)> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::single_range_in_vec_init)]
     use super::*;
     use proptest::prelude::*;
 
