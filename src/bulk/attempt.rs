@@ -435,18 +435,22 @@ mod tests {
         }
     }
 
-    async fn run(launcher: &Launcher, job: &Job) -> Ended {
-        // A child that another test is just starting still has the program open for writing.
-        let mut child = loop {
+    async fn start(launcher: &Launcher, job: &Job) -> tokio::process::Child {
+        // A child that another test is just starting may have the program open for writing.
+        loop {
             match launcher.start(job) {
                 Err(e) if e.kind() == io::ErrorKind::ExecutableFileBusy => {
                     launcher.forget(job);
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
-                started => break started.unwrap(),
+                started => return started.unwrap(),
             }
-        };
-        launcher.conclude(job, child.wait().await.unwrap().code()).await
+        }
+    }
+
+    async fn run(launcher: &Launcher, job: &Job) -> Ended {
+        let status = start(launcher, job).await.wait().await.unwrap();
+        launcher.conclude(job, status.code()).await
     }
 
     const PLANNED: &str = r#"{"event":"planned","move_id":"0011223344556677","mailboxes":3,"messages":20,"bytes":200}"#;
@@ -536,7 +540,7 @@ mod tests {
              echo '{{\"event\":\"progress\",\"messages\":7,\"bytes\":70}}'; exec sleep 60"
         ));
         let mut job = job(Task::Move);
-        let mut child = launcher.start(&job).unwrap();
+        let mut child = start(&launcher, &job).await;
         job.pid = child.id().unwrap() as i32;
         while progress(&launcher.outputs, job.attempt).bytes == 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
