@@ -205,8 +205,10 @@ impl Monitor for Console {
             Event::Problem(problem) => {
                 let shown = match problem.severity {
                     // What the admin can do something about, for the user as a whole.
-                    Severity::Note if problem.mailbox.is_empty() => !problem.advice.is_empty(),
-                    Severity::Note => self.style == Style::Verbose,
+                    Severity::Note => {
+                        let to_do = problem.mailbox.is_empty() && !problem.advice.is_empty();
+                        to_do || self.style == Style::Verbose
+                    }
                     _ => true,
                 };
                 if shown {
