@@ -69,7 +69,7 @@ impl Drop for Missing<'_> {
 #[test]
 fn servers_that_lack_programs_of_cyrus() {
     let servers = with_user("bare");
-    for program in ["reconstruct", "ctl_cyrusdb", "cyr_dbtool"] {
+    for program in ["reconstruct", "cyr_dbtool"] {
         let _missing = Missing::new(&servers.target, program);
         let says = format!("Cyrus's program {program} was not found");
         refused(&servers, "bare", &[], &[&says, "--cyrus-bin"]);
