@@ -10,7 +10,8 @@
 #   make power    a hundred power cuts of each server in the middle of moves
 #   make chaos    five hundred moves with harm at random (RUNS=, SEED=)
 #   make fuzz     any bytes at every parser, ten minutes each (FUZZ_TIME=, FUZZ_TARGETS=)
-#   make bulk     many users by eight moves at once, and XFER of as many beside it (USERS=, TARGET=)
+#   make bulk     many users by eight moves at once (USERS=, TARGET=): XFER of as many beside
+#                 it; with everything killed meanwhile; some of whom cannot be moved
 #   make bench    push beside rsync, XFER and sync_client; make microbench: formats and wire
 #   make growth   freeze, waits, memory and time by the number of messages (SIZES=); a plot
 #   make lint     formatting, clippy, licences; make audit: advisories
@@ -93,11 +94,12 @@ audit:
 	$(CARGO) deny check advisories
 
 # What the tests need of Debian: a C compiler for the bundled libraries, sshd
-# for the transport's own test, a browser that looks at reports, a PostgreSQL (tests start their own), and what the lab
-# builds its hosts with.
+# for the transport's own test, a browser that looks at reports, a PostgreSQL whose
+# programs the tests start by themselves, and what the lab builds its hosts with.
 tools:
-	@missing=; for tool in cc psql debootstrap ip nsenter /usr/sbin/sshd ssh-keygen rsync chromium musl-gcc; do \
+	@missing=; for tool in cc debootstrap ip nsenter /usr/sbin/sshd ssh-keygen rsync chromium musl-gcc; do \
 		command -v $$tool >/dev/null || missing=1; done; \
+	ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || missing=1; \
 	ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || missing=1; \
 	if [ -n "$$missing" ]; then \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \

@@ -97,3 +97,46 @@ fn top(top: v1::Top, source: &str) -> Top {
         bytes: top.bytes,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::{Line, Whom};
+    use super::super::resolve::{ResolveError, resolve};
+    use super::*;
+
+    fn of(source: &str, names: &[&str]) -> Survey {
+        let top = |name: &&str| Top {
+            name: format!("user.{name}"),
+            userid: (*name).into(),
+            source: source.into(),
+            ..Top::default()
+        };
+        Survey { tops: names.iter().map(top).collect(), unix_separator: false }
+    }
+
+    #[test]
+    fn each_user_is_on_the_server_that_has_him() {
+        let mut all = of("bw1", &["a", "gone", "twice"]);
+        all.tops[1].away = "bw3".into();
+        all.join(of("bw3", &["b", "gone", "twice"])).unwrap();
+        let plan = |names: &[&str]| {
+            let lines = names.iter().map(|name| Line::alone(Whom::parse(name)));
+            resolve(&lines.collect::<Vec<_>>(), &all.tops, false, Some("bw2"))
+        };
+        let users = plan(&["a", "b", "gone", "nobody"]).unwrap();
+        let users: Vec<_> = users.iter().map(|u| (u.source.as_str(), u.known)).collect();
+        assert_eq!(users, [("bw1", true), ("bw3", true), ("bw3", true), ("bw1", false)]);
+        let error = plan(&["user.*"]).unwrap_err();
+        assert!(
+            matches!(&error, ResolveError::TwoSources { first, .. } if first == "bw1"),
+            "{error}"
+        );
+        assert_eq!(error.to_string().split(':').next(), Some("user.twice is on bw1 and on bw3"));
+
+        let slashes = Survey { unix_separator: true, ..of("bw4", &["c"]) };
+        assert!(all.join(slashes).unwrap_err().starts_with("bw1 and bw4 differ"));
+        let mut none = Survey::default();
+        none.join(of("bw1", &["a"])).unwrap();
+        assert_eq!(none, of("bw1", &["a"]));
+    }
+}
