@@ -199,6 +199,22 @@ impl Host {
         self.database(DbKind::Mailboxes)
     }
 
+    /// The same, after Cyrus has opened it if it cannot be read: a process of Cyrus that
+    /// was killed while it wrote leaves it to the next one to put it in order.
+    pub fn mailboxes_recovered(&self) -> Result<Database, DatabaseError> {
+        let damaged = match self.mailboxes() {
+            Err(damaged) if self.offline.is_none() => damaged,
+            read => return read,
+        };
+        let kind = DbKind::Mailboxes;
+        let (path, engine) = (self.database_path(kind)?, self.config.db_engine(kind));
+        let get = [path.as_os_str(), engine.name().as_ref(), "get".as_ref(), "$".as_ref()];
+        match self.tools.run(&self.conf, "cyr_dbtool", &get, Vec::new(), DATABASE_WAIT) {
+            Ok(_) => self.mailboxes(),
+            Err(_) => Err(damaged),
+        }
+    }
+
     /// The committed state of one of the server's databases; an absent one is empty.
     pub fn database(&self, kind: DbKind) -> Result<Database, DatabaseError> {
         let path = self.database_path(kind)?;

@@ -65,7 +65,7 @@ impl Found {
 /// Every record that has to do with the user, and what no name leads to: records of ids
 /// only, and the directories of those of `ids` of which there is no record at all.
 pub(crate) fn find(host: &Host, top: &MailboxName, ids: &[String]) -> Result<Vec<Found>, String> {
-    let database = host.mailboxes().map_err(|e| e.to_string())?;
+    let database = host.mailboxes_recovered().map_err(|e| e.to_string())?;
     let list = MailboxList::from_database(&database).map_err(|e| e.to_string())?;
     let owned = list.owned(top, &host.config.deletedprefix()).map_err(|e| e.to_string())?;
     let kept = |entry: &MailboxEntry| entry.name != *top && !entry.name.is_below(top);
@@ -313,7 +313,7 @@ fn moves(host: &Host, top: &MailboxName) -> Result<Vec<Entry>, v1::Failure> {
 /// Tells every user and shared tree, with the states of their records.
 pub(super) fn states(host: &Host, to: &Sender) -> Result<v1::StatesListed, v1::Failure> {
     let failed = |e: &dyn std::fmt::Display| unreadable(e.to_string());
-    let database = host.mailboxes().map_err(|e| failed(&e))?;
+    let database = host.mailboxes_recovered().map_err(|e| failed(&e))?;
     let list = MailboxList::from_database(&database).map_err(|e| failed(&e))?;
     let mut users: BTreeMap<MailboxName, v1::UserState> = BTreeMap::new();
     let deleted = format!("{}.", host.config.deletedprefix());

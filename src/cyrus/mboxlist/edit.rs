@@ -189,6 +189,16 @@ mod tests {
     }
 
     #[test]
+    fn counters_are_put_in_only_where_there_are_none() {
+        let fill = Counters { uidvalidity: 7, createdmodseq: 0, foldermodseq: 9 };
+        let edit = RecordEdit { fill, ..Default::default() };
+        let made = edit.apply(b"%(A %(x lrs) I id P default T e M 5)").unwrap();
+        assert_eq!(made, b"%(A %(x lrs) I id P default T e V 7 F 9 M 5)");
+        let made = edit.apply(b"%(A %(x lrs) I id P default V 3 C 0 F 0)").unwrap();
+        assert_eq!(made, b"%(A %(x lrs) I id P default V 3 C 0 F 9)");
+    }
+
+    #[test]
     fn retires_records_of_each_version_and_back() {
         for (old, new) in [
             ("0 default x\tlrs\t", "8 bw2!default x\tlrs\t"),
