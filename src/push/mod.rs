@@ -248,6 +248,8 @@ struct Push<'a> {
     offline: bool,
     /// Whether the route is changed by mupdate.
     murder: bool,
+    /// Whether a backend's start has taken the source's copy away meanwhile.
+    taken_away: bool,
 }
 
 impl<'a> Push<'a> {
@@ -288,6 +290,7 @@ impl<'a> Push<'a> {
             snapshot: bytes::Bytes::new(),
             offline: false,
             murder: false,
+            taken_away: false,
         }
     }
 
