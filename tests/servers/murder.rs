@@ -209,7 +209,7 @@ fn restarts_of_backends_between_the_steps_of_a_move_split_and_lose_nothing() {
 
 #[test]
 #[ignore = "minutes"]
-fn restarts_of_backends_before_the_route_is_changed_are_put_right_by_an_abort() {
+fn restarts_of_backends_are_put_right_by_an_abort_or_it_refuses() {
     at_each(&[Point::PublishRecorded, Point::MupdateTaken], "abort");
 }
 
