@@ -76,6 +76,15 @@ impl Push<'_> {
         self.report.mailbox = crate::wire::printable(&self.identity.display);
         self.report.move_id = crate::wire::printable(&known.move_id);
         self.source_state = known.state.clone();
+        if self.taken_away {
+            let mailbox = &self.report.mailbox;
+            return Err(Trouble::Refused(format!(
+                "the source was started again since the route was changed, and its ctl_mboxlist -m \
+                 has taken its copy of {mailbox} away: it is put back, but the use of its quota \
+                 and what delayed delete kept are not as before; finish the move (mbcopy resume \
+                 {mailbox}), then take it back (mbcopy reverse {mailbox})"
+            )));
+        }
         let attach = v1::Attach {
             move_id: known.move_id.clone(),
             identity: known.identity,
@@ -136,6 +145,7 @@ impl Push<'_> {
         match self.peer(server).call(Op::Attach(attach)).await? {
             Answer::Attached(attached) => {
                 self.murder |= attached.murder_route;
+                self.taken_away |= attached.taken_away;
                 Ok(attached.r#move)
             }
             _ => Err(self.peer(server).unexpected("move").into()),

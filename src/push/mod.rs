@@ -250,6 +250,8 @@ struct Push<'a> {
     offline: bool,
     /// Whether the route is changed by mupdate.
     murder: bool,
+    /// Whether a backend's start has taken the source's copy away meanwhile.
+    taken_away: bool,
 }
 
 impl<'a> Push<'a> {
@@ -290,6 +292,7 @@ impl<'a> Push<'a> {
             snapshot: bytes::Bytes::new(),
             offline: options.offline,
             murder: false,
+            taken_away: false,
         }
     }
 

@@ -252,14 +252,14 @@ impl Source {
         };
         no_repair(Some(&entry))?;
         settle_retirement(host, &mut entry)?;
-        put_back(host, &entry)?;
+        let taken_away = put_back(host, &entry)?;
         let mut record = v1::MoveRecord::from(entry.clone());
         let session = Session::new(top, entry, Some(journal), Some(hold));
         record.identity = Some(session.identity(host));
         session.journal_write()?;
         let murder_route = session.detail().murder_route;
         self.session = Some(session);
-        Ok(v1::Attached { r#move: Some(record), murder_route })
+        Ok(v1::Attached { r#move: Some(record), murder_route, taken_away })
     }
 }
 
@@ -881,12 +881,13 @@ fn records_path(host: &Host, id: &MoveId) -> Result<PathBuf, v1::Failure> {
 }
 
 /// Puts back what this backend's `ctl_mboxlist -m` has taken away since the route of a
-/// move was changed, which is not retired yet.
-fn put_back(host: &Host, entry: &Entry) -> Result<(), v1::Failure> {
+/// move was changed, which is not retired yet; whether it ever was: the mailboxes are as
+/// they were then, but the use of quotas and what delayed delete kept are not.
+fn put_back(host: &Host, entry: &Entry) -> Result<bool, v1::Failure> {
     let path = records_path(host, &entry.id)?;
     let routed = [state::ROUTING, state::ROUTED].contains(&entry.state.as_str());
     if !routed || !path.exists() {
-        return Ok(());
+        return Ok(false);
     }
     let unknown = |text: String| {
         v1::Failure::new(
@@ -898,7 +899,11 @@ fn put_back(host: &Host, entry: &Entry) -> Result<(), v1::Failure> {
     };
     let records: Vec<KeyValue> =
         sealed::load(&path).map_err(|e| unknown(format!("{}: {e}", path.display())))?;
-    murder::wiped::put_back(host, &records).map(drop).map_err(unknown)
+    let mark = path.with_file_name("taken-away");
+    if murder::wiped::put_back(host, &records).map_err(unknown)? > 0 {
+        std::fs::write(&mark, "").map_err(|e| unknown(format!("{}: {e}", mark.display())))?;
+    }
+    Ok(mark.exists())
 }
 
 /// Where what an older server has is kept in the form of 3.6, as long as it is needed.
