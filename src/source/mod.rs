@@ -2,6 +2,7 @@
 //! him, and retires his copy.
 
 mod alarms;
+mod begin;
 mod contents;
 pub(crate) mod freeze;
 pub(crate) mod inventory;
@@ -11,37 +12,37 @@ pub(crate) mod old;
 mod purge;
 mod records;
 pub(crate) mod retire;
+mod scan;
 pub(crate) mod send;
 pub(crate) mod sessions;
 mod stragglers;
 
+pub(crate) use begin::top_of;
+
 use crate::agent::{self, Handler, Link};
-use crate::cyrus::index::{IndexFile, IndexView};
 use crate::cyrus::name::MailboxName;
-use crate::cyrus::release::Release;
 use crate::fault::{self, Point};
 use crate::host::userlock::LockError;
 use crate::host::{Host, ofd};
-use crate::moves::journal::{Entry, Hold, JournalError, REPAIR, now_ms, state};
-use crate::moves::verdict::route_is_changed;
+use crate::moves::journal::{Entry, Hold, JournalError, now_ms, state};
 use crate::moves::{Journal, MoveId, sealed};
 use crate::murder::{self, wiped::KeyValue};
-use crate::wire::v1::{self, FileKind, failure::Kind, problem::Severity};
+use crate::wire::v1::{self, failure::Kind};
 use crate::wire::v1::{reply::Result as Answer, request::Op};
-use bytes::Bytes;
+use begin::moves;
 use contents::Contents;
 use freeze::{Freeze, ProofError};
-use inventory::{Listing, Ordinals, SourceMailbox, UserFiles};
+use inventory::{Listing, Ordinals, UserFiles};
 use locks::Locks;
 use mailbox::Known;
-use old::{Locking, OldDisk};
-use retire::{RetireError, Retirement};
-use std::collections::{BTreeMap, BTreeSet};
+use old::OldDisk;
+use retire::Retirement;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use stragglers::{Baseline, Search};
+use stragglers::Baseline;
 
 /// How long a user's own database is waited for, while he is frozen.
 const DATABASE_WAIT: Duration = Duration::from_secs(1);
@@ -140,129 +141,6 @@ impl Handler for Source {
     }
 }
 
-impl Source {
-    fn plan(&mut self, plan: &v1::PlanSource) -> Result<v1::SourcePlan, v1::Failure> {
-        self.session = None;
-        let host = &self.host;
-        let top = top_of(host, &plan.mailbox)?;
-        if !host.allows(&top) {
-            return Err(refused(format!(
-                "this agent is not allowed to send {}",
-                host.external(&top)
-            )));
-        }
-        if top.is_user() && top.inbox().as_ref() != Some(&top) {
-            return Err(refused(format!(
-                "{} is a folder of a user; a user moves as a whole",
-                host.external(&top)
-            )));
-        }
-        let id: MoveId = plan
-            .move_id
-            .parse()
-            .map_err(|e: crate::moves::id::NotAnId| agent::protocol(e.to_string()))?;
-        let (mut journal, mut hold) = (None, None);
-        let mut entry = Entry {
-            id,
-            role: v1::Role::Source,
-            name: top.as_bytes().to_vec(),
-            display: host.external(&top),
-            peer: crate::wire::printable(&plan.destination),
-            state: state::PLANNED.into(),
-            detail: String::new(),
-            started: now_ms(),
-            updated: now_ms(),
-        };
-        if !plan.dry_run {
-            let directory = host.state_directory().map_err(|e| refused(e.to_string()))?;
-            let opened = Journal::open(&directory).map_err(|e| journal_failure(&e))?;
-            let holder = format!("process {}, a push to {}", std::process::id(), entry.peer);
-            let held = opened.hold(&entry.name, &holder).map_err(|e| journal_failure(&e))?;
-            // An interrupted push to the same place is taken up again.
-            let before =
-                opened.unfinished(&entry.name, entry.role).map_err(|e| journal_failure(&e))?;
-            no_repair(before.as_ref())?;
-            match before {
-                Some(before) if plan.adopt && before.state == state::PLANNED => {
-                    let over = Entry { state: state::ABORTED.into(), ..before };
-                    opened.write(&over).map_err(|e| journal_failure(&e))?;
-                }
-                Some(_) if plan.adopt => {
-                    return Err(refused("this server knows another move of the user".into()));
-                }
-                Some(before) if before.peer == entry.peer => {
-                    entry = Entry { updated: now_ms(), ..before };
-                }
-                Some(before) if !harmless(&before.state) => {
-                    return Err(v1::Failure::new(
-                        Kind::Refused,
-                        format!(
-                            "the move {} of {} to {} stopped when it was {}",
-                            before.id, before.display, before.peer, before.state
-                        ),
-                        "that move decides which server has the user",
-                        format!("finish it first: mbcopy push {} {}", plan.mailbox, before.peer),
-                    ));
-                }
-                _ => {}
-            }
-            (journal, hold) = (Some(opened), Some(held));
-        }
-        if host.offline.is_none() {
-            settle_retirement(host, &mut entry)?;
-            put_back(host, &entry)?;
-        }
-        let mut ordinals = Ordinals::new();
-        let mut old = old_server(host, &entry.id)?;
-        // The records of a user who is being retired name the other server; a disk
-        // on which nothing runs stays as it is.
-        let listing = if retired(&entry.state) && host.offline.is_none() {
-            Listing { top: top.clone(), mailboxes: Vec::new(), converted: None }
-        } else {
-            inventory::list(host, &top, &mut ordinals, old.as_mut())?
-        };
-        let mut session = Session::new(top, entry, journal, hold);
-        session.journal_write()?;
-        session.ordinals = ordinals;
-        session.old = old;
-        session.listing = listing;
-        let answer = session.look(host);
-        self.session = Some(session);
-        Ok(answer)
-    }
-
-    /// Takes up the unfinished move of a user, to end it.
-    fn attach(&mut self, attach: &v1::Attach) -> Result<v1::Attached, v1::Failure> {
-        let host = &self.host;
-        let top = top_of(host, &attach.mailbox)?;
-        let directory = host.state_directory().map_err(|e| refused(e.to_string()))?;
-        if !directory.join("mbcopy/journal.sqlite").exists() {
-            return Ok(v1::Attached::default());
-        }
-        let journal = Journal::open(&directory).map_err(|e| journal_failure(&e))?;
-        let holder = format!("process {}, an abort", std::process::id());
-        let hold = journal.hold(top.as_bytes(), &holder).map_err(|e| journal_failure(&e))?;
-        let unfinished = journal.unfinished(top.as_bytes(), v1::Role::Source);
-        let Some(mut entry) = unfinished.map_err(|e| journal_failure(&e))? else {
-            let moves = journal.of(top.as_bytes()).map_err(|e| journal_failure(&e))?;
-            let ours = |e: &Entry| e.role == v1::Role::Source;
-            let last = moves.into_iter().filter(ours).max_by_key(|e| e.updated);
-            let r#move = last.map(v1::MoveRecord::from);
-            return Ok(v1::Attached { r#move, ..v1::Attached::default() });
-        };
-        no_repair(Some(&entry))?;
-        settle_retirement(host, &mut entry)?;
-        let taken_away = put_back(host, &entry)?;
-        let mut record = v1::MoveRecord::from(entry.clone());
-        let session = Session::new(top, entry, Some(journal), Some(hold));
-        record.identity = Some(session.identity(host));
-        session.journal_write()?;
-        let murder_route = session.detail().murder_route;
-        self.session = Some(session);
-        Ok(v1::Attached { r#move: Some(record), murder_route, taken_away })
-    }
-}
-
 impl Session {
     fn new(top: MailboxName, entry: Entry, journal: Option<Journal>, hold: Option<Hold>) -> Self {
         Self {
@@ -289,82 +167,6 @@ impl Session {
         written.map_err(|e| journal_failure(&e))
     }
 
-    /// Looks at everything once, for the plan.
-    fn look(&mut self, host: &Host) -> v1::SourcePlan {
-        // Nothing of a disk is renamed.
-        let crossings = if host.offline.is_none() { host.crossings() } else { Vec::new() };
-        let mut problems: Vec<_> =
-            crossings.iter().map(|path| crate::target::crossing(path)).collect();
-        if host.offline.is_none() {
-            problems.extend(crate::target::programs(host, &["cyr_dbtool", "mbexamine"]));
-        }
-        let mut minors = BTreeMap::new();
-        for mailbox in &self.listing.mailboxes {
-            let known = self.known.entry(mailbox.ordinal).or_default();
-            if mailbox.entry.partition.is_some() {
-                let found = mailbox::look(host, mailbox, known);
-                if found.is_empty() || !mailbox.has_gone(host) {
-                    problems.extend(found);
-                }
-            }
-            minors.insert(mailbox.ordinal, index_minor(host, mailbox));
-        }
-        problems.extend(alarms::note(host, &self.listing));
-        if host.offline.is_none() {
-            // Any directory can be a mount.
-            let planned = Retirement::new(host, &self.listing, &self.id, "");
-            let crossings = planned.map(|planned| planned.crossings()).unwrap_or_default();
-            problems.extend(crossings.iter().map(|path| crate::target::crossing(path)));
-        }
-        // Once the route may have changed, mupdate may rightly say anything.
-        let here = (!route_is_changed(&self.entry.state)).then_some(&self.top);
-        let (mupdate, found) = murder::look(host, here);
-        problems.extend(found);
-        let mailboxes = self.listing.mailboxes.iter().map(|m| {
-            let mut wire = to_wire(m);
-            wire.index_minor = minors.get(&m.ordinal).copied().unwrap_or_default();
-            wire
-        });
-        v1::SourcePlan {
-            identity: Some(self.identity(host)),
-            mailboxes: mailboxes.collect(),
-            totals: Some(self.totals()),
-            problems,
-            move_id: self.id.to_string(),
-            state: self.entry.state.clone(),
-            snapshot: Bytes::copy_from_slice(self.detail().snapshot.as_bytes()),
-            route_command: self.detail().route_command,
-            offline: host.offline.is_some(),
-            murder: murder::is_member(host),
-            mupdate,
-            murder_route: self.detail().murder_route,
-        }
-    }
-
-    fn identity(&self, host: &Host) -> v1::Identity {
-        let user = self.top.userid();
-        v1::Identity {
-            name: Bytes::copy_from_slice(self.top.as_bytes()),
-            userid: user
-                .map(|u| String::from_utf8_lossy(u.as_bytes()).into_owned())
-                .unwrap_or_default(),
-            display: host.external(&self.top),
-        }
-    }
-
-    fn totals(&self) -> v1::Totals {
-        let mut totals = v1::Totals::default();
-        for mailbox in &self.listing.mailboxes {
-            let known = self.known.get(&mailbox.ordinal).map(|k| k.totals).unwrap_or_default();
-            totals.mailboxes += 1;
-            totals.messages += known.messages;
-            totals.bytes += known.bytes;
-            totals.expunged += known.expunged;
-            totals.archived += known.archived;
-        }
-        totals
-    }
-
     fn prove(&self, host: &Host) -> Result<v1::FreezeProof, v1::Failure> {
         let locks = Locks::of(host, &self.listing).map_err(|e| lock_failure(&e))?;
         let scratch = self.old.as_ref().map(OldDisk::directory).unwrap_or(Path::new("/"));
@@ -383,222 +185,6 @@ impl Session {
             waiter: "mbexamine".into(),
             waited_us: proof.frozen.as_micros() as u64,
         })
-    }
-
-    fn scan(&mut self, host: &Host, link: &Link) -> Result<v1::ScanDone, v1::Failure> {
-        let sender = link.sender();
-        self.survey(host, &|part| {
-            sender.part(part).map_err(|e| v1::Failure::from(crate::agent::LinkError::from(e)))
-        })
-    }
-
-    /// Looks at everything that has changed since the last time, and tells it.
-    fn survey(
-        &mut self,
-        host: &Host,
-        tell: &dyn Fn(v1::part::Part) -> Result<(), v1::Failure>,
-    ) -> Result<v1::ScanDone, v1::Failure> {
-        let frozen = self.check_freeze()?;
-        if let Some(old) = &mut self.old {
-            old.begin(frozen);
-        }
-        self.listing = inventory::list(host, &self.top, &mut self.ordinals, self.old.as_mut())?;
-        let table = v1::Table {
-            identity: Some(self.identity(host)),
-            mailboxes: self.listing.mailboxes.iter().map(to_wire).collect(),
-        };
-        tell(v1::part::Part::Table(table))?;
-        let mut done = v1::ScanDone::default();
-        for mailbox in &self.listing.mailboxes {
-            if mailbox.entry.partition.is_none() {
-                continue;
-            }
-            let known = self.known.entry(mailbox.ordinal).or_default();
-            let Some(found) = mailbox::scan(host, mailbox, known, &mut self.contents, frozen)
-            else {
-                done.unchanged.push(mailbox.ordinal);
-                continue;
-            };
-            if !found.problems.is_empty() && !frozen && mailbox.has_gone(host) {
-                known.forget();
-                continue;
-            }
-            done.problems.extend(found.problems);
-            for part in found.parts {
-                tell(v1::part::Part::MailboxScan(part))?;
-            }
-        }
-        let unreadable = |text: String| {
-            v1::Failure::new(
-                Kind::Internal,
-                text,
-                "the source serves the user and is unchanged",
-                "mend it on this server, and push again",
-            )
-        };
-        self.user_files = self.listing.user_files(host).map_err(unreadable)?;
-        self.scripts.clear();
-        for (number, (kind, name, path)) in self.user_files.files.iter().enumerate() {
-            let found = self
-                .contents
-                .find(path, 0)
-                .and_then(|found| found.ok_or_else(|| std::io::ErrorKind::NotFound.into()));
-            let found = found.map_err(|e| unreadable(format!("{}: {e}", path.display())))?;
-            if *kind == FileKind::SieveScript {
-                self.scripts.insert(path.clone(), found.blake3().into());
-            }
-            done.user_files.push(v1::UserFile {
-                number: number as u32,
-                kind: (*kind).into(),
-                name: Bytes::copy_from_slice(name),
-                size: found.size(),
-                blake3: Bytes::copy_from_slice(&found.blake3()),
-            });
-        }
-        done.problems.extend(self.user_files.notes.iter().map(|text| v1::Problem {
-            severity: Severity::Note.into(),
-            code: "unknown-user-file".into(),
-            text: text.clone(),
-            ..v1::Problem::default()
-        }));
-        done.active_sieve = Bytes::copy_from_slice(self.user_files.active_sieve.as_bytes());
-        done.quota_roots = self.listing.quota_roots(host).map_err(unreadable)?;
-        done.annotations = self.listing.annotations(host).map_err(unreadable)?;
-        done.totals = Some(self.totals());
-        self.snapshot = self.take_snapshot(&done);
-        done.snapshot = Bytes::copy_from_slice(self.snapshot.as_bytes());
-        if frozen {
-            self.baseline = Baseline::of(&self.listing, &self.known, &self.user_files, &done);
-        }
-        Ok(done)
-    }
-
-    /// Tells what is different from what was published.
-    fn find_stragglers(
-        &mut self,
-        host: &Host,
-        link: &Link,
-    ) -> Result<v1::StragglersFound, v1::Failure> {
-        let failed = |text: String| {
-            v1::Failure::new(
-                Kind::Internal,
-                format!(
-                    "the source has changes that the target has not, which cannot be found: {text}"
-                ),
-                "the target serves the user; the source's copy is not retired yet",
-                "mend the cause and run the same push again",
-            )
-        };
-        let path = self.baseline_path(host)?;
-        let baseline: Baseline = sealed::load(&path).map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => v1::Failure {
-                advice: "an older mbcopy began this move: carry the changes over by hand, then \
-                         remove the source's mailboxes"
-                    .into(),
-                ..failed(format!("{} is missing", path.display()))
-            },
-            _ => failed(format!("{}: {e}", path.display())),
-        })?;
-        let done = self.survey(host, &|_| Ok(()))?;
-        let search = Search {
-            host,
-            listing: &self.listing,
-            known: &self.known,
-            files: &self.user_files,
-            rest: &done,
-            baseline: &baseline,
-            to: &link.sender(),
-            frozen: self.freeze.is_some(),
-        };
-        search.find().map_err(failed)
-    }
-
-    fn baseline_path(&self, host: &Host) -> Result<PathBuf, v1::Failure> {
-        let directory = host.state_directory().map_err(|e| refused(e.to_string()))?;
-        Ok(directory.join("mbcopy/moves").join(self.id.as_str()).join(stragglers::FILE))
-    }
-
-    /// A digest of all that the user is, as text.
-    fn take_snapshot(&self, done: &v1::ScanDone) -> String {
-        use prost::Message;
-        let mut hasher = blake3::Hasher::new();
-        for mailbox in &self.listing.mailboxes {
-            hasher.update(&mailbox.entry.raw);
-            hasher.update(mailbox.id.as_str().as_bytes());
-            if let Some(known) = self.known.get(&mailbox.ordinal) {
-                hasher.update(&known.observable);
-            }
-        }
-        let rest = v1::ScanDone {
-            user_files: done.user_files.clone(),
-            quota_roots: done.quota_roots.clone(),
-            annotations: done.annotations.clone(),
-            active_sieve: done.active_sieve.clone(),
-            ..v1::ScanDone::default()
-        };
-        hasher.update(&rest.encode_to_vec()).finalize().to_hex().to_string()
-    }
-
-    fn send(
-        &mut self,
-        host: &Host,
-        items: &v1::SendItems,
-        link: &Link,
-    ) -> Result<v1::SendDone, v1::Failure> {
-        self.check_freeze()?;
-        let mut wants = Vec::new();
-        for want in &items.wants {
-            let mailbox = self.listing.mailboxes.iter().find(|m| m.ordinal == want.mailbox);
-            match mailbox.and_then(|m| Some((m, mailbox::Places::of(host, m)?))) {
-                Some((mailbox, places)) => wants.push((want, mailbox, places)),
-                None => {
-                    let text = format!("mailbox {} was not listed", want.mailbox);
-                    return Err(agent::protocol(text));
-                }
-            }
-        }
-        let mut of_user = Vec::new();
-        for number in &items.user_files {
-            let file = self.user_files.files.get(*number as usize);
-            let (kind, _, path) =
-                file.ok_or_else(|| agent::protocol("a file of the user that was not listed"))?;
-            let base = items.user_bases.iter().find(|base| base.number == *number);
-            let difference = base.and_then(|b| self.contents.difference(path, &b.blake3));
-            of_user.push(send::user_job(*number, *kind, path.clone(), difference));
-        }
-        let contents = &self.contents;
-        // One mailbox after the other: only the index of one is held in memory.
-        let of_mailboxes = wants.into_iter().flat_map(|(want, mailbox, places)| {
-            let meta = mailbox::meta_paths(host, mailbox);
-            let listed = listed(want, &meta).unwrap_or_default();
-            send::jobs_of(want, mailbox, places, meta, contents, listed)
-        });
-        let jobs = of_mailboxes.chain(of_user);
-        let sender = link.sender();
-        let mut sent = send::send(host, &self.listing.mailboxes, jobs, items.rate_limit, &sender)
-            .map_err(|e| v1::Failure::from(crate::agent::LinkError::from(e)))?;
-        for (path, blocks) in std::mem::take(&mut sent.files) {
-            self.contents.sent(path, blocks);
-        }
-        let ordinals: BTreeSet<u32> = sent.problems.iter().map(|p| p.mailbox_ordinal).collect();
-        let gone = self.listing.mailboxes.iter().filter(|m| ordinals.contains(&m.ordinal));
-        let gone: BTreeSet<u32> = gone.filter(|m| m.has_gone(host)).map(|m| m.ordinal).collect();
-        sent.problems.retain(|problem| !gone.contains(&problem.mailbox_ordinal));
-        // What turned out to be bad is not offered again.
-        for problem in &sent.problems {
-            if let Some(known) = self.known.get_mut(&problem.mailbox_ordinal)
-                && problem.uid > 0
-            {
-                known.bad.insert(problem.uid);
-                known.forget();
-                let mut all = self.listing.mailboxes.iter();
-                let mailbox = all.find(|m| m.ordinal == problem.mailbox_ordinal);
-                if let (Some(old), Some(mailbox)) = (&mut self.old, mailbox) {
-                    old.leave_out(&mailbox.entry.name, problem.uid);
-                }
-            }
-        }
-        Ok(v1::SendDone { items: sent.items, bytes: sent.bytes, problems: sent.problems })
     }
 
     fn freeze(&mut self, host: &Host, freeze: &v1::Freeze) -> Result<v1::Frozen, v1::Failure> {
@@ -847,63 +433,10 @@ struct Detail {
     murder_route: bool,
 }
 
-/// Finds out what became of a retirement that was planned: what mailboxes.db says
-/// counts, wherever a disk may have lost what the journal said last.
-fn settle_retirement(host: &Host, entry: &mut Entry) -> Result<(), v1::Failure> {
-    let unknown = |e: RetireError| {
-        v1::Failure::new(
-            Kind::UnknownOutcome,
-            e.to_string(),
-            "the target serves the user; the source's copy is not put away completely",
-            "look at the source's records of the user (ctl_mboxlist -d)",
-        )
-    };
-    let began = match entry.state.as_str() {
-        state::RETIRING => true,
-        state::ROUTED => Retirement::is_planned(host, &entry.id).map_err(unknown)?,
-        _ => false,
-    };
-    if began {
-        let planned = Retirement::load(host, &entry.id).map_err(unknown)?;
-        let happened = planned.has_happened(host).map_err(unknown)?;
-        if !happened {
-            planned.take_back().map_err(unknown)?;
-        }
-        entry.state = if happened { state::RETIRING } else { state::ROUTED }.into();
-    }
-    Ok(())
-}
-
 /// Where the records of a user are written down whose route is changed by mupdate.
 fn records_path(host: &Host, id: &MoveId) -> Result<PathBuf, v1::Failure> {
     let directory = host.state_directory().map_err(|e| refused(e.to_string()))?;
     Ok(directory.join("mbcopy/moves").join(id.as_str()).join("records"))
-}
-
-/// Puts back what this backend's `ctl_mboxlist -m` has taken away since the route of a
-/// move was changed, which is not retired yet; whether it ever was: the mailboxes are as
-/// they were then, but the use of quotas and what delayed delete kept are not.
-fn put_back(host: &Host, entry: &Entry) -> Result<bool, v1::Failure> {
-    let path = records_path(host, &entry.id)?;
-    let routed = [state::ROUTING, state::ROUTED].contains(&entry.state.as_str());
-    if !routed || !path.exists() {
-        return Ok(false);
-    }
-    let unknown = |text: String| {
-        v1::Failure::new(
-            Kind::UnknownOutcome,
-            format!("what ctl_mboxlist has taken away here cannot be put back: {text}"),
-            "the target serves the user; the source's copy is kept below DELETED",
-            "mend the cause and run the same command again",
-        )
-    };
-    let records: Vec<KeyValue> =
-        sealed::load(&path).map_err(|e| unknown(format!("{}: {e}", path.display())))?;
-    let mark = path.with_file_name("taken-away");
-    if murder::wiped::put_back(host, &records).map_err(unknown)? > 0 {
-        std::fs::write(&mark, "").map_err(|e| unknown(format!("{}: {e}", mark.display())))?;
-    }
-    Ok(mark.exists())
 }
 
 /// Where what an older server has is kept in the form of 3.6, as long as it is needed.
@@ -911,128 +444,9 @@ fn converted(state: &Path, id: &MoveId) -> PathBuf {
     state.join("mbcopy/moves").join(id.as_str()).join("converted")
 }
 
-/// What converts what an older server has, if this one is older than 3.6.
-///
-/// Errors: it is in use and too old for that.
-fn old_server(host: &Host, id: &MoveId) -> Result<Option<OldDisk>, v1::Failure> {
-    let failed = |e: std::io::Error| refused(e.to_string());
-    if let Some(state) = &host.offline {
-        return OldDisk::new(converted(state, id), Locking::Offline).map(Some).map_err(failed);
-    }
-    match host.release() {
-        Some(release) if release < OLDEST_LIVE => Err(v1::Failure::new(
-            Kind::Refused,
-            format!(
-                "this server is in use and runs Cyrus {}.{}, which cannot be frozen",
-                release.0, release.1
-            ),
-            "nothing was changed",
-            "stop Cyrus here and push its disk as it lies: --source-conf /etc/imapd.conf",
-        )),
-        Some(release) if !Release::of(release).by_id => {
-            let state = host.config.configdirectory().map_err(|e| refused(e.to_string()))?;
-            OldDisk::new(converted(&state, id), Locking::Needed).map(Some).map_err(failed)
-        }
-        _ => Ok(None),
-    }
-}
-
-/// The moves that this server's journal knows, of one mailbox or of all.
-fn moves(host: &Host, mailbox: &str) -> Result<v1::Moves, v1::Failure> {
-    let directory = host.state_directory().map_err(|e| refused(e.to_string()))?;
-    if !directory.join("mbcopy/journal.sqlite").exists() {
-        return Ok(v1::Moves::default());
-    }
-    let journal = Journal::open(&directory).map_err(|e| journal_failure(&e))?;
-    let found = match mailbox {
-        "" => journal.moves(),
-        mailbox => journal.of(top_of(host, mailbox)?.as_bytes()).map(|moves| (moves, Vec::new())),
-    };
-    let (moves, damaged) = found.map_err(|e| journal_failure(&e))?;
-    Ok(v1::Moves {
-        moves: moves.into_iter().map(v1::MoveRecord::from).collect(),
-        damaged: damaged.iter().map(ToString::to_string).collect(),
-    })
-}
-
-/// The mailbox that an admin means by what he types.
-pub(crate) fn top_of(host: &Host, typed: &str) -> Result<MailboxName, v1::Failure> {
-    host.namespace()
-        .map_err(|e| e.to_string())
-        .and_then(|namespace| {
-            MailboxName::from_external(typed.as_bytes(), &namespace).map_err(|e| e.to_string())
-        })
-        .map_err(|e| refused(format!("{}: {e}", crate::wire::printable(typed))))
-}
-
-/// Refuses what is not a move, but a repair that is not over.
-fn no_repair(unfinished: Option<&Entry>) -> Result<(), v1::Failure> {
-    match unfinished {
-        Some(entry) if entry.detail == REPAIR => Err(v1::Failure::new(
-            Kind::Refused,
-            format!("a repair of {} with {} is not over", entry.display, entry.peer),
-            "nothing was changed",
-            format!("go on with it: mbcopy doctor {} DEST --repair", entry.display),
-        )),
-        _ => Ok(()),
-    }
-}
-
-/// Whether nothing but copies can be left of a move in this state.
-fn harmless(state: &str) -> bool {
-    [state::PLANNED, state::COPYING].contains(&state)
-}
-
 /// Whether the source's own records have begun to name the other server.
 fn retired(state: &str) -> bool {
     [state::RETIRING, state::RETIRED].contains(&state)
-}
-
-/// What an index says of each message that is asked for.
-fn listed(want: &v1::Want, meta: &[(FileKind, PathBuf)]) -> Option<send::Listed> {
-    if want.uid_runs.is_empty() {
-        return None;
-    }
-    let (_, path) = meta.iter().find(|(kind, _)| *kind == FileKind::Index)?;
-    let file = File::open(path).ok()?;
-    let mut index = IndexFile::open(&file).ok()?;
-    let runs = want.uid_runs.as_chunks::<2>().0;
-    let wanted = |uid: u32| {
-        let run = runs.partition_point(|[first, _]| *first <= uid).checked_sub(1);
-        run.and_then(|n| runs.get(n)).is_some_and(|[first, count]| uid - first < *count)
-    };
-    let mut sizes = Vec::new();
-    // What is asked for last is at the end; a record that changes meanwhile ends it.
-    let _ = index.each(0..u32::MAX, |_, r| {
-        if wanted(r.uid) {
-            sizes.push((r.uid, r.size, r.guid.as_ref().map(|g| *g.as_bytes())));
-        }
-    });
-    Some(sizes)
-}
-
-fn index_minor(host: &Host, mailbox: &SourceMailbox) -> u32 {
-    let meta = mailbox::meta_paths(host, mailbox);
-    let path = meta.iter().find(|(kind, _)| *kind == FileKind::Index);
-    path.and_then(|(_, path)| {
-        let bytes = std::fs::read(path).ok()?;
-        Some(IndexView::parse(&bytes).ok()?.header().minor)
-    })
-    .unwrap_or_default()
-}
-
-fn to_wire(mailbox: &SourceMailbox) -> v1::Mailbox {
-    let partition = mailbox.entry.partition.as_ref();
-    v1::Mailbox {
-        ordinal: mailbox.ordinal,
-        name: Bytes::copy_from_slice(mailbox.entry.name.as_bytes()),
-        unique_id: mailbox.id.as_str().to_owned(),
-        partition: partition.map(|p| p.as_str().to_owned()).unwrap_or_default(),
-        deleted: mailbox.deleted,
-        name_record: mailbox.entry.raw.clone(),
-        id_record: mailbox.id_record.1.clone(),
-        index_minor: 0,
-    }
 }
 
 fn refused(text: String) -> v1::Failure {
@@ -1058,4 +472,9 @@ pub(crate) fn journal_failure(error: &JournalError) -> v1::Failure {
         _ => (Kind::Internal, "mend the journal's directory and run the same push again"),
     };
     v1::Failure::new(kind, error.to_string(), "nothing was changed by this step", advice)
+}
+
+/// Whether nothing but copies can be left of a move in this state.
+fn harmless(state: &str) -> bool {
+    [state::PLANNED, state::COPYING].contains(&state)
 }

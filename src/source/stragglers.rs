@@ -215,7 +215,7 @@ fn send(to: &Sender, part: v1::StragglerMailbox) -> Result<(), String> {
 /// A mailbox as it is now, without its messages.
 fn part_of(mailbox: &SourceMailbox, then: Option<&Then>) -> v1::StragglerMailbox {
     let mut part = v1::StragglerMailbox {
-        mailbox: Some(super::to_wire(mailbox)),
+        mailbox: Some(super::scan::to_wire(mailbox)),
         ..v1::StragglerMailbox::default()
     };
     if let Some(then) = then {

@@ -4,11 +4,13 @@
 mod announce;
 mod archive;
 mod base;
+mod begin;
 mod by_name;
 mod carry;
 mod convert;
 mod dav;
 mod features;
+mod fill;
 mod offer;
 mod plan;
 mod publish;
@@ -23,30 +25,26 @@ pub use plan::{crossing, programs};
 pub use stage::OUR_DIRECTORY;
 
 use crate::agent::{self, Handler, Link};
-use crate::cyrus::index::IndexView;
 use crate::cyrus::lock::opens_take_user_lock;
 use crate::cyrus::mboxlist::MailboxList;
 use crate::cyrus::name::{MailboxName, PartitionName, UniqueId};
-use crate::cyrus::path::{DirStyle, Layout};
 use crate::cyrus::release::Release;
 use crate::fault::{self, Point, Sabotage, sabotaged};
 use crate::host::userlock::UserLock;
 use crate::host::{Host, indexlock};
 use crate::moves::journal::{Entry, Hold, JournalError, now_ms, state};
 use crate::moves::verdict::has_user;
-use crate::moves::{Journal, MoveId, sealed};
+use crate::moves::{Journal, sealed};
 use crate::murder;
 use crate::wire::v1::{self, failure::Kind, reply::Result as Answer, request::Op};
 use base::Base;
-use by_name::View;
-use carry::{CarryError, Carrying};
-use offer::{Checked, Inventory, Listing, MailboxWants, OfferError};
-use publish::{Publication, Standing};
-use receive::{Expected, Receipt, Writers};
+use carry::Carrying;
+use offer::{Checked, Inventory, OfferError};
+use publish::Publication;
+use receive::Expected;
 use shadow::{Shadow, Top};
 use stage::Stage;
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use sync::Syncing;
@@ -141,591 +139,7 @@ impl Handler for Target {
     }
 }
 
-impl Target {
-    fn plan(&mut self, plan: &v1::PlanTarget) -> Result<v1::TargetPlan, v1::Failure> {
-        self.session = None;
-        let id = parse_id(&plan.move_id)?;
-        let identity = plan.identity.clone().unwrap_or_default();
-        let top = MailboxName::from_internal(&identity.name)
-            .map_err(|e| agent::protocol(format!("the name of the mailbox: {e}")))?;
-        if !self.host.allows(&top) {
-            return Err(v1::Failure::new(
-                Kind::Refused,
-                format!("this agent is not allowed to receive {}", self.host.external(&top)),
-                "nothing was changed",
-                "look at --allow in the authorized_keys of the target",
-            ));
-        }
-        let mut answer = v1::TargetPlan { move_id: id.to_string(), ..v1::TargetPlan::default() };
-        let fresh = Entry {
-            id: id.clone(),
-            role: v1::Role::Target,
-            name: top.as_bytes().to_vec(),
-            display: self.host.external(&top),
-            peer: crate::wire::printable(&plan.source),
-            state: state::PLANNED.into(),
-            detail: String::new(),
-            started: now_ms(),
-            updated: now_ms(),
-        };
-        let (mut journal, mut hold, mut entry) = (None, None, fresh);
-        if !plan.dry_run {
-            match self.open_journal(&entry, plan.fresh)? {
-                Opened::Ours(ours, held, known) => {
-                    (journal, hold, entry) = (Some(ours), Some(held), known);
-                }
-                Opened::Unknown(other) => {
-                    answer.unknown_move_id = other.id.to_string();
-                    return Ok(answer);
-                }
-            }
-        }
-        let publication = self.settle(&mut entry)?;
-        answer.snapshot = entry.detail.clone().into();
-        let partitions = plan::partitions(&self.host, plan, &mut answer.problems);
-        let mut base = None;
-        if has_user(&entry.state) {
-            // What is here is ours; there is nothing left to refuse.
-            answer.problems.clear();
-        } else {
-            let totals = plan.totals.unwrap_or_default();
-            plan::room(&self.host, &partitions, &totals, &mut answer);
-            answer.problems.extend(plan::release(&self.host, &plan.mailboxes));
-            answer.problems.extend(plan::programs(&self.host, &PROGRAMS));
-            answer.problems.extend(features::unserved(&self.host, &plan.mailboxes));
-            base = journal
-                .as_ref()
-                .map_or(Ok(None), |journal| Base::find(&self.host, journal, top.as_bytes()))
-                .map_err(|e| journal_failure(&e))?;
-            let conflicts =
-                plan::conflicts(&self.host, &top, &plan.mailboxes, &partitions, base.as_ref())
-                    .map_err(|e| internal(e.to_string(), "nothing was changed"))?;
-            answer.problems.extend(conflicts);
-        }
-        answer.partitions = partitions
-            .iter()
-            .map(|(source, here)| (source.clone(), here.as_str().to_owned()))
-            .collect();
-        answer.state.clone_from(&entry.state);
-        answer.murder = murder::is_member(&self.host);
-        let (mupdate, found) = murder::look(&self.host, None);
-        answer.mupdate = mupdate;
-        answer.problems.extend(found);
-        let refused = answer.problems.iter().any(|p| p.severity() == v1::problem::Severity::Refuse);
-        match (&journal, refused) {
-            (Some(journal), false) => journal.write(&entry).map_err(|e| journal_failure(&e))?,
-            // A refused move leaves nothing behind.
-            _ => (journal, hold) = (None, None),
-        }
-        self.session = Some(Session {
-            partitions,
-            publication,
-            base,
-            ..self.begin(top, entry, journal, hold)?
-        });
-        Ok(answer)
-    }
-
-    /// Takes up a move that this server knows, to end it.
-    fn attach(&mut self, attach: &v1::Attach) -> Result<v1::Attached, v1::Failure> {
-        let id = parse_id(&attach.move_id)?;
-        let name = attach.identity.clone().unwrap_or_default().name;
-        let top = MailboxName::from_internal(&name)
-            .map_err(|e| agent::protocol(format!("the name of the mailbox: {e}")))?;
-        let directory = self.host.config.configdirectory();
-        let directory = directory.map_err(|e| internal(e.to_string(), "nothing was changed"))?;
-        if !directory.join("mbcopy/journal.sqlite").exists() {
-            return Ok(v1::Attached::default());
-        }
-        let journal = Journal::open(&directory).map_err(|e| journal_failure(&e))?;
-        let holder = format!("process {}, an abort", std::process::id());
-        let hold =
-            journal.hold_for(top.as_bytes(), &holder, &id).map_err(|e| journal_failure(&e))?;
-        let known = journal.find(&id).map_err(|e| journal_failure(&e))?;
-        let Some(mut entry) = known.filter(|e| e.name == top.as_bytes()) else {
-            return Ok(v1::Attached::default());
-        };
-        let publication = self.settle(&mut entry)?;
-        journal.write(&entry).map_err(|e| journal_failure(&e))?;
-        let record = v1::MoveRecord::from(entry.clone());
-        let session = self.begin(top, entry, Some(journal), Some(hold))?;
-        self.session = Some(Session { publication, ..session });
-        Ok(v1::Attached { r#move: Some(record), ..v1::Attached::default() })
-    }
-
-    /// A session of a move that nothing is known of but its entry.
-    fn begin(
-        &self,
-        top: MailboxName,
-        entry: Entry,
-        journal: Option<Journal>,
-        hold: Option<Hold>,
-    ) -> Result<Session, v1::Failure> {
-        let stage = Stage::new(&self.host.config, &entry.id)
-            .map_err(|e| internal(e.to_string(), "nothing was changed"))?;
-        let tool_names = Top {
-            userid: top.userid().map(|u| String::from_utf8_lossy(u.as_bytes()).into_owned()),
-            external: self.host.external(&top),
-        };
-        Ok(Session {
-            top,
-            tool_names,
-            entry,
-            journal,
-            _hold: hold,
-            partitions: BTreeMap::new(),
-            stage,
-            inventory: Inventory::default(),
-            asked: None,
-            shadow: None,
-            publication: None,
-            base: None,
-            withdrawing: None,
-            deferring: None,
-            syncing: None,
-            staged: false,
-            carrying: None,
-        })
-    }
-
-    /// Finds out what a move has come to that had begun to publish, or had a
-    /// plan of it.
-    fn settle(&self, entry: &mut Entry) -> Result<Option<Publication>, v1::Failure> {
-        let path = Stage::new(&self.host.config, &entry.id)
-            .map_err(|e| internal(e.to_string(), "nothing was changed"))?
-            .publication();
-        let planned = entry.state == state::PREPARED && path.exists();
-        // Of a move that is over here, the plan has gone with the stage.
-        if entry.state == state::DONE || !(planned || began_to_publish(&entry.state)) {
-            return Ok(None);
-        }
-        let damaged = |e: &dyn std::fmt::Display| {
-            let text = format!("{}: {e}", path.display());
-            internal(text, "this server's journal says that it has published the user")
-        };
-        let mut loaded: Publication = sealed::load(&path).map_err(|e| damaged(&e))?;
-        if murder::is_member(&self.host) {
-            let _lock = self.lock_of(entry)?;
-            if loaded.put_back(&self.host).map_err(|e| damaged(&e))? {
-                sealed::save(&path, &loaded).map_err(|e| damaged(&e))?;
-            }
-        }
-        self.settle_publication(entry, &loaded)?;
-        Ok(began_to_publish(&entry.state).then_some(loaded))
-    }
-
-    /// Opens the journal and takes the right to work on the user; what the
-    /// journal has of this move, or `fresh`. A source that has lost its own
-    /// journal is told of the move that is known here.
-    fn open_journal(&self, fresh: &Entry, lost: bool) -> Result<Opened, v1::Failure> {
-        let directory = self
-            .host
-            .config
-            .configdirectory()
-            .map_err(|e| internal(e.to_string(), "nothing was changed"))?;
-        let journal = Journal::open(&directory).map_err(|e| journal_failure(&e))?;
-        let holder = format!("process {}, a move from {}", std::process::id(), fresh.peer);
-        let hold =
-            journal.hold_for(&fresh.name, &holder, &fresh.id).map_err(|e| journal_failure(&e))?;
-        let known = journal.find(&fresh.id).map_err(|e| journal_failure(&e))?;
-        let unfinished =
-            journal.unfinished(&fresh.name, fresh.role).map_err(|e| journal_failure(&e))?;
-        if let Some(other) = unfinished.filter(|other| other.id != fresh.id) {
-            let harmless = [state::PLANNED, state::COPYING, state::PREPARED];
-            if lost && other.peer == fresh.peer {
-                return Ok(Opened::Unknown(other));
-            }
-            if !harmless.contains(&other.state.as_str()) {
-                return Err(v1::Failure::new(
-                    Kind::Refused,
-                    format!(
-                        "the move {} of {} from {} stopped on this server when it was {}",
-                        other.id, other.display, other.peer, other.state
-                    ),
-                    "that move decides which server has the user",
-                    "finish it from its source server first",
-                ));
-            }
-            let old = Stage::new(&self.host.config, &other.id)
-                .map_err(|e| internal(e.to_string(), "nothing was changed"))?;
-            remove_stage(&old);
-            let over = Entry { state: state::ABORTED.into(), updated: now_ms(), ..other };
-            journal.write(&over).map_err(|e| journal_failure(&e))?;
-        }
-        let entry = known.filter(|e| e.state != state::ABORTED).unwrap_or_else(|| fresh.clone());
-        Ok(Opened::Ours(journal, hold, entry))
-    }
-
-    /// Finds out what became of a publication: committed is committed, and
-    /// anything less is taken back. What mailboxes.db says counts, wherever a
-    /// disk may have lost what the journal said last.
-    fn settle_publication(
-        &self,
-        entry: &mut Entry,
-        publication: &Publication,
-    ) -> Result<(), v1::Failure> {
-        let failed = |e: publish::PublishError| {
-            v1::Failure::new(
-                Kind::UnknownOutcome,
-                format!("what became of an interrupted publication cannot be settled: {e}"),
-                "the source serves the user",
-                "mend the cause and run the same push again",
-            )
-        };
-        let standing = publication.standing(&self.host);
-        let absent = match entry.state.as_str() {
-            state::PUBLISHING => standing.map_err(failed)? != Standing::Committed,
-            state::UNPUBLISHING => true,
-            state::PREPARED if matches!(standing, Ok(Standing::Committed)) => false,
-            state::PREPARED => {
-                let _lock = self.lock_of(entry)?;
-                publication.stop_deferring(&self.host).map_err(failed)?;
-                return Ok(());
-            }
-            // The records change as soon as somebody uses the mailboxes.
-            _ if matches!(standing, Ok(Standing::Absent)) => true,
-            _ => return Ok(()),
-        };
-        entry.state = match absent {
-            false => state::PUBLISHED.into(),
-            true => {
-                let _lock = self.lock_of(entry)?;
-                publication.undo(&self.host, false).map_err(failed)?;
-                publication.stop_deferring(&self.host).map_err(failed)?;
-                state::PREPARED.into()
-            }
-        };
-        Ok(())
-    }
-}
-
-impl Target {
-    /// Takes this server's lock on the user of a move.
-    fn lock_of(&self, entry: &Entry) -> Result<UserLock, v1::Failure> {
-        let top = MailboxName::from_internal(&entry.name);
-        lock(&self.host, &top.map_err(|e| agent::protocol(e.to_string()))?)
-    }
-}
-
-/// What opening the journal for a move has come to.
-enum Opened {
-    /// The move, as the journal has it or new.
-    Ours(Journal, Hold, Entry),
-    /// Another unfinished move of the same user from the same source.
-    Unknown(Entry),
-}
-
-fn parse_id(text: &str) -> Result<MoveId, v1::Failure> {
-    text.parse().map_err(|e: crate::moves::id::NotAnId| agent::protocol(e.to_string()))
-}
-
-/// Whether this server has the user, or may have parts of him in place.
-fn began_to_publish(state: &str) -> bool {
-    [state::PUBLISHING, state::UNPUBLISHING].contains(&state) || has_user(state)
-}
-
 impl Session {
-    fn offer(&mut self, host: &Host, link: &mut Link) -> Result<v1::Wants, v1::Failure> {
-        self.writable()?;
-        if !self.staged {
-            // The user's own files of an earlier session may be gone by now.
-            for directory in [self.stage.conf.join("user"), self.stage.sieve.clone()] {
-                let _ = std::fs::remove_dir_all(directory);
-            }
-            self.staged = true;
-        }
-        self.stage
-            .make(&host.config)
-            .map_err(|e| internal(e.to_string(), "the source serves the user"))?;
-        let mut wants: BTreeMap<u32, MailboxWants> = BTreeMap::new();
-        let mut listing = Listing::default();
-        while let Some(part) = link.next_part()? {
-            let taken = match part {
-                v1::part::Part::Table(table) => {
-                    let check = |m: &v1::Mailbox| {
-                        let checked = check(&self.top, &self.partitions, host, m)?;
-                        self.base.as_ref().map_or(Ok(()), |base| {
-                            seed(host, &self.stage, base, &checked)
-                                .map_err(|e| OfferError::Layout(e.to_string()))
-                        })?;
-                        Ok(checked)
-                    };
-                    self.inventory.table(&self.stage, table, check)
-                }
-                v1::part::Part::MailboxScan(scan) => {
-                    let wants = wants.entry(scan.mailbox).or_default();
-                    match self.inventory.mailboxes.get_mut(&scan.mailbox) {
-                        Some(mailbox) => mailbox.scan_part(&scan, &mut listing, wants),
-                        None => Err(OfferError::Nonsense(format!(
-                            "a scan of mailbox {}, which it did not list",
-                            scan.mailbox
-                        ))),
-                    }
-                }
-                v1::part::Part::ScanDone(done) => self.inventory.scan_done(&self.stage, done),
-                _ => Err(OfferError::Nonsense("something else within a scan".into())),
-            };
-            taken.map_err(|e| internal(e.to_string(), "the source serves the user"))?;
-        }
-        // Also of those of which nothing new was told.
-        for (ordinal, mailbox) in &mut self.inventory.mailboxes {
-            mailbox.want_again(wants.entry(*ordinal).or_default());
-        }
-        wants.retain(|_, wants| !wants.is_empty());
-        self.check_room(host, &wants)?;
-        let user_files = self.inventory.wanted_user_files();
-        let asked = self
-            .inventory
-            .asked(&self.stage, &wants, &user_files)
-            .map_err(|e| internal(e.to_string(), "the source serves the user"))?;
-        let to_wire = |(ordinal, wants): (&u32, &MailboxWants)| {
-            wants.to_wire(*ordinal, asked.bases(*ordinal))
-        };
-        let answer = v1::Wants {
-            messages: wants.values().map(|w| w.messages.len() as u64).sum(),
-            bytes: wants.values().fold(0, |all, wants| all.saturating_add(wants.bytes())),
-            wants: wants.iter().map(to_wire).collect(),
-            user_bases: self.inventory.user_bases(&self.stage, &user_files),
-            user_files,
-        };
-        self.asked = Some(Arc::new(asked));
-        for (ordinal, wants) in wants {
-            if let Some(mailbox) = self.inventory.mailboxes.get_mut(&ordinal) {
-                mailbox.remember(wants);
-            }
-        }
-        Ok(answer)
-    }
-
-    /// Refuses to ask for more than the partitions have room for.
-    fn check_room(
-        &self,
-        host: &Host,
-        wants: &BTreeMap<u32, MailboxWants>,
-    ) -> Result<(), v1::Failure> {
-        let mut bytes: BTreeMap<&PartitionName, u64> = BTreeMap::new();
-        for (ordinal, wants) in wants {
-            let Some(mailbox) = self.inventory.mailboxes.get(ordinal) else { continue };
-            let sum = bytes.entry(&mailbox.partition).or_default();
-            *sum = sum.saturating_add(wants.bytes());
-        }
-        plan::room_for(host, &bytes).map_err(|text| {
-            v1::Failure::new(
-                Kind::Internal,
-                text,
-                "the source serves the user; what arrived before is kept in the stage",
-                "make room and run the same push again",
-            )
-        })
-    }
-
-    /// Hears what has reached the source since the user was published here.
-    fn offer_stragglers(&mut self, host: &Host, link: &mut Link) -> Result<v1::Wants, v1::Failure> {
-        self.writable()?;
-        if !has_user(&self.entry.state) {
-            return Err(agent::protocol("stragglers of a user who was not published"));
-        }
-        let mut offer = carry::Offer::default();
-        while let Some(part) = link.next_part()? {
-            match part {
-                v1::part::Part::StragglerMailbox(part) => {
-                    let mailbox = part.mailbox.clone().unwrap_or_default();
-                    let checked = check(&self.top, &self.partitions, host, &mailbox);
-                    let checked = checked.map_err(|e| agent::protocol(e.to_string()))?;
-                    offer.mailbox(part, checked).map_err(|e| not_carried(&e))?;
-                }
-                v1::part::Part::StragglersFound(found) => offer.found(found),
-                _ => return Err(agent::protocol("something else among stragglers")),
-            }
-        }
-        let carrying = Carrying::begin(host, &self.stage, &self.top, offer);
-        let carrying = carrying.map_err(|e| not_carried(&e))?;
-        let (wants, asked) = carrying.wants().map_err(|e| not_carried(&e))?;
-        self.asked = Some(asked);
-        self.carrying = Some(carrying);
-        Ok(wants)
-    }
-
-    /// Carries over what was offered, and whose messages have arrived.
-    fn carry(&mut self, host: &Host) -> Result<v1::Carried, v1::Failure> {
-        let mut carrying = self
-            .carrying
-            .take()
-            .ok_or_else(|| agent::protocol("carrying over what was not offered"))?;
-        carrying.run(host, &self.top).map_err(|e| not_carried(&e))
-    }
-
-    fn store(
-        &mut self,
-        host: &Host,
-        link: &mut Link,
-        durable: bool,
-    ) -> Result<v1::Stored, v1::Failure> {
-        self.writable()?;
-        let asked =
-            self.asked.take().ok_or_else(|| agent::protocol("bulk data that was not asked for"))?;
-        let broken = |text: String| {
-            v1::Failure::new(
-                Kind::Internal,
-                text,
-                "the source serves the user; what arrived before is kept in the stage",
-                "mend the cause and run the same push again",
-            )
-        };
-        let mut writers =
-            Writers::start(&asked, &link.pool()).map_err(|e| broken(e.to_string()))?;
-        if durable {
-            self.syncing = Some(Syncing::start(self.synced_roots(), self.syncing.take()));
-        }
-        let mut failed = None;
-        let shadow = std::thread::scope(|scope| -> Result<_, v1::Failure> {
-            // Built while the first files come: later it would wait for their sync.
-            let first = durable && self.shadow.is_none();
-            let (stage, inventory) = (&self.stage, &self.inventory);
-            let building =
-                first.then(|| scope.spawn(|| Shadow::build(host, stage, inventory).ok()));
-            let mut receipt = Receipt::new(link.sender());
-            while let Some(frame) = link.next_data()? {
-                let length = frame.len();
-                // After an error the rest is read and dropped, so that the reply
-                // reaches a coordinator that is still sending.
-                if failed.is_none() {
-                    failed = writers.give(frame).err();
-                }
-                receipt.frame(length)?;
-            }
-            Ok(building.and_then(|thread| thread.join().ok()?))
-        })?;
-        self.shadow = shadow.or(self.shadow.take());
-        let received = match (writers.finish(), failed) {
-            (Ok(received), None) => received,
-            // The writers' own error is the cause of one in handing over.
-            (Err(error), _) | (Ok(_), Some(error)) => return Err(broken(error.to_string())),
-        };
-        self.inventory.arrived(&received.messages, &received.files);
-        self.inventory.torn(&received.torn);
-        if let Ok(release) = this_release(host) {
-            // What fails may have been read while it changed; it comes again, or the
-            // settlement says so.
-            convert::all(&self.stage, &mut self.inventory, release);
-        }
-        if durable {
-            settle::look_ahead(&self.stage, &mut self.inventory);
-        }
-        if let Some(syncing) = &mut self.syncing {
-            syncing.all_is_there();
-        }
-        Ok(v1::Stored {
-            items: (received.messages.len() + received.files.len()) as u64,
-            bytes: received.bytes,
-            problems: Vec::new(),
-            torn: received.torn.len() as u64,
-        })
-    }
-
-    /// Puts the whole stage onto stable storage. A failure is final for what
-    /// was written: what it has left in the cache looks right and is not.
-    fn sync(&mut self) -> Result<(), v1::Failure> {
-        let before = self.syncing.take().map_or(Ok(()), Syncing::finish);
-        before.and_then(|()| sync::all(&self.synced_roots())).map_err(|text| {
-            remove_stage(&self.stage);
-            internal(text, "the source serves the user; what was copied is thrown away")
-        })
-    }
-
-    fn synced_roots(&self) -> Vec<PathBuf> {
-        self.stage.roots().into_iter().filter(|root| root.is_dir()).collect()
-    }
-
-    fn rehearse(
-        &mut self,
-        host: &Host,
-        rehearse: &v1::Rehearse,
-    ) -> Result<v1::Rehearsed, v1::Failure> {
-        let shadow = self.current_shadow(host)?;
-        let view = self.view(host)?;
-        self.convert_indexes(host)?;
-        if rehearse.skipped.is_empty() {
-            let changing = self.inventory.mailboxes.values().filter(|m| !m.is_consistent());
-            let changing: Vec<_> = changing.map(|m| host.external(&m.name)).collect();
-            shadow
-                .examine(host, &self.stage, &self.tool_names, &changing)
-                .map_err(|e| internal(e.to_string(), "the source serves the user"))?;
-        }
-        self.shadow = Some(shadow);
-        drop(view);
-        // Nothing of this is left to do under the freeze.
-        self.sync()?;
-        Ok(v1::Rehearsed::default())
-    }
-
-    /// The stage as Cyrus's programs of this server look for mailboxes.
-    fn view(&self, host: &Host) -> Result<View, v1::Failure> {
-        let view = View::make(host, &self.stage, &self.inventory);
-        view.map_err(|e| internal(format!("the shadow: {e}"), "the source serves the user"))
-    }
-
-    /// Makes sure that everything is in the form of this server's Cyrus.
-    fn converted(&mut self, host: &Host) -> Result<(), v1::Failure> {
-        let release = this_release(host)?;
-        match convert::all(&self.stage, &mut self.inventory, release).first() {
-            None => Ok(()),
-            Some(failed) => Err(internal(
-                format!(
-                    "{} is not as this server's Cyrus keeps it: {}",
-                    failed.what, failed.reason
-                ),
-                "the source serves the user",
-            )),
-        }
-    }
-
-    /// The shadow of the mailboxes as they are now.
-    fn current_shadow(&mut self, host: &Host) -> Result<Shadow, v1::Failure> {
-        match self.shadow.take().filter(|shadow| shadow.is_of(host, &self.inventory)) {
-            Some(shadow) => Ok(shadow),
-            None => self.build_shadow(host),
-        }
-    }
-
-    /// Has this server's Cyrus bring staged indexes of older versions to its own:
-    /// such a repack keeps what clients see, and makes the cache of old ones anew.
-    fn convert_indexes(&self, host: &Host) -> Result<(), v1::Failure> {
-        let failed = |text: String| internal(text, "nothing was changed but the stage");
-        let newest = this_release(host)?.index;
-        let older = || -> Result<Option<String>, String> {
-            for mailbox in self.inventory.mailboxes.values().filter(|m| !m.name_only) {
-                let directory = mailbox.meta_directory(&self.stage, v1::FileKind::Index);
-                let bytes = directory.map_err(|e| e.to_string())?.read("cyrus.index");
-                let bytes = match bytes {
-                    // It has not come yet.
-                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-                    bytes => bytes.map_err(|e| format!("cyrus.index: {e}"))?,
-                };
-                let index = IndexView::parse(&bytes).map_err(|e| format!("cyrus.index: {e}"))?;
-                if index.header().minor < newest {
-                    return Ok(Some(mailbox.name.display()));
-                }
-            }
-            Ok(None)
-        };
-        if older().map_err(failed)?.is_none() {
-            return Ok(());
-        }
-        let said = settle::to_own_version(host, &self.stage, &self.tool_names).map_err(failed)?;
-        match older().map_err(failed)? {
-            None => Ok(()),
-            Some(name) => Err(failed(format!(
-                "this server's Cyrus has not brought the index of {name} to its version: {said}"
-            ))),
-        }
-    }
-
-    fn build_shadow(&self, host: &Host) -> Result<Shadow, v1::Failure> {
-        Shadow::build(host, &self.stage, &self.inventory)
-            .map_err(|e| internal(e.to_string(), "the source serves the user"))
-    }
-
     fn settle(&mut self, host: &Host, settle: &v1::Settle) -> Result<v1::Prepared, v1::Failure> {
         self.writable()?;
         self.converted(host)?;
@@ -987,24 +401,6 @@ impl Session {
     }
 }
 
-/// Links what is kept of a mailbox into the stage, the first time.
-fn seed(host: &Host, stage: &Stage, base: &Base, mailbox: &Checked) -> std::io::Result<()> {
-    let dirs = |config, style| {
-        let layout = Layout::new(config);
-        layout.mailbox_dirs(&mailbox.name, style, &mailbox.partition)
-    };
-    let staged = dirs(&stage.config, DirStyle::Id(&mailbox.id));
-    let (Ok(staged), Ok(live)) = (staged, dirs(&host.config, host.style(&mailbox.id))) else {
-        return Ok(());
-    };
-    let places: BTreeSet<_> = staged.into_iter().zip(live).collect();
-    for ((root, staged), (_, live)) in places.into_iter().filter(|((_, at), _)| !at.exists()) {
-        let relative = staged.strip_prefix(&root).unwrap_or(&staged);
-        base.seed(&live, &stage::StagedDirectory::make(&root, relative)?)?;
-    }
-    Ok(())
-}
-
 /// What this server's Cyrus does.
 fn this_release(host: &Host) -> Result<&'static Release, v1::Failure> {
     host.release().map(Release::of).ok_or_else(|| {
@@ -1069,15 +465,6 @@ fn internal(text: impl Into<String>, state: &str) -> v1::Failure {
     v1::Failure::new(Kind::Internal, text, state, "mend the cause and run the same push again")
 }
 
-fn not_carried(error: &CarryError) -> v1::Failure {
-    v1::Failure::new(
-        Kind::Internal,
-        format!("what has reached the source since cannot be carried over: {error}"),
-        "the target serves the user; the source's copy is not retired yet",
-        "mend the cause and run the same push again: nothing is carried over twice",
-    )
-}
-
 fn journal_failure(error: &JournalError) -> v1::Failure {
     let kind = match error {
         JournalError::Held { .. } => Kind::Busy,
@@ -1092,4 +479,9 @@ fn journal_failure(error: &JournalError) -> v1::Failure {
             _ => "mend the journal's directory and run the same push again",
         },
     )
+}
+
+/// Whether this server has the user, or may have parts of him in place.
+fn began_to_publish(state: &str) -> bool {
+    [state::PUBLISHING, state::UNPUBLISHING].contains(&state) || has_user(state)
 }
