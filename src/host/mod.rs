@@ -11,6 +11,7 @@ pub mod offline;
 pub mod sqlite;
 pub mod tools;
 pub mod userlock;
+pub mod waiters;
 
 use crate::cyrus::config::{Config, ConfigError, DbKind, Defaults};
 use crate::cyrus::db::Database;

@@ -6,8 +6,8 @@ use crate::cyrus::name::MailboxName;
 use crate::host::Host;
 use crate::host::imapd::Instance;
 use crate::host::userlock::{LockError, UserLock};
+use crate::host::waiters;
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -260,22 +260,9 @@ fn wait_for_waiter(
     paths: &[PathBuf],
     began: Instant,
 ) -> Result<bool, String> {
-    let pid = child.id().to_string();
-    let inodes: Vec<String> = paths
-        .iter()
-        .filter_map(|path| std::fs::metadata(path).ok())
-        .map(|stat| format!(":{}", stat.ino()))
-        .collect();
     loop {
-        // In /proc/locks the lines of those who wait have an arrow.
-        let locks = std::fs::read_to_string("/proc/locks").map_err(|e| e.to_string())?;
-        let waits = |line: &str| {
-            let mut words = line.split_whitespace();
-            words.nth(1) == Some("->")
-                && words.any(|word| word == pid)
-                && words.any(|word| inodes.iter().any(|inode| word.ends_with(inode)))
-        };
-        if locks.lines().any(waits) {
+        let waiters = waiters::of(paths).map_err(|e| e.to_string())?;
+        if waiters.contains(&child.id().cast_signed()) {
             return Ok(true);
         }
         if let Some(status) = child.try_wait().map_err(|e| e.to_string())? {

@@ -305,6 +305,11 @@ impl Session {
             self.record(state::RETIRING)?;
             fault::point(Point::RetireBegun);
             retirement.execute(host).map_err(|e| failed(e.to_string()))?;
+            if murder::is_member(host) {
+                let all = self.listing.mailboxes.iter().map(|m| (&m.entry.name, m.style()));
+                let locks = host.freeze_paths(&self.top, all).map_err(|e| failed(e.to_string()))?;
+                sessions::end_waiting(&locks);
+            }
             // No lock keeps scripts that are files from being edited.
             for (path, sent) in &self.scripts {
                 let kept = retirement.kept(path).and_then(|kept| std::fs::read(kept).ok());

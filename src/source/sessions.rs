@@ -2,7 +2,13 @@
 
 use crate::cyrus::name::MailboxName;
 use crate::host::Host;
+use crate::host::waiters;
 use rustix::process::{Pid, Signal, kill_process};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// How long somebody may take from looking a mailbox up to waiting for its lock.
+const UNDER_WAY: Duration = Duration::from_millis(100);
 
 /// Tells each of Cyrus's processes that serves the user, or has one of his
 /// mailboxes open, to end its session (SIGQUIT: master/service.c, signals.c);
@@ -33,6 +39,25 @@ pub fn tell(host: &Host, top: &MailboxName) -> u32 {
         }
     }
     told
+}
+
+/// Ends every process of Cyrus's that waits for one of these locks.
+///
+/// On a backend of a Murder, whoever has looked a mailbox up before it was retired and has
+/// waited since would find a tombstone there, and refuse a delivery for good (imap/mailbox.c:
+/// mailbox_open_advanced). A session that breaks is tried again, and finds where the user is.
+pub fn end_waiting(paths: &[PathBuf]) {
+    let began = Instant::now();
+    loop {
+        let waiting = waiters::of(paths).unwrap_or_default();
+        for pid in waiting.into_iter().filter(|pid| is_cyrus(*pid)).filter_map(Pid::from_raw) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        if began.elapsed() > UNDER_WAY {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 fn comm(pid: i32) -> String {

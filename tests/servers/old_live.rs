@@ -77,9 +77,7 @@ fn a_rich_user_leaves_a_server_of_3_2_that_goes_on_working() {
     let report = servers.push("user.anna", &["--json"]).expect(0).report().unwrap();
     assert_eq!(report["outcome"], "done");
     assert_gone(&servers.source, "anna");
-    let verified = servers.mbcopy(&["verify", "user.anna", "bw2"]);
-    assert_ne!(verified.code, 0);
-    verified.says(&["copies of Cyrus 3.2.6 cannot be compared"]);
+    servers.mbcopy(&["verify", "user.anna", "bw2"]).expect(0);
     servers.push("user.bert", &[]).expect(0);
     assert_moved(&servers, "anna", &before, &["bert"]);
 }
