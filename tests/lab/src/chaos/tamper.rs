@@ -88,13 +88,13 @@ impl Tamper {
                     r#"perl -e 'use Fcntl;
                     my ($path) = glob("/run/cyrus/lock/*/*U*{user}.lock"); open(my $f, ">>", $path) or die;
                     my $lock = pack("ssx4qqlx4", F_WRLCK, 0, 0, 0, 0);
-                    fcntl($f, F_SETLKW, $lock) or die; sleep 8' >/dev/null 2>&1 &
+                    fcntl($f, F_SETLKW, $lock) or die; sleep 20' >/dev/null 2>&1 &
                     sleep 0.3"#
                 );
                 end.run(&["sh", "-c", &script])?;
             }
             Tamper::Process => {
-                let script = "exec -a mbcopy sleep 8 >/dev/null 2>&1 &";
+                let script = "exec -a mbcopy sleep 20 >/dev/null 2>&1 &";
                 end.run(&["bash", "-c", script])?;
             }
             Tamper::Stage => {

@@ -168,7 +168,9 @@ impl Watch {
             let after = neighbour(Some(at + 1));
             let straddles = matches!(
                 (before, after),
-                (Some(Look::None), Some(Look::Whole)) | (Some(Look::Whole), Some(Look::None))
+                // The first look of all may be such a one, too.
+                (Some(Look::None) | None, Some(Look::Whole))
+                    | (Some(Look::Whole) | None, Some(Look::None))
             );
             phase.look == Look::Part && !(straddles && phase.times == 1)
         });
@@ -344,6 +346,8 @@ mod tests {
         let parts = |looks: &[(Observation, u32)]| watch(looks).parts("bw2").len();
         assert_eq!(parts(&[(none(), 3), (whole(1), 2), (whole(2), 2)]), 0);
         assert_eq!(parts(&[(none(), 3), (part(), 1), (whole(1), 2)]), 0);
+        assert_eq!(parts(&[(part(), 1), (whole(1), 2)]), 0);
+        assert_eq!(parts(&[(part(), 2), (whole(1), 2)]), 1);
         assert_eq!(parts(&[(none(), 3), (part(), 2), (whole(1), 2)]), 1);
         assert_eq!(parts(&[(none(), 3), (part(), 1), (none(), 2)]), 1);
         assert_eq!(parts(&[(whole(1), 3), (part(), 1), (whole(1), 2)]), 1);
