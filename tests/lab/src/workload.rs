@@ -41,6 +41,8 @@ pub const AHEAD: &str = "ahead of what is carried over: ";
 pub struct Route {
     user: String,
     map: Map,
+    /// Whether a crash may leave sessions on a server that it leads away from.
+    crashes: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -52,12 +54,13 @@ enum Map {
 impl Route {
     /// A route that this process keeps; clones share it.
     pub fn shared(user: &str, host: &str) -> Route {
-        Route { user: user.to_owned(), map: Map::Memory(Arc::new(RwLock::new(host.to_owned()))) }
+        let map = Map::Memory(Arc::new(RwLock::new(host.to_owned())));
+        Route { user: user.to_owned(), map, crashes: false }
     }
 
     /// A route in a file of lines `user host`, which is read each time.
     pub fn file(user: &str, path: impl Into<PathBuf>) -> Route {
-        Route { user: user.to_owned(), map: Map::File(path.into()) }
+        Route { user: user.to_owned(), map: Map::File(path.into()), crashes: false }
     }
 
     /// A route in a file on `host`, where the user lives, and the shell command that makes it
@@ -69,6 +72,11 @@ impl Route {
         let command =
             format!(r#"sed -i "s/^$MBCOPY_USER .*/$MBCOPY_USER $MBCOPY_NEW_SERVER/" {file}"#);
         Ok((route, command))
+    }
+
+    /// The same route for clients that may be late: the move will be harmed.
+    pub fn with_crashes(self) -> Route {
+        Route { crashes: true, ..self }
     }
 
     /// Whose route it is.
@@ -581,7 +589,8 @@ impl Client {
 
     /// Whether the session is with a server that the route does not lead to any more.
     fn is_astray(&self) -> bool {
-        self.route.host().is_ok_and(|host| self.host.as_ref() != Some(&host))
+        let elsewhere = |host| self.host.as_ref() != Some(&host);
+        self.route.crashes && self.route.host().is_ok_and(elsewhere)
     }
 
     /// Remembers what a UID means.

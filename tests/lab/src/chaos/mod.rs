@@ -233,7 +233,10 @@ impl Scene {
         anyhow::ensure!(seeded.warnings.is_empty(), "seeding: {:?}", seeded.warnings);
         let before = Fingerprint::take(&self.source, &self.user, &Take::default())?;
         let stages = self.stages();
-        let (route, command) = Route::commanded(&self.user, &self.source)?;
+        let (mut route, command) = Route::commanded(&self.user, &self.source)?;
+        if !plan.strikes.is_empty() {
+            route = route.with_crashes();
+        }
         let crew = Crew::start_all(&route, PAUSE)?;
         let watchers = [&self.source, &self.target]
             .map(|host| workload::watcher(host, &self.user, Duration::from_millis(5)));
