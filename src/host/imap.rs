@@ -279,6 +279,12 @@ pub fn is_flag(flag: &[u8]) -> bool {
     keyword || system.contains(&flag)
 }
 
+/// A time in seconds since 1970 as IMAP writes it; `None` beyond the year 9999.
+pub fn internal_date(seconds: i64) -> Option<String> {
+    let time = jiff::Timestamp::from_second(seconds).ok()?;
+    Some(time.strftime("%d-%b-%Y %H:%M:%S +0000").to_string())
+}
+
 /// A string as an argument.
 pub fn quoted(text: &[u8]) -> Vec<u8> {
     let plain = |b: &u8| (32..127).contains(b) && !b"\\\"".contains(b);
@@ -356,6 +362,13 @@ mod tests {
         assert_eq!(answers.iter().map(|a| a.ok).collect::<Vec<_>>(), [true, false]);
         let mut imap = hears(b"m1 NO System I/O error\r\n");
         assert!(matches!(imap.raw(b"NOOP", b""), Err(ImapError::Trouble(_))));
+    }
+
+    #[test]
+    fn dates_are_written_as_imap_has_them() {
+        assert_eq!(internal_date(978_307_200).unwrap(), "01-Jan-2001 00:00:00 +0000");
+        assert_eq!(internal_date(1_795_458_714).unwrap(), "23-Nov-2026 18:31:54 +0000");
+        assert_eq!(internal_date(i64::MAX), None);
     }
 
     #[test]

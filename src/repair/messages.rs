@@ -11,7 +11,7 @@ use crate::cyrus::name::MailboxName;
 use crate::cyrus::path::Layout;
 use crate::doctor::repair::MAX_MESSAGE;
 use crate::fault::{self, Point};
-use crate::host::imap::{Imap, ImapError, Letter, is_flag};
+use crate::host::imap::{Imap, ImapError, Letter, internal_date, is_flag};
 use crate::host::imapd::Instance;
 use crate::host::{Host, read_locked};
 use crate::inspect::examine::{self, Found};
@@ -171,11 +171,6 @@ fn record(host: &Host, found: &Found, uid: u32) -> Result<Option<(Record, Vec<By
     let flags =
         crate::inventory::flags(&record, &names, seen).map(Bytes::copy_from_slice).collect();
     Ok(Some((record, flags)))
-}
-
-fn internal_date(seconds: i64) -> Option<String> {
-    let time = jiff::Timestamp::from_second(seconds).ok()?;
-    Some(time.strftime("%d-%b-%Y %H:%M:%S +0000").to_string())
 }
 
 fn failed(error: ImapError) -> v1::Failure {

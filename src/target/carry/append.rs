@@ -1,10 +1,10 @@
 //! What is new, appended: many messages by one command and one line of the ledger.
 
 use super::decide::{self, Action};
-use super::imap::{ImapError, Letter};
+use super::imap::{ImapError, Letter, internal_date};
 use super::ledger::{Appended, Appending, Line};
 use super::live::{Mailbox, id_of};
-use super::messages::{SEEN, internal_date, settle_pending, there};
+use super::messages::{SEEN, settle_pending, there};
 use super::{CarryError, Offered, Result, Run, STAGE, file_name, uids};
 use crate::cyrus::mboxlist::MailboxEntry;
 use crate::fault::{self, Point};

@@ -336,21 +336,3 @@ pub fn there(straggler: &v1::Straggler) -> There {
 pub fn unreadable(error: crate::cyrus::index::IndexError) -> CarryError {
     LiveError::Unreadable(error.to_string()).into()
 }
-
-/// A time as IMAP writes it.
-pub fn internal_date(seconds: i64) -> Option<String> {
-    let time = jiff::Timestamp::from_second(seconds).ok()?;
-    Some(time.strftime("%d-%b-%Y %H:%M:%S +0000").to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn dates_are_written_as_imap_has_them() {
-        assert_eq!(internal_date(978_307_200).unwrap(), "01-Jan-2001 00:00:00 +0000");
-        assert_eq!(internal_date(1_795_458_714).unwrap(), "23-Nov-2026 18:31:54 +0000");
-        assert_eq!(internal_date(i64::MAX), None);
-    }
-}
