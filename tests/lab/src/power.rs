@@ -26,6 +26,8 @@ use std::time::{Duration, Instant};
 const PROGRAM: &str = "/usr/local/bin/mbcopy";
 /// How long a push may take.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Exit code of a push that would not touch what it found.
+const REFUSED: i32 = 4;
 /// Between two deliveries.
 const MAIL_EVERY: Duration = Duration::from_millis(30);
 /// Where most goes wrong if anything does, as `/run/mbcopy-fault` calls these places.
@@ -115,6 +117,8 @@ pub struct Finding {
     pub loss: Loss,
     /// Messages that were accepted and had to be there in the end.
     pub mail: usize,
+    /// Whether Cyrus had to reconstruct what it had been writing when its power failed.
+    pub reconstructed: bool,
     /// What is not as promised.
     pub violations: Vec<String>,
     /// How long all of it took.
@@ -236,18 +240,27 @@ impl Rig {
             self.tell("mbcopy-sabotage", &trial.sabotage)?;
         }
         let mut blow = self.strike(trial, &trial.when, &user, &command)?;
+        let mut reconstructed = self.stand_up(trial, &user, &route)?;
         let mut between = self.look(&user, &judge, &mut violations)?;
         if let (Some(time), true) = (trial.once_more, blow.code != 0) {
             let second = self.strike(trial, &When::After(time), &user, &command)?;
             let loss = blow.loss.and(second.loss);
             blow = Blow { loss, at: blow.at, ..second };
+            reconstructed |= self.stand_up(trial, &user, &route)?;
             between = self.look(&user, &judge, &mut violations)?;
         }
         let Blow { code: first, loss, at: cut, back, push } = blow;
 
         // Where the move had ended, there is nothing left to finish.
         if first != 0 {
-            violations.extend(self.recover(trial.recovery, &user, &command, &push)?);
+            let mut failed = self.recover(trial.recovery, &user, &command, &push)?;
+            if let Some((Some(REFUSED), _)) = failed
+                && self.reconstruct(trial, &user, &route)?
+            {
+                reconstructed = true;
+                failed = self.recover(trial.recovery, &user, &command, &push)?;
+            }
+            violations.extend(failed.map(|(_, text)| text));
         }
         let history = mail.map(Deliverer::stop).unwrap_or_default();
 
@@ -302,7 +315,8 @@ impl Rig {
         if !trial.mail {
             self.before = Some((user, before));
         }
-        Ok(Finding { first, between, loss, mail: accepted, violations, took: start.elapsed() })
+        let (mail, took) = (accepted, start.elapsed());
+        Ok(Finding { first, between, loss, mail, reconstructed, violations, took })
     }
 
     /// Starts a push, cuts the power at the instant, and brings it back.
@@ -345,25 +359,50 @@ impl Rig {
         Ok(shown)
     }
 
-    /// Does what the admin does; how that failed, if it did.
+    /// Has Cyrus reconstruct a mailbox that it cannot open any more.
+    fn stand_up(&self, trial: &Trial, user: &str, route: &Route) -> Result<bool> {
+        for host in self.hosts() {
+            if sees(host, user)?.is_some() {
+                return Ok(false);
+            }
+        }
+        self.reconstruct(trial, user, route)
+    }
+
+    /// Cyrus's own remedy for what a power cut leaves of a mailbox that it was just writing to:
+    /// a file whose record is not on the disk, an index shorter than its header says. Whether
+    /// that may be, and it was done.
+    fn reconstruct(&self, trial: &Trial, user: &str, route: &Route) -> Result<bool> {
+        let host = route.host()?;
+        if !trial.mail || !fails(trial.side, host == self.target) {
+            return Ok(false);
+        }
+        let mailbox = format!("user.{user}");
+        host.run_as_cyrus(&["/usr/lib/cyrus/bin/reconstruct", "-r", &mailbox])?;
+        Ok(true)
+    }
+
+    /// Does what the admin does; how that failed, if it did, and with which exit code.
     fn recover(
         &self,
         recovery: Recovery,
         user: &str,
         route_command: &str,
         before: &Running,
-    ) -> Result<Option<String>> {
+    ) -> Result<Option<(Option<i32>, String)>> {
         let mut again = match recovery {
             Recovery::Again => self.push(user, route_command)?,
             Recovery::Abort => Running::start(&self.source, &["abort", &format!("user.{user}")])?,
         };
-        let ended = match again.ended()? {
+        let code = again.ended()?;
+        let ended = match code {
             Some(0) => return Ok(None),
             Some(code) => format!("ended with {code}"),
             None => "hangs".to_owned(),
         };
         let (before, said) = (before.said(), again.said());
-        Ok(Some(format!("{recovery:?} {ended}:\n{said}The push before it:\n{before}")))
+        let text = format!("{recovery:?} {ended}:\n{said}The push before it:\n{before}");
+        Ok(Some((code, text)))
     }
 
     /// Puts a word where mbcopy looks for it, on both hosts.
@@ -686,6 +725,9 @@ impl std::fmt::Display for Finding {
         write!(f, "{lost} of {cached} cached sectors lost, push {}, {shown}", self.first)?;
         if self.mail > 0 {
             write!(f, ", {} messages accepted", self.mail)?;
+        }
+        if self.reconstructed {
+            write!(f, ", Cyrus reconstructed")?;
         }
         write!(f, ", {seconds:.1} s")?;
         self.violations.iter().try_for_each(|text| write!(f, "\n    VIOLATION: {text}"))
