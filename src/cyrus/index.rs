@@ -20,6 +20,8 @@ mod time;
 mod write;
 
 #[cfg(test)]
+mod offsets;
+#[cfg(test)]
 mod tests;
 
 pub use compare::{Aspect, CompareOptions, IndexDifference, Side, compare, compare_with};

@@ -1,6 +1,7 @@
 //! Users move between different releases of Cyrus, to newer ones and back to older
 //! ones, and are the same but for what is named.
 
+mod brought;
 mod frozen;
 mod settings;
 
