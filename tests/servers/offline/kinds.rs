@@ -341,8 +341,7 @@ pub fn with_folders_from_before(onto: &str) {
             ..Folder::new(name, &directory, minor)
         };
         folder.messages.retain(|_| shown != "INBOX.Empty");
-        let others = name.to_owned();
-        disk.folder(&folder, &[("joe", shown, seen_by), ("sue", &others, &[])]);
+        disk.folder(&folder, &[("joe", shown, seen_by), ("sue", name, &[])]);
         if !id.is_empty() {
             let uids: Vec<String> = seen_by.iter().map(u32::to_string).collect();
             read.insert(id.as_bytes().to_vec(), seen(12, &uids.join(",")));
