@@ -145,6 +145,7 @@ mod tests {
             "--bwlimit=800",
             "--remote-program=/opt/mbcopy",
             "--remote-config=/opt/imapd.conf",
+            "--upload=/root/mbcopy",
         ];
         let run = [&["bulk", "user.*", "--to", "bw2", "-j", "8"], &options[..]].concat();
         let Command::Bulk(run) = parsed(&run).command else { panic!("no run") };

@@ -8,12 +8,12 @@ use crate::push::monitor::{Event, Monitor};
 use crate::push::peer::Peer;
 use crate::push::report::{Failure, Outcome, Report};
 use crate::push::{self, Interrupt, Options, local};
-use crate::transport::{ConnectOptions, Destination, Session};
+use crate::transport::{ConnectOptions, Destination, Session, upload};
 use crate::wire::v1;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -86,6 +86,10 @@ pub(super) struct MoveOptions {
     /// mbcopy on the target
     #[arg(long, value_name = "PROGRAM", default_value = "mbcopy")]
     remote_program: String,
+    /// Where that is missing, or does not understand this one, bring FILE there first;
+    /// what `make static` makes starts on every server
+    #[arg(long, value_name = "FILE", requires = "remote_program")]
+    upload: Option<PathBuf>,
     /// Cyrus's configuration on the target
     #[arg(long, value_name = "FILE", default_value = "/etc/imapd.conf")]
     remote_config: String,
@@ -127,6 +131,9 @@ impl MoveOptions {
         put("bwlimit", self.bwlimit.to_string().into());
         put("remote-program", self.remote_program.clone().into());
         put("remote-config", self.remote_config.clone().into());
+        if let Some(file) = &self.upload {
+            put("upload", file.into());
+        }
         if self.copy_only {
             arguments.push("--copy-only".into());
         }
@@ -392,9 +399,29 @@ async fn remote_agent(
     let session = Session::connect(destination, &ConnectOptions::from_env()).await;
     let session = session.map_err(|e| (e.into(), advice))?;
     let program = (options.remote_program.as_str(), options.remote_config.as_str());
-    let advice = "install mbcopy on the target where SSH finds it, or name it by --remote-program";
-    let peer = agent_there(&session, program, role).await.map_err(|e| (e, advice))?;
-    Ok((session, peer))
+    let advice = "install mbcopy on the target where SSH finds it, or name it by \
+                  --remote-program, or bring it there by --upload";
+    let peer = match (agent_there(&session, program, role).await, &options.upload) {
+        (Err(error), Some(file)) => {
+            tracing::debug!("no agent there yet: {error}");
+            bring(&session, file, &options.remote_program).await.map_err(|e| (e, advice))?;
+            agent_there(&session, program, role).await
+        }
+        (answer, _) => answer,
+    };
+    Ok((session, peer.map_err(|e| (e, advice))?))
+}
+
+/// Brings a program to the other server; whoever runs what was there goes on with that.
+async fn bring(
+    session: &Session,
+    file: &Path,
+    program: &str,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let there = upload(session, file, program, 0o755).await?;
+    let at = session.at();
+    tracing::info!("brought {} to {at} as {program}, {} bytes", file.display(), there.size_bytes);
+    Ok(())
 }
 
 /// An agent on the other server; `program` and Cyrus's configuration there.

@@ -1,9 +1,10 @@
 //! cyrus.index and cyrus.expunge: what a mailbox knows of its messages.
 //!
 //! A header, then records of one size, big endian, UIDs ascending.  All minor
-//! versions that servers wrote are read (6 to 20; 11 was internal to one company);
-//! 12 to 20 are written.  [`IndexView`] borrows the file's bytes and reads records
-//! one by one, so a million messages need no memory of their own.
+//! versions that servers from 2.2 on wrote, or left as they were, are read (2 to 20; 11
+//! was internal to one company); 12 to 20 are written.  [`IndexView`] borrows the file's
+//! bytes and reads records one by one, so a million messages need no memory of their
+//! own.
 //!
 //! The bytes must have been read under the index's lock, or the answer is compared
 //! with a later one: Cyrus updates records in place.
@@ -18,6 +19,8 @@ mod record;
 mod time;
 mod write;
 
+#[cfg(test)]
+mod offsets;
 #[cfg(test)]
 mod tests;
 

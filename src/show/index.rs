@@ -24,11 +24,14 @@ pub struct Index {
     /// Messages.
     pub exists: u32,
     /// Of those, \Answered.
-    pub answered: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answered: Option<u32>,
     /// Of those, \Deleted.
-    pub deleted: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deleted: Option<u32>,
     /// Of those, \Flagged.
-    pub flagged: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flagged: Option<u32>,
     /// Of those, without \Seen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unseen: Option<u32>,
@@ -167,7 +170,11 @@ pub struct Record {
 /// The releases that write a minor version (`imap/mailbox.h` of each).
 pub fn written_by(minor: u32) -> &'static str {
     match minor {
-        6 => "2.0 to 2.2",
+        2 => "1.4 to 1.6.22",
+        3 => "1.6.23 to 2.1.3",
+        4 => "2.1.4 to 2.1.15",
+        5 => "2.2.1",
+        6 => "2.1.16 to 2.2.13",
         7 => "2.3.0 to 2.3.3",
         8 => "2.3.4 to 2.3.6",
         9 => "2.3.7 to 2.3.9",
@@ -232,9 +239,9 @@ fn describe(view: &IndexView<'_>, beside: &Beside<'_>, flaws: &mut Vec<Flaw>) ->
         last_uid: header.last_uid,
         num_records: view.len(),
         exists: header.exists,
-        answered: header.answered,
-        deleted: header.deleted,
-        flagged: header.flagged,
+        answered: since(3).then_some(header.answered),
+        deleted: since(3).then_some(header.deleted),
+        flagged: since(3).then_some(header.flagged),
         unseen: since(14).then_some(header.unseen),
         quota_mailbox_used: header.quota_mailbox_used,
         quota_annot_used: since(13).then_some(header.quota_annot_used),
@@ -281,7 +288,7 @@ fn record(found: &index::Record, header: &index::Header, names: Option<&MailboxH
         savedate: since(15).then_some(When(found.savedate)),
         last_updated: When(found.last_updated),
         header_size: found.header_size,
-        content_lines: (!since(15)).then_some(found.content_lines),
+        content_lines: (since(5) && !since(15)).then_some(found.content_lines),
         cache_offset: found.cache_offset,
         cache_version: found.cache_version,
         cache_crc: since(12).then_some(Hex32(found.cache_crc)),

@@ -188,9 +188,9 @@ fn of_index(index: &Index, shown: Shown) -> Lines {
     let time = |t: Option<super::time::When>| t.map(|t| t.to_string()).unwrap_or_default();
     let counts = [
         (index.unseen, "without \\Seen"),
-        (Some(index.answered), "\\Answered"),
-        (Some(index.flagged), "\\Flagged"),
-        (Some(index.deleted), "\\Deleted"),
+        (index.answered, "\\Answered"),
+        (index.flagged, "\\Flagged"),
+        (index.deleted, "\\Deleted"),
     ];
     let counts = counts.iter().filter_map(|(n, what)| Some(format!("{} {what}", (*n)?)));
     let unlisted = index.num_records.saturating_sub(index.exists);

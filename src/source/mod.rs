@@ -13,6 +13,7 @@ mod purge;
 mod records;
 pub(crate) mod retire;
 mod scan;
+mod seen;
 pub(crate) mod send;
 pub(crate) mod sessions;
 mod stragglers;

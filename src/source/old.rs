@@ -10,6 +10,7 @@ use super::inventory::{
     Conversion, Converted, Flawed, Listing, Ordinals, SourceMailbox, UserFiles,
 };
 use super::mailbox::{self, Stamp};
+use super::seen;
 use crate::cyrus::annotation::{AnnotationKey, AnnotationValue, LongForm, OWNER};
 use crate::cyrus::config::{Config, Defaults, MetaFile};
 use crate::cyrus::db::{Database, DbError, Engine, Entry, twoskip};
@@ -20,7 +21,6 @@ use crate::cyrus::mboxlist::MailboxEntry;
 use crate::cyrus::name::{MailboxName, PartitionName, UniqueId};
 use crate::cyrus::path::{DirStyle, Layout};
 use crate::cyrus::quota::Quota;
-use crate::cyrus::seen::Seen;
 use crate::cyrus::subscription::{SubscriptionForm, Subscriptions};
 use crate::cyrus::upgrade::{self, Beside, FileFacts, QuotaUse};
 use crate::host::Host;
@@ -30,10 +30,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-
-/// User whose seen database has the state that a mailbox shares
-/// (2.3 `imap/index.c:index_check`).
-const EVERYBODY: &str = "anyone";
 
 /// What was converted of an old server, for one session. What has changed since is
 /// converted again.
@@ -249,16 +245,16 @@ impl OldDisk {
         };
         let expunge = expunge_bytes.as_deref().map(IndexView::parse_expunge).transpose();
         let expunge = expunge.map_err(|e| at(&expunge_path, &e))?;
-        let seen = match header.has_seen() {
-            true => None,
-            false => seen(host, top, &old_header, header.shares_seen(), files)?,
+        let directory = layout
+            .mailbox_dir(&entry.name, DirStyle::Name, partition)
+            .map_err(|e| e.to_string())?;
+        let seen = match (header.has_seen(), header.shares_seen()) {
+            (true, _) => None,
+            (false, shared) => seen::of_mailbox(host, top, &old_header, shared, &directory, files)?,
         };
         let annotations = path(MetaFile::Annotations)?;
         let annotated = read_if_there(&annotations)?;
         drop(lock);
-        let directory = layout
-            .mailbox_dir(&entry.name, DirStyle::Name, partition)
-            .map_err(|e| e.to_string())?;
         let header_file = upgrade::header_file(&old_header, entry, &id);
         let flawed = match self.locking {
             Locking::Offline => {
@@ -354,36 +350,8 @@ fn facts(directory: &Path, record: &Record, hash: bool) -> Option<FileFacts> {
     Some(FileFacts { guid, modified })
 }
 
-/// What the owner of an old mailbox has seen of it, or everybody if that is shared.
-fn seen(
-    host: &Host,
-    top: &MailboxName,
-    header: &MailboxHeader,
-    shared: bool,
-    files: &mut Vec<(PathBuf, Option<Stamp>)>,
-) -> Result<Option<Seen>, String> {
-    let Some(id) = &header.uniqueid else { return Ok(None) };
-    let inbox = match (shared, top.inbox()) {
-        (true, _) => MailboxName::from_internal(format!("user.{EVERYBODY}").as_bytes()).ok(),
-        (false, inbox) => inbox,
-    };
-    for config in inbox.iter().flat_map(|_| both(&host.config)) {
-        let path =
-            inbox.as_ref().map(|i| Layout::new(&config).user_file(i, DirStyle::Name, "seen"));
-        let path = path.transpose().map_err(|e| e.to_string())?;
-        files.extend(path.map(|path| (path.clone(), mailbox::stamp(&path))));
-    }
-    let Some((path, bytes)) = inbox.map(|i| user_file(host, &i, "seen")).transpose()?.flatten()
-    else {
-        return Ok(None);
-    };
-    let database = Database::open(bytes.into(), &Engine::Flat).map_err(|e| at(&path, &e))?;
-    let value = database.get(id).map_err(|e| at(&path, &e))?;
-    value.map(|value| Seen::parse(&value).map_err(|e| at(&path, &e))).transpose()
-}
-
 /// A file of a user, under the name that 2.x or 3.x gives it.
-fn user_file(
+pub(super) fn user_file(
     host: &Host,
     inbox: &MailboxName,
     suffix: &str,
@@ -401,7 +369,7 @@ fn user_file(
 
 /// The configuration with its server's defaults first, then with the other ones:
 /// files of users keep their old names until somebody renames them.
-fn both(config: &Config) -> [Config; 2] {
+pub(super) fn both(config: &Config) -> [Config; 2] {
     let other = match config.defaults() {
         Defaults::V2 => Defaults::V3,
         Defaults::V3 => Defaults::V2,
@@ -547,7 +515,7 @@ fn message_annotations(bytes: Vec<u8>, top: &MailboxName) -> Result<Vec<u8>, DbE
     Ok(twoskip::write(&new))
 }
 
-fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, String> {
+pub(super) fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, String> {
     match std::fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -555,6 +523,6 @@ fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, String> {
     }
 }
 
-fn at(path: &Path, error: &dyn std::fmt::Display) -> String {
+pub(super) fn at(path: &Path, error: &dyn std::fmt::Display) -> String {
     format!("{}: {error}", path.display())
 }

@@ -251,6 +251,7 @@ mod versions {
         super::all_onto("trix");
         super::kinds::with_domains_and_partitions("trix");
         super::kinds::in_the_midst_of_upgrades("trix");
+        super::kinds::with_folders_from_before("trix");
     }
 
     #[test]
@@ -259,5 +260,6 @@ mod versions {
         super::all_onto("sid");
         super::kinds::with_domains_and_partitions("sid");
         super::kinds::in_the_midst_of_upgrades("sid");
+        super::kinds::with_folders_from_before("sid");
     }
 }

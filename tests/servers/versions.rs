@@ -1,7 +1,10 @@
 //! Users move between different releases of Cyrus, to newer ones and back to older
 //! ones, and are the same but for what is named.
 
-use crate::archive::ARCHIVES;
+mod brought;
+mod frozen;
+mod settings;
+
 use crate::support::{Pushed, Servers, fingerprint};
 use lab::fingerprint::{self, Fingerprint, Take, volatile};
 use lab::host::Host;
@@ -304,100 +307,6 @@ fn at_work(from: Release, to: Release) {
     assert!(accepted > 50, "only {accepted} messages were accepted");
     assert!(history.bounces.is_empty(), "{:?}", history.bounces);
     assert_eq!(complaints(&servers.target, "flow"), "");
-}
-
-/// Conversations and reverse ACLs are kept by one of two releases, or by both.
-fn with_lists(from: Release, to: Release, on: [bool; 2]) {
-    let options: &[(&str, &str)] = &[("conversations", "yes"), ("reverseacls", "yes")];
-    let [source, target] = on.map(|on| if on { options } else { &[] });
-    let hosts = (from.hosts[0], to.hosts[0]);
-    let (servers, _put_back) = Servers::with_options((hosts.0, source), (hosts.1, target));
-    servers.accounts(&["list", "pal"]);
-    let seeded = Seed::new(&servers.source, "list").rich("pal", 80).unwrap();
-    assert!(seeded.warnings.is_empty(), "{:?}", seeded.warnings);
-    let mut known = vec!["conversations"];
-    let told = |report: serde_json::Value, names: &[&str]| {
-        let told = report["differences"].as_array().unwrap().contains(&"conversations".into());
-        assert_eq!(told, on[0] != on[1], "{report}");
-        for name in names {
-            assert!(report["differences"].as_array().unwrap().contains(&(*name).into()), "{name}");
-        }
-    };
-    known.extend(named(from, to));
-    let before = look(&servers.source, from, "list");
-    let report = servers.push("user.list", &["--json"]).expect(0).report().unwrap();
-    told(report, &named(from, to));
-    let there = look(&servers.target, to, "list");
-    assert_same(&before, &there, &known);
-    assert_eq!(complaints(&servers.target, "list"), "");
-    in_order(&servers.target, on[1]);
-    let report = servers.mbcopy(&["reverse", "user.list", "--json"]).expect(0).report().unwrap();
-    told(report, &named(to, from));
-    let known = [&["conversations"][..], &named(to, from)].concat();
-    assert_same(&there, &look(&servers.source, from, "list"), &known);
-    assert_eq!(complaints(&servers.source, "list"), "");
-    in_order(&servers.source, on[0]);
-}
-
-/// A server that keeps conversations finds those of the user right, when it has looked.
-#[track_caller]
-fn in_order(host: &Host, keeps: bool) {
-    if !keeps {
-        return;
-    }
-    let program = "/usr/lib/cyrus/bin/ctl_conversationsdb";
-    host.run_as_cyrus(&["sh", "-c", &format!("{program} -b list && {program} -R list")]).unwrap();
-    let said = host.run_as_cyrus(&["sh", "-c", &format!("{program} -A list 2>&1")]).unwrap();
-    assert!(!said.contains("BROKEN"), "{said}");
-}
-
-/// Archived messages, between two releases that archive.
-#[test]
-#[ignore = "long: make versions"]
-fn archived_messages_between_releases() {
-    for (from, to) in [(V3_6, V3_12), (V3_12, V3_6)] {
-        println!("{} to {}", from.version, to.version);
-        let hosts = [from.hosts[0], to.hosts[0]].map(|host| (host, ARCHIVES));
-        let (servers, _put_back) = Servers::with_options(hosts[0], hosts[1]);
-        for host in servers.both() {
-            let make = "mkdir -p /var/spool/cyrus/archive /var/spool/cyrus/archive-p2";
-            host.run_as_cyrus(&["sh", "-c", make]).unwrap();
-        }
-        let archive = |host: &Host| {
-            host.run_as_cyrus(&["/usr/lib/cyrus/bin/cyr_expire", "-A", "1d"]).unwrap();
-            let count = "find /var/spool/cyrus/archive -name .mbcopy -prune -o -name '[0-9]*.' \
-                         -print | wc -l";
-            host.run(&["sh", "-c", count]).unwrap().trim().parse::<u32>().unwrap()
-        };
-        servers.accounts(&["arch", "pal"]);
-        Seed::new(&servers.source, "arch").rich("pal", 80).unwrap();
-        assert!(archive(&servers.source) > 20);
-        let before = look(&servers.source, from, "arch");
-        servers.push("user.arch", &[]).expect(0);
-        let there = look(&servers.target, to, "arch");
-        assert_same(&before, &there, &named(from, to));
-        assert_eq!(complaints(&servers.target, "arch"), "");
-        ask_for_parts(&servers.target, "arch");
-        assert!(archive(&servers.target) > 20);
-        // Scripts that came as files have become messages since.
-        assert_same(&there, &look(&servers.target, to, "arch"), &named(from, to));
-        servers.mbcopy(&["reverse", "user.arch"]).expect(0);
-        assert_same(&there, &look(&servers.source, from, "arch"), &named(to, from));
-        assert_eq!(complaints(&servers.source, "arch"), "");
-        ask_for_parts(&servers.source, "arch");
-    }
-}
-
-#[test]
-#[ignore = "long: make versions"]
-fn conversations_and_reverse_acls_between_releases() {
-    for (from, to) in [(V3_6, V3_12), (V3_12, V3_6)] {
-        // The way back is of the other kind.
-        for on in [[true, false], [true, true]] {
-            println!("{} to {}, {on:?}", from.version, to.version);
-            with_lists(from, to, on);
-        }
-    }
 }
 
 #[test]

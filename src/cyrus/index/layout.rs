@@ -99,8 +99,8 @@ pub(super) struct RecordLayout {
     pub(super) cache_crc: At,
 }
 
-/// 2.0: exists is num_records, the option word is a bool.
-const HEADER_6: HeaderLayout = HeaderLayout {
+/// 1.4: exists is num_records, counts are made of the records.
+const HEADER_2: HeaderLayout = HeaderLayout {
     generation: Word(0),
     format: Word(4),
     minor: Word(8),
@@ -109,16 +109,15 @@ const HEADER_6: HeaderLayout = HeaderLayout {
     num_records: Word(20),
     last_appenddate: Seconds(24),
     last_uid: Word(28),
-    // Minor 6 has a reserved word here and 32 bits at 36: the same number.
-    quota_mailbox_used: Long(32),
-    pop3_last_login: Seconds(40),
-    uidvalidity: Word(44),
-    deleted: Word(48),
-    answered: Word(52),
-    flagged: Word(56),
+    quota_mailbox_used: Word(32),
+    pop3_last_login: Seconds(36),
+    uidvalidity: Word(40),
+    deleted: No,
+    answered: No,
+    flagged: No,
     exists: Word(20),
-    options: Word(60),
-    leaked_cache: Word(64),
+    options: No,
+    leaked_cache: No,
     highestmodseq: No,
     deletedmodseq: No,
     first_expunged: No,
@@ -135,6 +134,30 @@ const HEADER_6: HeaderLayout = HeaderLayout {
     changes_epoch: No,
     quota_deleted_used: No,
     quota_expunged_used: No,
+};
+
+/// 1.6.23: counts.
+const HEADER_3: HeaderLayout =
+    HeaderLayout { deleted: Word(44), answered: Word(48), flagged: Word(52), ..HEADER_2 };
+
+/// 2.1.4: how POP3 makes UIDLs, a bool.
+const HEADER_4: HeaderLayout = HeaderLayout { options: Word(56), ..HEADER_3 };
+
+/// 2.2.1: cache records that nothing uses.
+const HEADER_5: HeaderLayout = HeaderLayout { leaked_cache: Word(60), ..HEADER_4 };
+
+/// 2.1.16 and 2.2.2: a word for larger quotas before what the messages use, which is
+/// 0 until 2.3 needs it, so that both are one number.
+const HEADER_6: HeaderLayout = HeaderLayout {
+    quota_mailbox_used: Long(32),
+    pop3_last_login: Seconds(40),
+    uidvalidity: Word(44),
+    deleted: Word(48),
+    answered: Word(52),
+    flagged: Word(56),
+    options: Word(60),
+    leaked_cache: Word(64),
+    ..HEADER_5
 };
 
 /// 2.3.4: modification sequences.
@@ -205,10 +228,8 @@ const HEADER_20: HeaderLayout = HeaderLayout {
     ..HEADER_19
 };
 
-/// 2.0.  The word at 20 is a content offset until minor 12, and not read.
-/// Minors 7 to 9 have an identifier of 12 bytes at 60 that says nothing about the
-/// content, and is not read either.
-const RECORD_6: RecordLayout = RecordLayout {
+/// 1.4.  The word at 20 is a content offset until minor 12, and not read.
+const RECORD_2: RecordLayout = RecordLayout {
     uid: Word(0),
     internaldate: Seconds(4),
     sentdate: Seconds(8),
@@ -219,9 +240,9 @@ const RECORD_6: RecordLayout = RecordLayout {
     last_updated: Seconds(28),
     system_flags: Word(32),
     user_flags: 36,
-    content_lines: Word(52),
+    content_lines: No,
     savedate: No,
-    cache_version: Word(56),
+    cache_version: No,
     guid: None,
     modseq: No,
     cid: No,
@@ -229,6 +250,14 @@ const RECORD_6: RecordLayout = RecordLayout {
     basecid: No,
     cache_crc: No,
 };
+
+/// 2.2.1: number of lines.
+const RECORD_5: RecordLayout = RecordLayout { content_lines: Word(52), ..RECORD_2 };
+
+/// 2.1.16 and 2.2.2: version of the cache record.
+/// Minors 7 to 9 have an identifier of 12 bytes at 60 that says nothing about the
+/// content, and is not read.
+const RECORD_6: RecordLayout = RecordLayout { cache_version: Word(56), ..RECORD_5 };
 
 /// 2.3.4: modification sequence.
 const RECORD_8: RecordLayout = RecordLayout { modseq: Long(72), ..RECORD_6 };
@@ -282,9 +311,15 @@ const fn row(
     Layout { minor, header_size, record_size, crc: minor >= 12, header, record }
 }
 
-/// Every minor version that servers wrote.  11 was internal to one company.
-static LAYOUTS: [Layout; 14] = [
-    row(6, (76, HEADER_6), (60, RECORD_6)),      // 2.0 to 2.2
+/// Every minor version that servers wrote, or kept of a server before them: 2.2
+/// converts a mailbox only when somebody opens it (`imap/mailbox.c:
+/// mailbox_read_index_header`).  11 was internal to one company.
+static LAYOUTS: [Layout; 18] = [
+    row(2, (44, HEADER_2), (52, RECORD_2)),      // 1.4 to 1.6.22
+    row(3, (56, HEADER_3), (52, RECORD_2)),      // 1.6.23 to 2.1.3
+    row(4, (76, HEADER_4), (52, RECORD_2)),      // 2.1.4 to 2.1.15, 2.2.0
+    row(5, (76, HEADER_5), (56, RECORD_5)),      // 2.2.1
+    row(6, (76, HEADER_6), (60, RECORD_6)),      // 2.1.16 to 2.1.18, 2.2.2 to 2.2.13
     row(7, (76, HEADER_6), (72, RECORD_6)),      // 2.3.0 to 2.3.3
     row(8, (92, HEADER_8), (80, RECORD_8)),      // 2.3.4 to 2.3.6
     row(9, (96, HEADER_8), (80, RECORD_8)),      // 2.3.7 to 2.3.9

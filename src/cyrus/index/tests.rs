@@ -6,7 +6,7 @@ use super::*;
 use crate::cyrus::guid::Guid;
 
 const WRITTEN: [u32; 9] = [12, 13, 14, 15, 16, 17, 18, 19, 20];
-const READ: [u32; 14] = [6, 7, 8, 9, 10, 12, 13, 14, 15, 16, 17, 18, 19, 20];
+const READ: [u32; 18] = [2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 14, 15, 16, 17, 18, 19, 20];
 
 /// A file of any version with arbitrary content but right sizes and checksums.
 fn image(minor: u32, records: &[(u32, u8)]) -> Vec<u8> {
@@ -89,7 +89,8 @@ fn layouts_overlap_nowhere() {
         }
         let mut map = Map(vec![0; usize::from(layout.header_size) - crc]);
         Header::default().visit(&fields, &mut map);
-        assert_eq!(map.0[..64], [1; 64], "header of minor {minor} has a hole");
+        let used = if minor < 6 { map.0.len().min(60) } else { 64 };
+        assert!(map.0[..used].iter().all(|&n| n == 1), "header of minor {minor} has a hole");
         if minor >= 19 {
             // Only minor 19 and 20 use all of the header.
             assert!(map.0.iter().all(|&n| n == 1), "header of minor {minor} has a hole");
@@ -100,7 +101,7 @@ fn layouts_overlap_nowhere() {
             assert!(map.0.iter().all(|&n| n == 1), "record of minor {minor} has a hole");
         }
     }
-    assert!(Layout::of(11).is_none() && Layout::of(5).is_none() && Layout::of(21).is_none());
+    assert!([0, 1, 11, 21].iter().all(|minor| Layout::of(*minor).is_none()));
 }
 
 #[test]
@@ -159,7 +160,7 @@ fn checksums_and_sizes_are_checked() {
         assert_eq!(error.offset, (head + size) as u64);
         assert!(found[0].is_ok() && found[2].is_ok());
     }
-    for (at, value) in [(8, 11), (8, 21), (8, 5), (12, 64), (16, 0), (16, 1), (16, 104)] {
+    for (at, value) in [(8, 11), (8, 21), (8, 1), (12, 64), (16, 0), (16, 1), (16, 104)] {
         let mut file = image(12, &[(1, 2)]);
         file[at..at + 4].copy_from_slice(&u32::to_be_bytes(value));
         assert_eq!(IndexView::parse(&file).unwrap_err().offset, at as u64);

@@ -311,6 +311,63 @@ pub fn in_the_midst_of_upgrades(onto: &str) {
     disk.compare(&servers.target);
 }
 
+/// 2.2 that was upgraded from 1.6, 2.0 and 2.1, and whose folders nobody has opened since:
+/// it converts each when it is opened.
+#[test]
+fn an_old_disk_with_folders_from_before_2_2() {
+    with_folders_from_before("bw2");
+}
+
+/// The same onto any host.
+pub fn with_folders_from_before(onto: &str) {
+    let (servers, _put_back) = target(onto, &[], &["joe", "sue"]);
+    let mut disk = Disk::new(PLAIN);
+    let mut read = Entries::new();
+    let folders: [(&'static str, &'static str, &'static str, u32, &[u32]); 6] = [
+        ("user.joe", "INBOX", "id-six", 6, &[2, 11]),
+        ("user.joe.Five", "INBOX.Five", "id-five", 5, &[3]),
+        ("user.joe.Four", "INBOX.Four", "id-four", 4, &[7, 11]),
+        ("user.joe.Three", "INBOX.Three", "id-three", 3, &[2]),
+        // Before 2.0 everybody's was in a file of the folder.
+        ("user.joe.Two", "INBOX.Two", "", 2, &[2, 3]),
+        ("user.joe.Empty", "INBOX.Empty", "", 2, &[]),
+    ];
+    for (name, shown, id, minor, seen_by) in folders {
+        let directory = format!("spool/{}", name.replace('.', "/"));
+        let mut folder = Folder {
+            id,
+            acl: "joe lrswipcda sue lrs",
+            quota_root: "user.joe",
+            ..Folder::new(name, &directory, minor)
+        };
+        folder.messages.retain(|_| shown != "INBOX.Empty");
+        disk.folder(&folder, &[("joe", shown, seen_by), ("sue", name, &[])]);
+        if !id.is_empty() {
+            let uids: Vec<String> = seen_by.iter().map(u32::to_string).collect();
+            read.insert(id.as_bytes().to_vec(), seen(12, &uids.join(",")));
+        }
+    }
+    let padding = " ".repeat(30);
+    let old = format!("jo\t9 20 9 7,11{padding}\njoe\t9 20 9 2:3,5{padding}\n");
+    disk.file("spool/user/joe/Two/cyrus.seen", old.into_bytes());
+    disk.file("conf/user/j/joe.seen", skiplist(&read));
+    disk.file("conf/quota/j/user.joe", b"4711\n1000\n".to_vec());
+    let own = Folder {
+        id: "id-sue",
+        acl: "sue lrswipcda",
+        ..Folder::new("user.sue", "spool/user/sue", 4)
+    };
+    disk.folder(&own, &[("sue", "INBOX", &[])]);
+    disk.file("conf/mailboxes.db", skiplist(&disk.mailboxes));
+
+    push_off(&servers, &disk, &DISK, &["user.joe", "user.sue"]);
+    let now = disk.compare(&servers.target);
+    let two = &now["joe"].own.mailboxes["INBOX.Two"];
+    assert!(two.quota.values().any(|usage| usage.contains(" 1000")), "{:?}", two.quota);
+    super::expire_and_reconstruct(&servers.target, "joe");
+    disk.compare(&servers.target);
+}
+
 const PLAIN: &str = "\
 configdirectory: /old/conf
 partition-default: /old/spool

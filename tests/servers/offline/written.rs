@@ -106,7 +106,9 @@ impl Folder {
     fn header(&self) -> Vec<u8> {
         let flags: String = self.keywords.iter().map(|keyword| format!("{keyword} ")).collect();
         let acl: String = self.acl.split(' ').map(|word| format!("{word}\t")).collect();
-        let text = format!("{}\t{}\n{flags}\n{acl}\n", self.quota_root, self.id);
+        // Before 2.0 there was none.
+        let id = if self.id.is_empty() { String::new() } else { format!("\t{}", self.id) };
+        let text = format!("{}{id}\n{flags}\n{acl}\n", self.quota_root);
         [HEADER, text.as_bytes()].concat()
     }
 }
@@ -125,10 +127,14 @@ fn crc(bytes: &[u8]) -> u32 {
     crc.sum()
 }
 
-/// A cyrus.index, or a cyrus.expunge, of minor 6 to 13.
+/// A cyrus.index, or a cyrus.expunge, of minor 2 to 13.
 fn index(folder: &Folder, messages: &[Message], header_file: &[u8]) -> Vec<u8> {
     let minor = folder.minor;
     let (header_size, record_size) = match minor {
+        2 => (44, 52),
+        3 => (56, 52),
+        4 => (76, 52),
+        5 => (76, 56),
         6 => (76, 60),
         7 => (76, 72),
         8 => (92, 80),
@@ -149,12 +155,18 @@ fn index(folder: &Folder, messages: &[Message], header_file: &[u8]) -> Vec<u8> {
     put(&mut out, 20, messages.len() as u32);
     put(&mut out, 24, 1_000_000_000);
     put(&mut out, 28, folder.last_uid);
-    put64(&mut out, 32, used as u64);
-    put(&mut out, 44, folder.uidvalidity);
-    put(&mut out, 48, count(DELETED) as u32);
-    put(&mut out, 52, count(ANSWERED) as u32);
-    put(&mut out, 56, count(FLAGGED) as u32);
-    put(&mut out, 60, folder.options | 1);
+    // Up to 5 there is one word less for what is used.
+    let shorter = if minor < 6 { 4 } else { 0 };
+    put(&mut out, 36 - shorter, used as u32);
+    put(&mut out, 44 - shorter, folder.uidvalidity);
+    if minor >= 3 {
+        put(&mut out, 48 - shorter, count(DELETED) as u32);
+        put(&mut out, 52 - shorter, count(ANSWERED) as u32);
+        put(&mut out, 56 - shorter, count(FLAGGED) as u32);
+    }
+    if minor >= 4 {
+        put(&mut out, 60 - shorter, folder.options | 1);
+    }
     if minor >= 8 {
         put64(&mut out, 68, 50);
     }
@@ -178,7 +190,9 @@ fn index(folder: &Folder, messages: &[Message], header_file: &[u8]) -> Vec<u8> {
         let mut keywords = [0_u32; 4];
         message.keywords.iter().for_each(|n| keywords[n / 32] |= 1 << (n % 32));
         keywords.iter().enumerate().for_each(|(n, word)| put(&mut record, 36 + 4 * n, *word));
-        put(&mut record, 52, 1);
+        if minor >= 5 {
+            put(&mut record, 52, 1);
+        }
         match minor {
             8 | 9 => put64(&mut record, 72, 40),
             10.. => put64(&mut record, 80, 40),
