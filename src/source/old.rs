@@ -9,6 +9,7 @@
 use super::inventory::{
     Conversion, Converted, Flawed, Listing, Ordinals, SourceMailbox, UserFiles,
 };
+use super::check;
 use super::mailbox::{self, Stamp};
 use crate::cyrus::annotation::{AnnotationKey, AnnotationValue, LongForm, OWNER};
 use crate::cyrus::config::{Config, Defaults, MetaFile};
@@ -262,7 +263,7 @@ impl OldDisk {
         let header_file = upgrade::header_file(&old_header, entry, &id);
         let flawed = match self.locking {
             Locking::Offline => {
-                mailbox::flaws(&directory, &index).map_err(|e| at(&directory, &e))?
+                check::flaws(&directory, &index).map_err(|e| at(&directory, &e))?
             }
             _ => Vec::new(),
         };
