@@ -2,7 +2,8 @@
 //! moves (before 3.6 it names mailboxes by name): this server's own `dav_reconstruct` makes
 //! it of what is staged. What the messages do not tell it makes anew: the times of creation.
 
-use super::offer::{Inventory, StagedMailbox};
+use super::offer::Inventory;
+use super::staged::StagedMailbox;
 use super::plan::problem;
 use super::shadow::Top;
 use super::stage::Stage;

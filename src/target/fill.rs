@@ -3,16 +3,18 @@
 use super::base::Base;
 use super::by_name::View;
 use super::carry::{CarryError, Carrying};
-use super::offer::{Checked, Listing, MailboxWants, OfferError};
+use super::asked::MailboxWants;
+use super::offer::{Checked, OfferError};
 use super::receive::{Receipt, Writers};
 use super::shadow::Shadow;
 use super::stage::Stage;
+use super::staged::Listing;
 use super::sync::Syncing;
 use super::{
     Session, carry, check, convert, internal, plan, remove_stage, settle, stage, sync, this_release,
 };
 use crate::agent::{self, Link};
-use crate::cyrus::index::IndexView;
+use crate::cyrus::index::IndexFile;
 use crate::cyrus::name::PartitionName;
 use crate::cyrus::path::{DirStyle, Layout};
 use crate::host::Host;
@@ -204,6 +206,7 @@ impl Session {
             // The writers' own error is the cause of one in handing over.
             (Err(error), _) | (Ok(_), Some(error)) => return Err(broken(error.to_string())),
         };
+        let messages: usize = received.messages.values().map(Vec::len).sum();
         self.inventory.arrived(&received.messages, &received.files);
         self.inventory.torn(&received.torn);
         if let Ok(release) = this_release(host) {
@@ -218,7 +221,7 @@ impl Session {
             syncing.all_is_there();
         }
         Ok(v1::Stored {
-            items: (received.messages.len() + received.files.len()) as u64,
+            items: (messages + received.files.len()) as u64,
             bytes: received.bytes,
             problems: Vec::new(),
             torn: received.torn.len() as u64,
@@ -298,13 +301,13 @@ impl Session {
         let older = || -> Result<Option<String>, String> {
             for mailbox in self.inventory.mailboxes.values().filter(|m| !m.name_only) {
                 let directory = mailbox.meta_directory(&self.stage, v1::FileKind::Index);
-                let bytes = directory.map_err(|e| e.to_string())?.read("cyrus.index");
-                let bytes = match bytes {
+                let file = directory.map_err(|e| e.to_string())?.open("cyrus.index");
+                let file = match file {
                     // It has not come yet.
                     Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-                    bytes => bytes.map_err(|e| format!("cyrus.index: {e}"))?,
+                    file => file.map_err(|e| format!("cyrus.index: {e}"))?,
                 };
-                let index = IndexView::parse(&bytes).map_err(|e| format!("cyrus.index: {e}"))?;
+                let index = IndexFile::open(&file).map_err(|e| format!("cyrus.index: {e}"))?;
                 if index.header().minor < newest {
                     return Ok(Some(mailbox.name.display()));
                 }

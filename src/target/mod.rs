@@ -3,6 +3,7 @@
 
 mod announce;
 mod archive;
+mod asked;
 mod base;
 mod begin;
 mod by_name;
@@ -19,7 +20,9 @@ mod receive;
 mod settle;
 mod shadow;
 pub(crate) mod stage;
+mod staged;
 mod sync;
+mod user_files;
 
 pub use plan::{crossing, programs};
 pub use stage::OUR_DIRECTORY;

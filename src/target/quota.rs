@@ -1,7 +1,8 @@
 //! The quota root above a moved tree is the server's and not the tree's: what was under
 //! one of the source goes under that of this server, or under none.
 
-use super::offer::{Inventory, StagedMailbox};
+use super::offer::Inventory;
+use super::staged::StagedMailbox;
 use super::plan::problem;
 use super::stage::Stage;
 use crate::cyrus::config::DbKind;

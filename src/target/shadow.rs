@@ -3,7 +3,8 @@
 //! records is what will be published.
 
 use super::by_name;
-use super::offer::{Inventory, StagedMailbox};
+use super::offer::Inventory;
+use super::staged::StagedMailbox;
 use super::settle;
 use super::stage::Stage;
 use crate::cyrus::config::DbKind;
