@@ -20,7 +20,8 @@ const LOOKERS: usize = 16;
 const LEAST_SHARE: usize = 256;
 
 /// What to do about a message whose file cannot be copied.
-pub(super) const MEND: &str = "mend its owner, mode or content, or go on without it: --bad-messages=skip";
+pub(super) const MEND: &str =
+    "mend its owner, mode or content, or go on without it: --bad-messages=skip";
 
 /// Checks that each message that the index lists is there, whole and readable,
 /// and that no file is there that it does not list. Only what was not looked
@@ -129,9 +130,7 @@ fn look_at(dir: &File, directory: &Path, record: &Entry, me: u32) -> Option<Flaw
         }
         Err(e) => unreadable(e),
         // Cyrus accepts none from anybody, and fails on what a crash has left of one.
-        Ok(stat) if stat.st_size == 0 && record.size == 0 && record.expunged => {
-            Some(Flaw::Gone)
-        }
+        Ok(stat) if stat.st_size == 0 && record.size == 0 && record.expunged => Some(Flaw::Gone),
         Ok(stat) if stat.st_size == 0 && record.size == 0 => {
             Some(Flaw::Bad("empty-message", format!("{} has not a single byte", shown())))
         }

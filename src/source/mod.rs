@@ -17,7 +17,7 @@ mod scan;
 pub(crate) mod send;
 pub(crate) mod sessions;
 mod stragglers;
-mod wanted;
+pub(crate) mod wanted;
 
 pub(crate) use begin::top_of;
 

@@ -6,10 +6,10 @@
 //! no record has changed is not looked at again, so that the last look, which is
 //! under the freeze, costs as much as there was changed.
 
+use super::check;
 use super::inventory::{
     Conversion, Converted, Flawed, Listing, Ordinals, SourceMailbox, UserFiles,
 };
-use super::check;
 use super::mailbox::{self, Stamp};
 use crate::cyrus::annotation::{AnnotationKey, AnnotationValue, LongForm, OWNER};
 use crate::cyrus::config::{Config, Defaults, MetaFile};
@@ -262,9 +262,7 @@ impl OldDisk {
             .map_err(|e| e.to_string())?;
         let header_file = upgrade::header_file(&old_header, entry, &id);
         let flawed = match self.locking {
-            Locking::Offline => {
-                check::flaws(&directory, &index).map_err(|e| at(&directory, &e))?
-            }
+            Locking::Offline => check::flaws(&directory, &index).map_err(|e| at(&directory, &e))?,
             _ => Vec::new(),
         };
         let mut without: BTreeSet<u32> = flawed.iter().map(|(uid, ..)| *uid).collect();

@@ -22,46 +22,47 @@ pub struct Message {
 
 /// The messages of an index whose UIDs are asked for, in UID order.
 #[derive(Debug)]
-pub struct Wanted<'w> {
+pub struct Wanted {
     /// None: there is no more to read.
     file: Option<File>,
     /// First UID and number of UIDs of each, ascending.
-    runs: &'w [[u32; 2]],
+    runs: Vec<[u32; 2]>,
+    /// Those of them that are over.
+    past: usize,
     /// The record to read next, counted from 0.
     next: u32,
     found: IntoIter<Message>,
 }
 
-impl<'w> Wanted<'w> {
+impl Wanted {
     /// Of the index at `path`; none if it cannot be read.
-    pub fn of(path: Option<&Path>, uid_runs: &'w [u32]) -> Self {
-        let runs = uid_runs.as_chunks::<2>().0;
+    pub fn of(path: Option<&Path>, uid_runs: &[u32]) -> Self {
+        let runs = uid_runs.as_chunks::<2>().0.to_vec();
         let path = path.filter(|_| !runs.is_empty());
         let file = path.and_then(|path| File::open(path).ok());
-        Self { file, runs, next: 0, found: Vec::new().into_iter() }
+        Self { file, runs, past: 0, next: 0, found: Vec::new().into_iter() }
     }
 
     /// Reads on; whether anything is left behind that.
     fn read(&mut self, file: &File, found: &mut Vec<Message>) -> Result<bool, ReadError> {
         let mut index = IndexFile::open(file)?;
         let count = index.header().num_records;
-        let Some([first, _]) = self.runs.first() else { return Ok(false) };
+        let Some([first, _]) = self.runs.get(self.past) else { return Ok(false) };
         if self.next < count && index.record(self.next)?.uid < *first {
             self.next = place(&mut index, self.next..count, *first)?;
         }
         let end = count.min(self.next.saturating_add(WINDOW));
-        let (mut runs, mut last) = (self.runs, 0);
+        let runs = &self.runs;
+        let past = &mut self.past;
         index.each(self.next..end, |_, record| {
-            last = record.uid;
             let over = |[first, count]: &[u32; 2]| first.saturating_add(*count) <= record.uid;
-            let past = runs.iter().take_while(|run| over(run)).count();
-            runs = runs.get(past..).unwrap_or_default();
-            if runs.first().is_some_and(|[first, _]| *first <= record.uid) {
+            *past += runs.iter().skip(*past).take_while(|run| over(run)).count();
+            if runs.get(*past).is_some_and(|[first, _]| *first <= record.uid) {
                 let guid = record.guid.as_ref().map(|guid| *guid.as_bytes());
                 found.push(Message { uid: record.uid, size: record.size, guid });
             }
         })?;
-        (self.runs, self.next) = (runs, end);
+        self.next = end;
         Ok(end < count)
     }
 }
@@ -80,7 +81,7 @@ fn place(
     Ok(low)
 }
 
-impl Iterator for Wanted<'_> {
+impl Iterator for Wanted {
     type Item = Message;
 
     fn next(&mut self) -> Option<Message> {

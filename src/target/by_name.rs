@@ -9,10 +9,10 @@
 
 use super::convert::replace;
 use super::offer::Inventory;
-use super::staged::{StagedMailbox, message_name};
-use super::user_files::script_name;
 use super::publish::KeyValue;
 use super::stage::Stage;
+use super::staged::{StagedMailbox, message_name};
+use super::user_files::script_name;
 use crate::cyrus::db::crc::crc32;
 use crate::cyrus::downgrade;
 use crate::cyrus::header::MailboxHeader;

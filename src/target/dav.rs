@@ -3,10 +3,10 @@
 //! it of what is staged. What the messages do not tell it makes anew: the times of creation.
 
 use super::offer::Inventory;
-use super::staged::StagedMailbox;
 use super::plan::problem;
 use super::shadow::Top;
 use super::stage::Stage;
+use super::staged::StagedMailbox;
 use crate::cyrus::mboxlist::mbtype::Kind;
 use crate::cyrus::path::Layout;
 use crate::host::Host;

@@ -10,6 +10,7 @@ mod by_name;
 mod carry;
 mod convert;
 mod dav;
+mod earlier;
 mod features;
 mod fill;
 mod offer;
@@ -92,6 +93,8 @@ struct Session {
     syncing: Option<Syncing>,
     /// Whether this session has begun to stage.
     staged: bool,
+    /// Whether nothing was asked for last.
+    unchanged: bool,
     /// What has reached the source since and is to be carried over.
     carrying: Option<Carrying>,
 }

@@ -5,11 +5,14 @@
 //! session; what an earlier session left is verified by its GUID first.
 
 use super::asked::{Asked, AskedMessages, MailboxWants, largest};
+use super::earlier;
+use super::earlier::Earlier;
 use super::receive::{Arrived, Held, Item, ItemKey};
 use super::stage::{Stage, StageError, StagedDirectory, Trace};
 use super::staged::{StagedMailbox, hash, meta_name};
 use super::user_files::{OfferedUserFile, USER_KINDS, UserPlace, stage_root, user_place};
 use crate::cyrus::name::{MailboxName, PartitionName, UniqueId};
+use crate::cyrus::release::Release;
 use crate::wire::USER;
 use crate::wire::manifest;
 use crate::wire::v1::{self, FileKind};
@@ -36,10 +39,14 @@ pub enum OfferError {
 pub struct Inventory {
     /// The mailboxes by ordinal.
     pub mailboxes: BTreeMap<u32, StagedMailbox>,
+    /// What an earlier session has left, and what this server's Cyrus is.
+    earlier: Option<(Earlier, &'static Release)>,
     /// The user's files of the last offer.
     pub user_files: Vec<OfferedUserFile>,
     /// BLAKE3 of the user's files that are staged, as they came.
     staged_user_files: BTreeMap<UserPlace, [u8; 32]>,
+    /// Whether they are what an earlier session has left.
+    user_files_as_earlier: bool,
     /// Those of them that can be patched.
     held_user_files: BTreeMap<UserPlace, Held>,
     /// The user's files that are as the source wrote them, since they arrived.
@@ -76,13 +83,47 @@ impl Inventory {
                     staged.id_record = mailbox.id_record.to_vec();
                     staged
                 }
-                None => StagedMailbox::open(stage, &mailbox, checked)?,
+                None => {
+                    let earlier =
+                        self.earlier.as_ref().map(|(earlier, release)| (earlier, *release));
+                    StagedMailbox::open(stage, &mailbox, checked, earlier)?
+                }
             };
             if self.mailboxes.insert(mailbox.ordinal, staged).is_some() {
                 return Err(OfferError::Nonsense(format!("ordinal {} twice", mailbox.ordinal)));
             }
         }
         Ok(())
+    }
+
+    /// Takes up what an earlier session has left, before anything is offered.
+    pub fn take_up(&mut self, stage: &Stage, release: Option<&'static Release>) {
+        self.earlier = Earlier::load(stage).zip(release);
+        let held = self.earlier.as_ref().map(|(earlier, r)| earlier.user_files(stage, r));
+        let held = held.unwrap_or_default();
+        // They may be gone by now.
+        earlier::remove_others(stage, &held);
+        self.staged_user_files = held.into_iter().collect();
+        self.user_files_as_earlier = true;
+    }
+
+    /// Whether all that is staged is what an earlier session has left, and this server's Cyrus
+    /// accepted it then.
+    pub fn is_as_earlier(&self) -> bool {
+        let Some((earlier, release)) = &self.earlier else { return false };
+        let mut mailboxes = self.mailboxes.values().filter(|m| !m.name_only);
+        earlier.is_accepted(release)
+            && mailboxes.clone().count() == earlier.count()
+            && mailboxes.all(|m| m.as_earlier && m.is_consistent())
+            && self.user_files_as_earlier
+            && self.user_files_complete()
+    }
+
+    /// The user's files that are staged in the form of this server's Cyrus, with their BLAKE3
+    /// as they came.
+    pub fn staged_user_files(&self) -> impl Iterator<Item = (&UserPlace, &[u8; 32])> {
+        let files = self.staged_user_files.iter();
+        files.filter(|(place, _)| !self.user_files_as_sent.contains(place))
     }
 
     /// The user's INBOX; none of a shared tree.
@@ -110,6 +151,7 @@ impl Inventory {
         self.staged_user_files.retain(|place, _| {
             let keep = places.contains(place);
             if !keep {
+                self.user_files_as_earlier = false;
                 let _ = std::fs::remove_file(place.path(stage));
             }
             keep
@@ -225,6 +267,7 @@ impl Inventory {
             if ordinal == USER {
                 if let Some(file) = self.user_files.iter().find(|f| f.number == number) {
                     let blake3 = arrived.held.blocks.blake3();
+                    self.user_files_as_earlier = false;
                     self.staged_user_files.insert(file.place.clone(), blake3);
                     self.held_user_files.insert(file.place.clone(), arrived.held.clone());
                     self.user_files_as_sent.insert(file.place.clone());

@@ -2,9 +2,9 @@
 //! one of the source goes under that of this server, or under none.
 
 use super::offer::Inventory;
-use super::staged::StagedMailbox;
 use super::plan::problem;
 use super::stage::Stage;
+use super::staged::StagedMailbox;
 use crate::cyrus::config::DbKind;
 use crate::cyrus::db::Engine;
 use crate::cyrus::db::crc::crc32;

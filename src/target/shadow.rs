@@ -4,9 +4,9 @@
 
 use super::by_name;
 use super::offer::Inventory;
-use super::staged::StagedMailbox;
 use super::settle;
 use super::stage::Stage;
+use super::staged::StagedMailbox;
 use crate::cyrus::config::DbKind;
 use crate::cyrus::db::{Database, Engine};
 use crate::cyrus::dlist::Dlist;

@@ -3,21 +3,25 @@
 use super::archive::Archive;
 use super::asked::{MailboxWants, Wanted};
 use super::convert::Looked;
+use super::earlier::Earlier;
 use super::offer::{Checked, OfferError};
 use super::receive::Held;
-use super::stage::{Stage, StageError, StagedDirectory, Trace};
+use super::stage::{Left, Stage, StageError, StagedDirectory, Trace};
 use crate::cyrus::config::MetaFile;
 use crate::cyrus::dlist::Dlist;
 use crate::cyrus::mboxlist::mbtype::{Kind, Mbtype};
 use crate::cyrus::name::{MailboxName, PartitionName, UniqueId};
 use crate::cyrus::path::{DirStyle, Layout};
+use crate::cyrus::release::Release;
 use crate::host::Host;
 use crate::inventory::{Groups, Shape};
+use crate::source::wanted::{Message, Wanted as Listed};
 use crate::wire::blocks::Blocks;
 use crate::wire::manifest::{self, Entry};
 use crate::wire::v1::{self, FileKind};
 use sha1::{Digest, Sha1};
 use std::collections::BTreeMap;
+use std::iter::Peekable;
 use std::sync::Arc;
 
 /// The files of a mailbox besides its messages.
@@ -52,8 +56,13 @@ pub struct StagedMailbox {
     have: Vec<u32>,
     /// Messages that were asked for: those that have not come are asked for again.
     lacking: Arc<Vec<Wanted>>,
-    /// Files that an earlier session left: UID to size.
-    unverified: BTreeMap<u32, u64>,
+    /// Messages that an earlier session left, by UID: their size, and whether it has put them
+    /// onto stable storage as they are.
+    unverified: BTreeMap<u32, (u64, bool)>,
+    /// What the index says that it has put there, too.
+    proven: Option<Peekable<Listed>>,
+    /// Whether nothing is new or gone since then.
+    pub as_earlier: bool,
     /// BLAKE3 of the staged metadata files, as they came.
     files: BTreeMap<FileKind, [u8; 32]>,
     /// Those of them that can be patched.
@@ -104,7 +113,12 @@ pub struct Offered {
 
 impl StagedMailbox {
     /// Opens its place in the stage, with what an earlier session left there.
-    pub fn open(stage: &Stage, mailbox: &v1::Mailbox, checked: Checked) -> Result<Self, OfferError> {
+    pub fn open(
+        stage: &Stage,
+        mailbox: &v1::Mailbox,
+        checked: Checked,
+        earlier: Option<(&Earlier, &Release)>,
+    ) -> Result<Self, OfferError> {
         let layout = Layout::new(&stage.config);
         let path = layout
             .mailbox_dir(&checked.name, DirStyle::Id(&checked.id), &checked.partition)
@@ -117,21 +131,22 @@ impl StagedMailbox {
             StagedDirectory::make(root, path.strip_prefix(root).unwrap_or(&path)).map_err(io)?;
         // What a shadow by names has left that was killed.
         directory.remove_links().map_err(io)?;
-        let mut unverified = leftovers(&directory).map_err(io)?;
+        let holds = |left: &Left| earlier.is_some_and(|(earlier, _)| earlier.holds(left));
+        let mut unverified = leftovers(&directory, holds).map_err(io)?;
         let mut archive = Archive::open(stage, &checked, &path)?;
         if let Some(archive) = &mut archive {
-            for (uid, size) in leftovers(&archive.directory).map_err(io)? {
+            for (uid, left) in leftovers(&archive.directory, holds).map_err(io)? {
                 // An earlier session may have had it in the other place.
                 match unverified.contains_key(&uid) {
                     true => archive.directory.remove(&message_name(uid)),
                     false => {
-                        unverified.insert(uid, size);
+                        unverified.insert(uid, left);
                         archive.uids.insert(uid);
                     }
                 }
             }
         }
-        Ok(Self {
+        let mut staged = Self {
             name: checked.name,
             id: checked.id,
             partition: checked.partition,
@@ -143,6 +158,8 @@ impl StagedMailbox {
             have: Vec::new(),
             lacking: Arc::default(),
             unverified,
+            proven: None,
+            as_earlier: false,
             files: BTreeMap::new(),
             held: BTreeMap::new(),
             listed: 0,
@@ -151,6 +168,46 @@ impl StagedMailbox {
             as_sent: false,
             looked: Looked::default(),
             compared: None,
+        };
+        if let Some(earlier) = earlier {
+            staged.take_up(stage, earlier);
+        }
+        Ok(staged)
+    }
+
+    /// Takes up the metadata files that an earlier session has put onto stable storage.
+    fn take_up(&mut self, stage: &Stage, (earlier, release): (&Earlier, &Release)) {
+        let of_mailbox = earlier.mailbox(self.id.as_str(), self.partition.as_str());
+        // Where messages are archived, the index says where they are staged, which may change.
+        let Some(of_mailbox) = of_mailbox.filter(|_| self.archive.is_none()) else { return };
+        let place = |kind| {
+            let directory = self.meta_directory(stage, kind).ok()?;
+            Some(directory.path().join(meta_name(kind)))
+        };
+        let files = of_mailbox.files((earlier, release), |kind| Left::of(&place(kind)?));
+        let index = place(FileKind::Index);
+        self.as_earlier = files.len() == of_mailbox.count();
+        if let (true, Some(index)) = (files.iter().any(|(k, _)| *k == FileKind::Index), index) {
+            self.proven = Some(Listed::of(Some(&index), &of_mailbox.uid_runs).peekable());
+        }
+        self.files = files.into_iter().collect();
+    }
+
+    /// UIDs whose files are staged and verified, ascending.
+    pub fn staged(&self) -> &[u32] {
+        &self.have
+    }
+
+    /// The metadata files that are staged in the form of this server's Cyrus: BLAKE3 as they
+    /// came, and their sizes now.
+    pub fn staged_files<'a>(
+        &'a self,
+        stage: &'a Stage,
+    ) -> impl Iterator<Item = (FileKind, [u8; 32], u64)> + 'a {
+        self.files.iter().filter(|_| !self.as_sent).filter_map(|(kind, blake3)| {
+            let directory = self.meta_directory(stage, *kind).ok()?;
+            let left = Left::of(&directory.path().join(meta_name(*kind)))?;
+            Some((*kind, *blake3, left.size))
         })
     }
 
@@ -261,6 +318,7 @@ impl StagedMailbox {
             self.have.retain(|uid| gone.binary_search(uid).is_err());
         }
         self.unverified.clear();
+        self.proven = None;
 
         let mut files = BTreeMap::new();
         for file in &part.files {
@@ -289,7 +347,7 @@ impl StagedMailbox {
                         directory.remove(meta_name(kind));
                         directory.forget_as_sent(meta_name(kind));
                     }
-                    self.files.remove(&kind);
+                    self.as_earlier &= self.files.remove(&kind).is_none();
                     self.held.remove(&kind);
                 }
             }
@@ -323,7 +381,7 @@ impl StagedMailbox {
 
     /// Takes messages that have arrived, and are verified.
     pub fn arrived(&mut self, messages: &[u32]) {
-        self.dirty = true;
+        (self.dirty, self.as_earlier) = (true, false);
         self.have.extend_from_slice(messages);
         if !self.have.is_sorted() {
             // What was there and what has come are sorted already, more or less.
@@ -334,7 +392,7 @@ impl StagedMailbox {
 
     /// Takes a metadata file that has arrived, and is verified.
     pub fn file_arrived(&mut self, kind: FileKind, held: Held) {
-        self.dirty = true;
+        (self.dirty, self.as_earlier) = (true, false);
         self.files.insert(kind, held.blocks.blake3());
         self.held.insert(kind, held);
         let converted = [FileKind::Index, FileKind::Header, FileKind::Annotations];
@@ -345,7 +403,7 @@ impl StagedMailbox {
     pub fn file_torn(&mut self, kind: FileKind) {
         self.files.remove(&kind);
         self.held.remove(&kind);
-        self.dirty = true;
+        (self.dirty, self.as_earlier) = (true, false);
     }
 
     /// The metadata files that are not staged as they were offered last.
@@ -380,14 +438,14 @@ impl StagedMailbox {
     /// After a crash a file may have its name and size but not its bytes, so
     /// only its content counts.
     fn verify_leftover(&mut self, entry: &Entry) -> bool {
-        let Some(size) = self.unverified.remove(&entry.uid) else { return false };
+        let Some((size, durable)) = self.unverified.remove(&entry.uid) else { return false };
         let name = message_name(entry.uid);
-        let same = size == entry.size
-            && entry.guid != [0; 20]
-            && self
-                .message_directory(entry.uid)
-                .read(&name)
-                .is_ok_and(|bytes| Sha1::digest(&bytes).as_slice() == entry.guid);
+        let known = size == entry.size && entry.guid != [0; 20];
+        let proven = known && durable && self.is_proven(entry);
+        self.as_earlier &= proven;
+        let read = || self.message_directory(entry.uid).read(&name);
+        let same = proven
+            || known && read().is_ok_and(|bytes| Sha1::digest(&bytes).as_slice() == entry.guid);
         if same {
             if let Err(at) = self.have.binary_search(&entry.uid) {
                 self.have.insert(at, entry.uid);
@@ -396,6 +454,19 @@ impl StagedMailbox {
             self.remove_message(entry.uid);
         }
         same
+    }
+
+    /// Whether a message is what an earlier session has put onto stable storage; messages are
+    /// asked for in UID order.
+    fn is_proven(&mut self, entry: &Entry) -> bool {
+        let Some(proven) = &mut self.proven else { return false };
+        while proven.next_if(|message| message.uid < entry.uid).is_some() {}
+        let same = |message: &Message| {
+            message.uid == entry.uid
+                && message.size == entry.size
+                && message.guid == Some(entry.guid)
+        };
+        proven.next_if(same).is_some()
     }
 
     /// Where a message is staged.
@@ -407,6 +478,7 @@ impl StagedMailbox {
     }
 
     fn remove_message(&mut self, uid: u32) {
+        self.as_earlier = false;
         self.message_directory(uid).remove(&message_name(uid));
         if let Some(archive) = &mut self.archive {
             archive.uids.remove(&uid);
@@ -449,14 +521,18 @@ impl Listing {
     }
 }
 
-/// Messages that an earlier session left in a directory: UID to size. What had not arrived
+/// Messages that an earlier session left in a directory, by UID: size, and whether they are
+/// on stable storage. What had not arrived
 /// whole is removed.
-fn leftovers(directory: &StagedDirectory) -> std::io::Result<BTreeMap<u32, u64>> {
+fn leftovers(
+    directory: &StagedDirectory,
+    durable: impl Fn(&Left) -> bool,
+) -> std::io::Result<BTreeMap<u32, (u64, bool)>> {
     let mut messages = BTreeMap::new();
-    for (name, size) in directory.files()? {
+    for (name, left) in directory.files()? {
         match message_uid(&name) {
             Some(uid) => {
-                messages.insert(uid, size);
+                messages.insert(uid, (left.size, durable(&left)));
             }
             None if name.ends_with(".mbcopy-new") => directory.remove(&name),
             None => {}
@@ -486,7 +562,6 @@ pub fn message_uid(name: &str) -> Option<u32> {
     let uid: u32 = digits.parse().ok()?;
     (uid > 0 && message_name(uid) == name).then_some(uid)
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -113,4 +113,3 @@ impl UserPlace {
         stage_root(stage, self).join(&self.relative)
     }
 }
-
