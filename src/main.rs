@@ -8,5 +8,7 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    // Each thread's few kilobytes would take whole pages of two megabytes.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     mbcopy::cli::main()
 }

@@ -9,6 +9,7 @@ use crate::cyrus::index::{IndexError, IndexView, Record};
 use crate::cyrus::path::Layout;
 use crate::source::inventory::SourceMailbox;
 use crate::source::mailbox::{as_it_is, meta_paths, read_index};
+use crate::source::records::Listed;
 use crate::source::send;
 use crate::wire::v1::{self, CopyItem, CopyKind, FileKind, copy_record::File as Standing};
 use bytes::Bytes;
@@ -127,9 +128,9 @@ fn read(copy: &Copy, mailbox: &SourceMailbox) -> Result<Snapshot, Trouble> {
     }
     if copy.is_live() && mailbox.converted.is_some() && !odd.is_empty() {
         // What was converted is of a moment ago.
-        let records = view.records().filter_map(Result::ok).collect::<Vec<_>>();
-        let now = as_it_is(&copy.files, mailbox, &records).map_err(Trouble::Unreadable)?.0;
-        let gone = now.iter().filter(|r| r.is_expunged() || r.is_unlinked()).map(|r| r.uid);
+        let listed = view.records().filter_map(Result::ok).map(|record| Listed::from(&record));
+        let now = as_it_is(&copy.files, mailbox, listed).map_err(Trouble::Unreadable)?.0;
+        let gone = now.iter().filter(|r| r.entry.expunged || r.unlinked).map(|r| r.entry.uid);
         let gone: BTreeSet<u32> = gone.collect();
         odd.retain(|uid, _| !gone.contains(uid));
     }

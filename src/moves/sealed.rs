@@ -13,13 +13,17 @@ use std::path::Path;
 /// Writes `value` to `path`; durable on return.
 pub fn save(path: &Path, value: &impl Serialize) -> io::Result<()> {
     fault::check(Point::SealedWrite)?;
-    let bytes = serde_json::to_vec(value)?;
+    save_bytes(path, &serde_json::to_vec(value)?)
+}
+
+/// Writes bytes to `path`; durable on return.
+pub fn save_bytes(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension("new");
     let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     std::fs::create_dir_all(directory)?;
     let mut file = File::create(&temporary)?;
-    file.write_all(blake3::hash(&bytes).as_bytes())?;
-    file.write_all(&bytes)?;
+    file.write_all(blake3::hash(bytes).as_bytes())?;
+    file.write_all(bytes)?;
     file.sync_all()?;
     std::fs::rename(&temporary, path)?;
     File::open(directory)?.sync_all()
@@ -27,13 +31,19 @@ pub fn save(path: &Path, value: &impl Serialize) -> io::Result<()> {
 
 /// Reads what [`save`] wrote; refuses what is not exactly that.
 pub fn load<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
-    let sealed = std::fs::read(path)?;
+    Ok(serde_json::from_slice(&load_bytes(path)?)?)
+}
+
+/// Reads what [`save_bytes`] wrote; refuses what is not exactly that.
+pub fn load_bytes(path: &Path) -> io::Result<Vec<u8>> {
+    let mut sealed = std::fs::read(path)?;
     let damaged = || io::Error::new(io::ErrorKind::InvalidData, "the file is damaged");
     let (seal, bytes) = sealed.split_first_chunk::<32>().ok_or_else(damaged)?;
     if blake3::hash(bytes).as_bytes() != seal {
         return Err(damaged());
     }
-    Ok(serde_json::from_slice(bytes)?)
+    sealed.drain(..32);
+    Ok(sealed)
 }
 
 /// A path, byte by byte: not every path is text.

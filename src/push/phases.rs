@@ -344,7 +344,8 @@ impl Push<'_> {
     }
 
     pub(super) async fn rehearse(&mut self) -> Result<(), Trouble> {
-        let op = Op::Rehearse(v1::Rehearse { skipped: self.skipped() });
+        let copy_only = self.options.copy_only;
+        let op = Op::Rehearse(v1::Rehearse { skipped: self.skipped(), copy_only });
         let Answer::Rehearsed(rehearsed) = self.target.call(op).await? else {
             return Err(self.target.unexpected("rehearsal").into());
         };

@@ -1,17 +1,17 @@
 //! Reading one mailbox: its index, and whether its files are what it says.
 
+use super::check;
 use super::contents::Contents;
-use super::inventory::{Flawed, SourceMailbox, problem};
-use super::records::{self, Read, Records};
+use super::inventory::{SourceMailbox, problem};
+use super::records::{self, Listed, Read, Records};
 use crate::cyrus::config::MetaFile;
-use crate::cyrus::index::{IndexView, Record, internal};
+use crate::cyrus::index::IndexView;
 use crate::cyrus::path::Layout;
 use crate::host::{Host, ofd};
-use crate::wire::manifest::{Entry, MAX_ENTRIES};
+use crate::wire::manifest::{ENTRY, MAX_ENTRIES};
 use crate::wire::v1::{self, FileKind, problem::Severity};
 use bytes::{Bytes, BytesMut};
 use prost::Message;
-use rustix::fs::{Access, AtFlags};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -26,12 +26,6 @@ const INDEX_WAIT: Duration = Duration::from_secs(5);
 /// A file that was changed less than this before it was read may change again
 /// without another time stamp.
 const STAMP_GRAIN: i64 = 2;
-
-/// Threads that look at files.
-const LOOKERS: usize = 16;
-
-/// Files that are not worth a thread of their own.
-const LEAST_SHARE: usize = 256;
 
 /// The files of a mailbox besides its messages.
 pub const META: [(FileKind, MetaFile); 5] = [
@@ -51,7 +45,7 @@ pub struct Known {
     /// Of an older server: which conversion was scanned.
     conversion: u64,
     /// UIDs up to this one were looked at on disk.
-    checked: u32,
+    pub(super) checked: u32,
     /// Messages that cannot be copied.
     pub bad: BTreeSet<u32>,
     /// What the mailbox adds to the totals.
@@ -100,10 +94,43 @@ impl Stamp {
 /// What a scan found.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// Parts for the wire, in order.
-    pub parts: Vec<v1::MailboxScan>,
+    /// What the target is told; none of a mailbox that cannot be read.
+    told: Option<Told>,
     /// What stands against copying.
     pub problems: Vec<v1::Problem>,
+}
+
+/// What the target is told of a mailbox.
+#[derive(Debug)]
+struct Told {
+    listed: Vec<Listed>,
+    last: v1::MailboxScan,
+}
+
+impl Found {
+    /// Parts for the wire, in order; each is made when it is asked for.
+    pub fn parts(&self) -> impl Iterator<Item = v1::MailboxScan> + '_ {
+        self.told.iter().flat_map(|Told { listed, last }| {
+            let count = listed.len().div_ceil(MAX_ENTRIES).max(1);
+            (0..count).map(move |n| {
+                let from = n * MAX_ENTRIES;
+                let to = listed.len().min(from + MAX_ENTRIES);
+                let before =
+                    v1::MailboxScan { mailbox: last.mailbox, ..v1::MailboxScan::default() };
+                v1::MailboxScan {
+                    first: n == 0,
+                    manifest: manifest(listed.get(from..to).unwrap_or_default()),
+                    ..if n + 1 == count { last.clone() } else { before }
+                }
+            })
+        })
+    }
+}
+
+fn manifest(listed: &[Listed]) -> Bytes {
+    let mut out = BytesMut::with_capacity(listed.len() * ENTRY);
+    listed.iter().for_each(|record| record.entry.encode(&mut out));
+    out.freeze()
 }
 
 /// Scans one mailbox; `None` when nothing has changed since `known`. Under the
@@ -137,7 +164,7 @@ pub fn scan(
         }
         Err(text) => {
             known.stamps = before;
-            found.parts.clear();
+            found.told = None;
             found.problems.push(unreadable(host, mailbox, text));
         }
     }
@@ -174,21 +201,6 @@ fn read(
 ) -> Result<(), String> {
     let Examined { read, problems } = examine((host, mailbox), paths, known, contents, frozen)?;
     found.problems.extend(problems);
-    let kept: Vec<&Record> = read.kept(&known.bad).collect();
-    let mut chunks = kept.chunks(MAX_ENTRIES).map(manifest).collect::<Vec<_>>();
-    if chunks.is_empty() {
-        chunks.push(Bytes::new());
-    }
-    let count = chunks.len();
-    for (n, manifest) in chunks.into_iter().enumerate() {
-        found.parts.push(v1::MailboxScan {
-            mailbox: mailbox.ordinal,
-            first: n == 0,
-            last: n + 1 == count,
-            manifest,
-            ..v1::MailboxScan::default()
-        });
-    }
     let mut files = Vec::new();
     for (kind, path) in paths {
         let content = match kind {
@@ -204,30 +216,34 @@ fn read(
             blake3: content.map(|c| Bytes::copy_from_slice(&c.blake3())).unwrap_or_default(),
         });
     }
-    if let Some(last) = found.parts.last_mut() {
-        let header = &read.header;
-        last.records = header.num_records;
-        last.uidvalidity = header.uidvalidity;
-        last.last_uid = header.last_uid;
-        last.highestmodseq = header.highestmodseq;
-        last.records_blake3 = Bytes::copy_from_slice(&read.digest());
-        last.files = files;
-        // The index and the cache change also when nobody changes anything.
-        let stable = [FileKind::Header, FileKind::Annotations];
-        let observable = v1::MailboxScan {
-            files: last.files.iter().filter(|f| stable.contains(&f.kind())).cloned().collect(),
-            manifest: Bytes::new(),
-            first: false,
-            ..last.clone()
-        };
-        known.observable = observable.encode_to_vec();
-        last.listed = known.totals.messages as u32;
-        if let Some(intervals) = &read.intervals {
-            last.partial = true;
-            last.intervals = intervals.iter().flat_map(|(first, end)| [*first, *end]).collect();
-        }
+    let header = &read.header;
+    let mut last = v1::MailboxScan {
+        mailbox: mailbox.ordinal,
+        last: true,
+        records: header.num_records,
+        uidvalidity: header.uidvalidity,
+        last_uid: header.last_uid,
+        highestmodseq: header.highestmodseq,
+        records_blake3: Bytes::copy_from_slice(&read.digest()),
+        files,
+        ..v1::MailboxScan::default()
+    };
+    // The index and the cache change also when nobody changes anything.
+    let stable = [FileKind::Header, FileKind::Annotations];
+    let observable = v1::MailboxScan {
+        files: last.files.iter().filter(|f| stable.contains(&f.kind())).cloned().collect(),
+        ..last.clone()
+    };
+    known.observable = observable.encode_to_vec();
+    last.listed = known.totals.messages as u32;
+    if let Some(intervals) = &read.intervals {
+        last.partial = true;
+        last.intervals = intervals.iter().flat_map(|(first, end)| [*first, *end]).collect();
     }
-    known.records = Some(Arc::new(read.remembered()));
+    let (records, mut listed) = read.remembered();
+    known.records = Some(Arc::new(records));
+    listed.retain(|record| !record.unlinked && !known.bad.contains(&record.entry.uid));
+    found.told = Some(Told { listed, last });
     Ok(())
 }
 
@@ -262,7 +278,7 @@ fn examine(
             lock = None;
             drop(file);
         }
-        let problems = check_files((host, mailbox), &places, &read.changed, known)?;
+        let problems = check::files((host, mailbox), &places, &read.changed, known)?;
         drop(lock);
         Ok(Examined { read, problems })
     };
@@ -275,14 +291,16 @@ fn examine(
         *known = before;
         if mailbox.converted.is_some() && host.offline.is_none() {
             // What was converted is of a moment ago.
-            let (records, _lock) = as_it_is(host, mailbox, &examined.read.changed)?;
-            examined.problems = check_files((host, mailbox), &places, &records, known)?;
+            let converted = examined.read.changed.iter().copied();
+            let (listed, _lock) = as_it_is(host, mailbox, converted)?;
+            examined.problems = check::files((host, mailbox), &places, &listed, known)?;
         } else {
+            drop(examined);
             examined = read(known, true)?;
         }
     }
     for (uid, code, text) in mailbox.converted.iter().flat_map(|c| &c.flawed) {
-        let (path, advice) = (places.messages.join(format!("{uid}.")), MEND);
+        let (path, advice) = (places.messages.join(format!("{uid}.")), check::MEND);
         let at = (host, mailbox);
         let flaw = problem(Severity::BadMessage, code, at, *uid, &path, text.clone(), advice);
         examined.problems.push(flaw);
@@ -296,8 +314,8 @@ fn examine(
 pub(crate) fn as_it_is(
     host: &Host,
     mailbox: &SourceMailbox,
-    converted: &[Record],
-) -> Result<(Vec<Record>, Option<File>), String> {
+    converted: impl Iterator<Item = Listed>,
+) -> Result<(Vec<Listed>, Option<File>), String> {
     let partition = mailbox.entry.partition.as_ref().ok_or("it has no directory")?;
     let layout = Layout::new(&host.config);
     let path = layout.meta_file(MetaFile::Index, &mailbox.entry.name, mailbox.style(), partition);
@@ -305,20 +323,17 @@ pub(crate) fn as_it_is(
     let (bytes, lock) = read_index(&path, false).map_err(|e| at(&path, &e))?;
     let index = IndexView::parse(&bytes).map_err(|e| at(&path, &e))?;
     // What is not listed there any more was expunged, and its file may have gone.
-    let expunged = |record: &Record| {
-        let internal_flags = record.internal_flags | internal::EXPUNGED;
-        (record.uid, Record { internal_flags, ..*record })
+    let expunged = |mut record: Listed| {
+        record.entry.expunged = true;
+        (record.entry.uid, record)
     };
-    let mut records: BTreeMap<u32, Record> = converted.iter().map(expunged).collect();
+    let mut listed: BTreeMap<u32, Listed> = converted.map(expunged).collect();
     for record in index.records() {
         let record = record.map_err(|e| at(&path, &e))?;
-        records.insert(record.uid, record);
+        listed.insert(record.uid, Listed::from(&record));
     }
-    Ok((records.into_values().collect(), lock))
+    Ok((listed.into_values().collect(), lock))
 }
-
-/// What to do about a message whose file cannot be copied.
-const MEND: &str = "mend its owner, mode or content, or go on without it: --bad-messages=skip";
 
 /// Where a mailbox's messages are.
 #[derive(Debug, Clone)]
@@ -338,161 +353,6 @@ impl Places {
         let archived = layout.archive_dir(&mailbox.entry.name, mailbox.style(), partition).ok();
         Some(Self { archived: archived.filter(|path| *path != messages), messages })
     }
-}
-
-/// Checks that each message that the index lists is there, whole and readable,
-/// and that no file is there that it does not list. Only what was not looked
-/// at before is looked at: a message's file never changes.
-fn check_files(
-    mailbox: (&Host, &SourceMailbox),
-    places: &Places,
-    records: &[Record],
-    known: &mut Known,
-) -> Result<Vec<v1::Problem>, String> {
-    let mut problems = Vec::new();
-    let first_time = known.checked == 0;
-    let there: Vec<&Record> = records.iter().filter(|r| !r.is_unlinked()).collect();
-    let (archived, ordinary): (Vec<&Record>, _) =
-        there.into_iter().partition(|r| r.is_archived() && places.archived.is_some());
-    let archive = places.archived.as_deref().map(|directory| (directory, archived));
-    for (directory, listed) in [(places.messages.as_path(), ordinary)].into_iter().chain(archive) {
-        let mut bad = |severity, code, uid, text: String, advice| {
-            let path = directory.join(format!("{uid}."));
-            problems.push(problem(severity, code, mailbox, uid, &path, text, advice));
-        };
-        let dir = match File::open(directory) {
-            Ok(dir) => dir,
-            // Where metadata are elsewhere, the first message makes the directory.
-            Err(e) if e.kind() == io::ErrorKind::NotFound && listed.is_empty() => continue,
-            Err(e) => return Err(at(directory, &e)),
-        };
-        let unseen: Vec<&Record> = listed.into_iter().filter(|r| r.uid > known.checked).collect();
-        let me = rustix::process::geteuid().as_raw();
-        for (uid, flaw) in look_at_all(&unseen, |record| look_at(&dir, directory, record, me)) {
-            known.bad.insert(uid);
-            if let Flaw::Bad(code, text) = flaw {
-                bad(Severity::BadMessage, code, uid, text, MEND);
-            }
-        }
-        if first_time {
-            let mut listed: BTreeSet<u32> = records.iter().map(|r| r.uid).collect();
-            let flawed = mailbox.1.converted.iter().flat_map(|c| &c.flawed);
-            listed.extend(flawed.map(|(uid, ..)| uid));
-            for entry in std::fs::read_dir(directory).map_err(|e| at(directory, &e))? {
-                let entry = entry.map_err(|e| at(directory, &e))?;
-                let name = entry.file_name();
-                let uid = name.to_str().and_then(|n| n.strip_suffix('.')?.parse::<u32>().ok());
-                if let Some(uid) = uid.filter(|uid| !listed.contains(uid)) {
-                    bad(
-                        Severity::BadMessage,
-                        "orphan-file",
-                        uid,
-                        format!("{} has no record in the index", entry.path().display()),
-                        "reconstruct the mailbox on this server, or move the file away",
-                    );
-                }
-            }
-        }
-    }
-    known.checked = records.last().map_or(known.checked, |r| r.uid.max(known.checked)).max(1);
-    Ok(problems)
-}
-
-/// The messages that an index shows to clients and whose files cannot be copied. Those
-/// on archive partitions are elsewhere, and not looked for.
-pub fn flaws(directory: &Path, index: &IndexView<'_>) -> io::Result<Vec<Flawed>> {
-    let records: Vec<Record> = index.live().filter_map(Result::ok).collect();
-    let looked_at = |r: &&Record| !r.is_unlinked() && !r.is_archived();
-    let records: Vec<&Record> = records.iter().filter(looked_at).collect();
-    if records.is_empty() {
-        return Ok(Vec::new());
-    }
-    let dir = File::open(directory)?;
-    let me = rustix::process::geteuid().as_raw();
-    let flaws = look_at_all(&records, |record| look_at(&dir, directory, record, me)).into_iter();
-    Ok(flaws
-        .filter_map(|(uid, flaw)| match flaw {
-            Flaw::Bad(code, text) => Some((uid, code, text)),
-            Flaw::Gone => None,
-        })
-        .collect())
-}
-
-/// Why a message's file cannot be copied.
-enum Flaw {
-    /// It is expunged, and its file has gone already.
-    Gone,
-    /// A stable word for it, and what is wrong.
-    Bad(&'static str, String),
-}
-
-/// Looks at the file of one message; `me` is the user that reads it.
-fn look_at(dir: &File, directory: &Path, record: &Record, me: u32) -> Option<Flaw> {
-    let name = format!("{}.", record.uid);
-    let shown = || directory.join(&name).display().to_string();
-    let unreadable = |e: rustix::io::Errno| {
-        Some(Flaw::Bad("unreadable-message", format!("{} cannot be read: {e}", shown())))
-    };
-    match rustix::fs::statat(dir, &name, AtFlags::SYMLINK_NOFOLLOW) {
-        Err(rustix::io::Errno::NOENT) if record.is_expunged() => Some(Flaw::Gone),
-        Err(rustix::io::Errno::NOENT) => {
-            let text = format!("{} is missing, the index lists it", shown());
-            Some(Flaw::Bad("missing-message", text))
-        }
-        Err(e) => unreadable(e),
-        // Cyrus accepts none from anybody, and fails on what a crash has left of one.
-        Ok(stat) if stat.st_size == 0 && record.size == 0 && record.is_expunged() => {
-            Some(Flaw::Gone)
-        }
-        Ok(stat) if stat.st_size == 0 && record.size == 0 => {
-            Some(Flaw::Bad("empty-message", format!("{} has not a single byte", shown())))
-        }
-        Ok(stat) if stat.st_size as u64 != record.size => {
-            let (has, says) = (stat.st_size, record.size);
-            let text = format!("{} has {has} bytes, the index says {says}", shown());
-            Some(Flaw::Bad("wrong-size-message", text))
-        }
-        // The usual case, without another question to the kernel.
-        Ok(stat) if stat.st_uid == me && stat.st_mode & 0o400 != 0 => None,
-        Ok(_) => rustix::fs::accessat(dir, &name, Access::READ_OK, AtFlags::EACCESS)
-            .err()
-            .and_then(unreadable),
-    }
-}
-
-/// Looks at many files at once, since a disk answers many questions faster than
-/// one after the other; the flaws, by UID.
-fn look_at_all(
-    records: &[&Record],
-    look: impl Fn(&Record) -> Option<Flaw> + Sync,
-) -> Vec<(u32, Flaw)> {
-    let flaws = |records: &[&Record]| -> Vec<(u32, Flaw)> {
-        records.iter().filter_map(|record| Some((record.uid, look(record)?))).collect()
-    };
-    let share = records.len().div_ceil(LOOKERS).max(LEAST_SHARE);
-    if records.len() <= share {
-        return flaws(records);
-    }
-    std::thread::scope(|scope| {
-        let looking: Vec<_> =
-            records.chunks(share).map(|share| scope.spawn(|| flaws(share))).collect();
-        looking.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect()
-    })
-}
-
-fn manifest(records: &[&Record]) -> Bytes {
-    let mut out = BytesMut::new();
-    for record in records {
-        let entry = Entry {
-            uid: record.uid,
-            expunged: record.is_expunged(),
-            archived: record.is_archived(),
-            size: record.size,
-            guid: record.guid.as_ref().map_or([0; 20], |g| *g.as_bytes()),
-        };
-        entry.encode(&mut out);
-    }
-    out.freeze()
 }
 
 /// The metadata files of a mailbox that this configuration has.

@@ -3,6 +3,7 @@
 
 mod alarms;
 mod begin;
+mod check;
 mod contents;
 pub(crate) mod freeze;
 pub(crate) mod inventory;
@@ -10,13 +11,14 @@ mod locks;
 pub(crate) mod mailbox;
 pub(crate) mod old;
 mod purge;
-mod records;
+pub(crate) mod records;
 pub(crate) mod retire;
 mod scan;
 mod seen;
 pub(crate) mod send;
 pub(crate) mod sessions;
 mod stragglers;
+pub(crate) mod wanted;
 
 pub(crate) use begin::top_of;
 

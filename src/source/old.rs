@@ -6,6 +6,7 @@
 //! no record has changed is not looked at again, so that the last look, which is
 //! under the freeze, costs as much as there was changed.
 
+use super::check;
 use super::inventory::{
     Conversion, Converted, Flawed, Listing, Ordinals, SourceMailbox, UserFiles,
 };
@@ -257,9 +258,7 @@ impl OldDisk {
         drop(lock);
         let header_file = upgrade::header_file(&old_header, entry, &id);
         let flawed = match self.locking {
-            Locking::Offline => {
-                mailbox::flaws(&directory, &index).map_err(|e| at(&directory, &e))?
-            }
+            Locking::Offline => check::flaws(&directory, &index).map_err(|e| at(&directory, &e))?,
             _ => Vec::new(),
         };
         let mut without: BTreeSet<u32> = flawed.iter().map(|(uid, ..)| *uid).collect();

@@ -3,6 +3,7 @@
 use crate::cyrus::index::{Header, IndexFile, ReadError, Record, touched};
 use crate::inventory::{GROUP, Groups, Shape};
 use crate::wire::blocks::Blocks;
+use crate::wire::manifest::Entry;
 use crate::wire::v1;
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -35,13 +36,36 @@ struct Part {
     cached: u64,
 }
 
+/// What is held of a record: the target is told no more of it, and a mailbox may have
+/// millions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listed {
+    /// What the target is told.
+    pub entry: Entry,
+    /// Whether its file has been removed.
+    pub unlinked: bool,
+}
+
+impl From<&Record> for Listed {
+    fn from(record: &Record) -> Self {
+        let entry = Entry {
+            uid: record.uid,
+            expunged: record.is_expunged(),
+            archived: record.is_archived(),
+            size: record.size,
+            guid: record.guid.as_ref().map_or([0; 20], |guid| *guid.as_bytes()),
+        };
+        Self { entry, unlinked: record.is_unlinked() }
+    }
+}
+
 /// An index, and those of its records that may have changed.
 #[derive(Debug)]
 pub struct Read {
     /// The index's header.
     pub header: Header,
     /// The records that may have changed, in UID order; all, if `intervals` is empty.
-    pub changed: Vec<Record>,
+    pub changed: Vec<Listed>,
     /// Between which UIDs, both included, nothing is left but what has changed; `None`: of
     /// all the index.
     pub intervals: Option<Vec<(u32, u32)>>,
@@ -68,7 +92,8 @@ pub fn read(file: &File, blocks: Arc<Blocks>, known: Option<&Records>) -> Result
     groups.resize(count);
     let mut parts = known.map(|known| known.parts.clone()).unwrap_or_default();
     parts.resize(count.div_ceil(GROUP) as usize, Part::default());
-    let mut changed = Vec::new();
+    let length = numbers.iter().map(|range| range.len()).sum();
+    let mut changed = Vec::with_capacity(length);
     let mut grouping = groups.grouping();
     for range in &numbers {
         index.each(range.clone(), |number, record| {
@@ -82,7 +107,7 @@ pub fn read(file: &File, blocks: Arc<Blocks>, known: Option<&Records>) -> Result
                     part.cached = part.cached.max(record.cache_offset);
                 }
             }
-            changed.push(record);
+            changed.push(Listed::from(&record));
         })?;
     }
     grouping.close();
@@ -116,11 +141,6 @@ impl Read {
         self.parts.iter().map(|part| part.cached).max().unwrap_or_default()
     }
 
-    /// The changed records whose messages are copied.
-    pub fn kept<'a>(&'a self, bad: &'a BTreeSet<u32>) -> impl Iterator<Item = &'a Record> {
-        self.changed.iter().filter(|r| !r.is_unlinked() && !bad.contains(&r.uid))
-    }
-
     /// What the mailbox adds to the totals, but for messages that are `bad`.
     pub fn totals(&mut self, bad: &BTreeSet<u32>) -> v1::Totals {
         let numbers = self.numbers.iter().cloned().flatten();
@@ -129,14 +149,15 @@ impl Read {
             if number.is_multiple_of(GROUP) {
                 (part.messages, part.expunged, part.bytes, part.archived) = (0, 0, 0, 0);
             }
-            if record.is_unlinked() || bad.contains(&record.uid) {
+            let Listed { entry, unlinked } = record;
+            if *unlinked || bad.contains(&entry.uid) {
                 continue;
             }
             part.messages += 1;
-            part.expunged += u32::from(record.is_expunged());
-            part.bytes = part.bytes.saturating_add(record.size);
-            if record.is_archived() {
-                part.archived = part.archived.saturating_add(record.size);
+            part.expunged += u32::from(entry.expunged);
+            part.bytes = part.bytes.saturating_add(entry.size);
+            if entry.archived {
+                part.archived = part.archived.saturating_add(entry.size);
             }
         }
         let mut totals = v1::Totals { mailboxes: 1, ..v1::Totals::default() };
@@ -149,15 +170,16 @@ impl Read {
         totals
     }
 
-    /// What is remembered of it.
-    pub fn remembered(self) -> Records {
-        Records {
+    /// What is remembered of it, and the records that may have changed.
+    pub fn remembered(self) -> (Records, Vec<Listed>) {
+        let records = Records {
             shape: Shape::of(&self.header),
             count: self.header.num_records,
             blocks: self.blocks,
             groups: self.groups,
             parts: self.parts,
-        }
+        };
+        (records, self.changed)
     }
 }
 
@@ -184,7 +206,7 @@ mod tests {
         let none = BTreeSet::new();
         let mut first = read(file.as_file(), write(&file, records), None).unwrap();
         assert_eq!(first.totals(&none).messages, records.len() as u64);
-        let known = first.remembered();
+        let (known, _) = first.remembered();
         change(records);
         let blocks = write(&file, records);
         let mut again = read(file.as_file(), Arc::clone(&blocks), Some(&known)).unwrap();
@@ -220,7 +242,7 @@ mod tests {
         });
         let intervals = read.intervals.clone().unwrap();
         assert!(intervals.iter().any(|(a, b)| (*a..=*b).contains(&gone)));
-        assert!(read.changed.iter().all(|r| r.uid != gone));
+        assert!(read.changed.iter().all(|r| r.entry.uid != gone));
         let mut shorter: Vec<_> = (1..=GROUP * 2).map(record).collect();
         let read = changed(&mut shorter, |records| {
             records.remove(3);

@@ -5,7 +5,7 @@ use super::retire::Retirement;
 use super::stragglers::{Baseline, Search};
 use super::{Session, alarms, inventory, mailbox, refused, send, stragglers};
 use crate::agent::{self, Link};
-use crate::cyrus::index::{IndexFile, IndexView};
+use crate::cyrus::index::IndexFile;
 use crate::host::Host;
 use crate::moves::sealed;
 use crate::moves::verdict::route_is_changed;
@@ -131,10 +131,10 @@ impl Session {
                 known.forget();
                 continue;
             }
-            done.problems.extend(found.problems);
-            for part in found.parts {
+            for part in found.parts() {
                 tell(v1::part::Part::MailboxScan(part))?;
             }
+            done.problems.extend(found.problems);
         }
         let unreadable = |text: String| {
             v1::Failure::new(
@@ -275,11 +275,9 @@ impl Session {
             of_user.push(send::user_job(*number, *kind, path.clone(), difference));
         }
         let contents = &self.contents;
-        // One mailbox after the other: only the index of one is held in memory.
         let of_mailboxes = wants.into_iter().flat_map(|(want, mailbox, places)| {
             let meta = mailbox::meta_paths(host, mailbox);
-            let listed = listed(want, &meta).unwrap_or_default();
-            send::jobs_of(want, mailbox, places, meta, contents, listed)
+            send::jobs_of(want, mailbox, places, meta, contents)
         });
         let jobs = of_mailboxes.chain(of_user);
         let sender = link.sender();
@@ -310,29 +308,6 @@ impl Session {
     }
 }
 
-/// What an index says of each message that is asked for.
-pub(super) fn listed(want: &v1::Want, meta: &[(FileKind, PathBuf)]) -> Option<send::Listed> {
-    if want.uid_runs.is_empty() {
-        return None;
-    }
-    let (_, path) = meta.iter().find(|(kind, _)| *kind == FileKind::Index)?;
-    let file = File::open(path).ok()?;
-    let mut index = IndexFile::open(&file).ok()?;
-    let runs = want.uid_runs.as_chunks::<2>().0;
-    let wanted = |uid: u32| {
-        let run = runs.partition_point(|[first, _]| *first <= uid).checked_sub(1);
-        run.and_then(|n| runs.get(n)).is_some_and(|[first, count]| uid - first < *count)
-    };
-    let mut sizes = Vec::new();
-    // What is asked for last is at the end; a record that changes meanwhile ends it.
-    let _ = index.each(0..u32::MAX, |_, r| {
-        if wanted(r.uid) {
-            sizes.push((r.uid, r.size, r.guid.as_ref().map(|g| *g.as_bytes())));
-        }
-    });
-    Some(sizes)
-}
-
 pub(super) fn to_wire(mailbox: &SourceMailbox) -> v1::Mailbox {
     let partition = mailbox.entry.partition.as_ref();
     v1::Mailbox {
@@ -351,8 +326,8 @@ fn index_minor(host: &Host, mailbox: &SourceMailbox) -> u32 {
     let meta = mailbox::meta_paths(host, mailbox);
     let path = meta.iter().find(|(kind, _)| *kind == FileKind::Index);
     path.and_then(|(_, path)| {
-        let bytes = std::fs::read(path).ok()?;
-        Some(IndexView::parse(&bytes).ok()?.header().minor)
+        let file = File::open(path).ok()?;
+        Some(IndexFile::open(&file).ok()?.header().minor)
     })
     .unwrap_or_default()
 }

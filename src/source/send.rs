@@ -4,6 +4,7 @@
 use super::contents::{Contents, Difference};
 use super::inventory::{SourceMailbox, problem};
 use super::mailbox::Places;
+use super::wanted::{Message, Wanted};
 use crate::agent::Sender;
 use crate::fault::{self, Point};
 use crate::host::Host;
@@ -40,9 +41,6 @@ const BLOCKS: usize = PIECE / BLOCK * BLOCK;
 
 /// Files that a reader takes at a time.
 const BATCH: usize = 16;
-
-/// Messages that an index lists and that are asked for, in UID order: UID, size in bytes, SHA-1.
-pub type Listed = Vec<(u32, u64, Option<[u8; 20]>)>;
 
 /// A file to send.
 #[derive(Debug, Clone)]
@@ -508,18 +506,19 @@ impl Directory {
     }
 }
 
-/// The files that a want asks for. What it asks beyond what was listed is left out.
+/// The files that a want asks for. What it asks beyond what is listed is left out.
 pub fn jobs_of<'a>(
     want: &'a v1::Want,
     mailbox: &SourceMailbox,
     places: Places,
     meta: Vec<(FileKind, PathBuf)>,
     contents: &'a Contents,
-    listed: Listed,
 ) -> impl Iterator<Item = Job> + 'a {
     let ordinal = mailbox.ordinal;
     let directory = Directory::open(places);
-    let messages = listed.into_iter().map(move |(uid, size, guid)| {
+    let index = meta.iter().find(|(kind, _)| *kind == FileKind::Index);
+    let wanted = Wanted::of(index.map(|(_, path)| path.as_path()), &want.uid_runs);
+    let messages = wanted.map(move |Message { uid, size, guid }| {
         let place = Place::Message(Arc::clone(&directory));
         let (kind, expected) = (FileKind::Message, Some((size, guid)));
         Job { mailbox: ordinal, kind, uid, place, expected, difference: None }

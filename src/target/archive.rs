@@ -7,8 +7,9 @@
 //! archived on the source since it was copied, or be archived there and not here. So the
 //! staged index gets the flag of where each message lies.
 
-use super::offer::{Checked, OfferError, StagedMailbox};
+use super::offer::{Checked, OfferError};
 use super::stage::{Stage, StageError, StagedDirectory};
+use super::staged::StagedMailbox;
 use crate::cyrus::config::MetaFile;
 use crate::cyrus::index::{self, IndexView, Record, internal};
 use crate::cyrus::path::{DirStyle, Layout};

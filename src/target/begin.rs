@@ -162,6 +162,7 @@ impl Target {
             deferring: None,
             syncing: None,
             staged: false,
+            unchanged: false,
             carrying: None,
         })
     }

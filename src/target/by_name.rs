@@ -8,9 +8,11 @@
 //! directory into that of its parent, which is there before.
 
 use super::convert::replace;
-use super::offer::{Inventory, StagedMailbox, message_name, script_name};
+use super::offer::Inventory;
 use super::publish::KeyValue;
 use super::stage::Stage;
+use super::staged::{StagedMailbox, message_name};
+use super::user_files::script_name;
 use crate::cyrus::db::crc::crc32;
 use crate::cyrus::downgrade;
 use crate::cyrus::header::MailboxHeader;

@@ -5,8 +5,10 @@
 //! so without harm; the rest is converted here, in the stage only. It is done as soon as
 //! a file has arrived, so that under the freeze only what changed last is left to do.
 
-use super::offer::{Inventory, OfferedUserFile, StagedMailbox};
+use super::offer::Inventory;
 use super::stage::{Stage, StagedDirectory};
+use super::staged::StagedMailbox;
+use super::user_files::OfferedUserFile;
 use super::{archive, by_name};
 use crate::cyrus::cache;
 use crate::cyrus::index::{self, IndexFile, IndexView, OLDEST_CONVERTED, Record, Time, touched};

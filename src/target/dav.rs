@@ -2,10 +2,11 @@
 //! moves (before 3.6 it names mailboxes by name): this server's own `dav_reconstruct` makes
 //! it of what is staged. What the messages do not tell it makes anew: the times of creation.
 
-use super::offer::{Inventory, StagedMailbox};
+use super::offer::Inventory;
 use super::plan::problem;
 use super::shadow::Top;
 use super::stage::Stage;
+use super::staged::StagedMailbox;
 use crate::cyrus::mboxlist::mbtype::Kind;
 use crate::cyrus::path::Layout;
 use crate::host::Host;

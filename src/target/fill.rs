@@ -1,18 +1,21 @@
 //! What comes is staged, and this server's Cyrus looks at it.
 
+use super::asked::MailboxWants;
 use super::base::Base;
 use super::by_name::View;
 use super::carry::{CarryError, Carrying};
-use super::offer::{Checked, Listing, MailboxWants, OfferError};
+use super::earlier::{self, Earlier};
+use super::offer::{Checked, OfferError};
 use super::receive::{Receipt, Writers};
 use super::shadow::Shadow;
 use super::stage::Stage;
+use super::staged::Listing;
 use super::sync::Syncing;
 use super::{
     Session, carry, check, convert, internal, plan, remove_stage, settle, stage, sync, this_release,
 };
 use crate::agent::{self, Link};
-use crate::cyrus::index::IndexView;
+use crate::cyrus::index::IndexFile;
 use crate::cyrus::name::PartitionName;
 use crate::cyrus::path::{DirStyle, Layout};
 use crate::host::Host;
@@ -26,10 +29,7 @@ impl Session {
     pub(super) fn offer(&mut self, host: &Host, link: &mut Link) -> Result<v1::Wants, v1::Failure> {
         self.writable()?;
         if !self.staged {
-            // The user's own files of an earlier session may be gone by now.
-            for directory in [self.stage.conf.join("user"), self.stage.sieve.clone()] {
-                let _ = std::fs::remove_dir_all(directory);
-            }
+            self.inventory.take_up(&self.stage, this_release(host).ok());
             self.staged = true;
         }
         self.stage
@@ -86,6 +86,7 @@ impl Session {
             user_bases: self.inventory.user_bases(&self.stage, &user_files),
             user_files,
         };
+        self.unchanged = wants.is_empty() && answer.user_files.is_empty();
         self.asked = Some(Arc::new(asked));
         for (ordinal, wants) in wants {
             if let Some(mailbox) = self.inventory.mailboxes.get_mut(&ordinal) {
@@ -143,7 +144,7 @@ impl Session {
         let carrying = Carrying::begin(host, &self.stage, &self.top, offer);
         let carrying = carrying.map_err(|e| not_carried(&e))?;
         let (wants, asked) = carrying.wants().map_err(|e| not_carried(&e))?;
-        self.asked = Some(asked);
+        (self.asked, self.unchanged) = (Some(asked), false);
         self.carrying = Some(carrying);
         Ok(wants)
     }
@@ -176,6 +177,8 @@ impl Session {
         };
         let mut writers =
             Writers::start(&asked, &link.pool()).map_err(|e| broken(e.to_string()))?;
+        // What is asked for is all that can come.
+        let (ahead, durable) = (durable, durable && !self.unchanged);
         if durable {
             self.syncing = Some(Syncing::start(self.synced_roots(), self.syncing.take()));
         }
@@ -204,6 +207,7 @@ impl Session {
             // The writers' own error is the cause of one in handing over.
             (Err(error), _) | (Ok(_), Some(error)) => return Err(broken(error.to_string())),
         };
+        let messages: usize = received.messages.values().map(Vec::len).sum();
         self.inventory.arrived(&received.messages, &received.files);
         self.inventory.torn(&received.torn);
         if let Ok(release) = this_release(host) {
@@ -211,14 +215,14 @@ impl Session {
             // settlement says so.
             convert::all(&self.stage, &mut self.inventory, release);
         }
-        if durable {
+        if ahead {
             settle::look_ahead(&self.stage, &mut self.inventory);
         }
         if let Some(syncing) = &mut self.syncing {
             syncing.all_is_there();
         }
         Ok(v1::Stored {
-            items: (received.messages.len() + received.files.len()) as u64,
+            items: (messages + received.files.len()) as u64,
             bytes: received.bytes,
             problems: Vec::new(),
             torn: received.torn.len() as u64,
@@ -244,6 +248,10 @@ impl Session {
         host: &Host,
         rehearse: &v1::Rehearse,
     ) -> Result<v1::Rehearsed, v1::Failure> {
+        // Of a copy that goes no further: a move has its shadow made before the freeze.
+        if rehearse.copy_only && rehearse.skipped.is_empty() && self.inventory.is_as_earlier() {
+            return Ok(v1::Rehearsed::default());
+        }
         let shadow = self.current_shadow(host)?;
         let view = self.view(host)?;
         self.convert_indexes(host)?;
@@ -257,7 +265,13 @@ impl Session {
         self.shadow = Some(shadow);
         drop(view);
         // Nothing of this is left to do under the freeze.
+        let taken = earlier::now();
         self.sync()?;
+        let accepted = this_release(host).ok().filter(|_| rehearse.skipped.is_empty());
+        Earlier::save(&self.stage, &self.inventory, taken, accepted).map_err(|e| {
+            let text = format!("cannot write down what is staged: {e}");
+            internal(text, "the source serves the user; what was copied is kept in the stage")
+        })?;
         Ok(v1::Rehearsed::default())
     }
 
@@ -298,13 +312,13 @@ impl Session {
         let older = || -> Result<Option<String>, String> {
             for mailbox in self.inventory.mailboxes.values().filter(|m| !m.name_only) {
                 let directory = mailbox.meta_directory(&self.stage, v1::FileKind::Index);
-                let bytes = directory.map_err(|e| e.to_string())?.read("cyrus.index");
-                let bytes = match bytes {
+                let file = directory.map_err(|e| e.to_string())?.open("cyrus.index");
+                let file = match file {
                     // It has not come yet.
                     Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-                    bytes => bytes.map_err(|e| format!("cyrus.index: {e}"))?,
+                    file => file.map_err(|e| format!("cyrus.index: {e}"))?,
                 };
-                let index = IndexView::parse(&bytes).map_err(|e| format!("cyrus.index: {e}"))?;
+                let index = IndexFile::open(&file).map_err(|e| format!("cyrus.index: {e}"))?;
                 if index.header().minor < newest {
                     return Ok(Some(mailbox.name.display()));
                 }

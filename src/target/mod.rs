@@ -3,12 +3,14 @@
 
 mod announce;
 mod archive;
+mod asked;
 mod base;
 mod begin;
 mod by_name;
 mod carry;
 mod convert;
 mod dav;
+mod earlier;
 mod features;
 mod fill;
 mod offer;
@@ -19,7 +21,9 @@ mod receive;
 mod settle;
 mod shadow;
 pub(crate) mod stage;
+mod staged;
 mod sync;
+mod user_files;
 
 pub use plan::{crossing, programs};
 pub use stage::OUR_DIRECTORY;
@@ -89,6 +93,8 @@ struct Session {
     syncing: Option<Syncing>,
     /// Whether this session has begun to stage.
     staged: bool,
+    /// Whether nothing was asked for last.
+    unchanged: bool,
     /// What has reached the source since and is to be carried over.
     carrying: Option<Carrying>,
 }

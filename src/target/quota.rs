@@ -1,9 +1,10 @@
 //! The quota root above a moved tree is the server's and not the tree's: what was under
 //! one of the source goes under that of this server, or under none.
 
-use super::offer::{Inventory, StagedMailbox};
+use super::offer::Inventory;
 use super::plan::problem;
 use super::stage::Stage;
+use super::staged::StagedMailbox;
 use crate::cyrus::config::DbKind;
 use crate::cyrus::db::Engine;
 use crate::cyrus::db::crc::crc32;

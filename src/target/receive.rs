@@ -82,8 +82,8 @@ pub struct Arrived {
 /// What a writer has done.
 #[derive(Debug, Default)]
 pub struct Received {
-    /// Messages whose files are there, verified: mailbox and UID.
-    pub messages: Vec<(u32, u32)>,
+    /// Messages whose files are there, verified: UIDs by mailbox.
+    pub messages: BTreeMap<u32, Vec<u32>>,
     /// Their bytes.
     pub bytes: u64,
     /// Other files that are there, verified.
@@ -187,7 +187,9 @@ impl Writers {
         for thread in self.threads {
             match thread.join().unwrap_or(Err(ReceiveError::WriterGone)) {
                 Ok(received) => {
-                    all.messages.extend(received.messages);
+                    for (mailbox, mut uids) in received.messages {
+                        all.messages.entry(mailbox).or_default().append(&mut uids);
+                    }
                     all.bytes += received.bytes;
                     all.files.extend(received.files);
                     all.gone.extend(received.gone);
@@ -330,7 +332,7 @@ impl Writer {
         }
         match partial.complete(chunk)? {
             Complete::Message => {
-                self.received.messages.push((key.0, key.2));
+                self.received.messages.entry(key.0).or_default().push(key.2);
                 self.received.bytes += chunk.size;
             }
             Complete::File(held) => {

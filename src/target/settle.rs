@@ -2,11 +2,13 @@
 //! has, record by record; and what publishing will do, as a plan.
 
 use super::by_name;
-use super::offer::{Compared, Inventory, StagedMailbox, script_name};
+use super::offer::Inventory;
 use super::plan;
 use super::publish::{KeyValue, Publication, hash_of_records};
 use super::shadow::{Shadow, Top};
 use super::stage::Stage;
+use super::staged::{Compared, StagedMailbox};
+use super::user_files::script_name;
 use crate::cyrus::annotation::{self, AnnotationKey, Scope};
 use crate::cyrus::config::{DbKind, MetaFile};
 use crate::cyrus::db::{Database, Engine, flat, twoskip};

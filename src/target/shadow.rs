@@ -3,9 +3,10 @@
 //! records is what will be published.
 
 use super::by_name;
-use super::offer::{Inventory, StagedMailbox};
+use super::offer::Inventory;
 use super::settle;
 use super::stage::Stage;
+use super::staged::StagedMailbox;
 use crate::cyrus::config::DbKind;
 use crate::cyrus::db::{Database, Engine};
 use crate::cyrus::dlist::Dlist;

@@ -173,6 +173,28 @@ impl Trace {
     }
 }
 
+/// A file that an earlier session has left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Left {
+    /// Its size, in bytes.
+    pub size: u64,
+    /// When it was changed last, its name included, in nanoseconds since 1970.
+    pub changed: i64,
+}
+
+impl Left {
+    /// The plain file at a path, if there is one.
+    pub fn of(path: &Path) -> Option<Self> {
+        use std::os::unix::fs::MetadataExt;
+        let stat = std::fs::symlink_metadata(path).ok().filter(std::fs::Metadata::is_file)?;
+        Some(Self { size: stat.len(), changed: nanoseconds(stat.ctime(), stat.ctime_nsec()) })
+    }
+}
+
+fn nanoseconds(seconds: i64, more: i64) -> i64 {
+    seconds.saturating_mul(1_000_000_000).saturating_add(more)
+}
+
 /// A directory of the stage, held open so that nothing is looked up twice.
 #[derive(Debug)]
 pub struct StagedDirectory {
@@ -298,15 +320,16 @@ impl StagedDirectory {
         Ok(())
     }
 
-    /// Names and sizes, in bytes, of the plain files in it.
-    pub fn files(&self) -> io::Result<Vec<(String, u64)>> {
+    /// The plain files in it, with their names.
+    pub fn files(&self) -> io::Result<Vec<(String, Left)>> {
         let mut files = Vec::new();
         for entry in rustix::fs::Dir::read_from(&self.fd)? {
             let entry = entry?;
             let Ok(name) = entry.file_name().to_str() else { continue };
             let stat = rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)?;
             if rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
-                files.push((name.to_owned(), stat.st_size as u64));
+                let changed = nanoseconds(stat.st_ctime, stat.st_ctime_nsec as i64);
+                files.push((name.to_owned(), Left { size: stat.st_size as u64, changed }));
             }
         }
         Ok(files)
