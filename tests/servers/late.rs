@@ -33,7 +33,7 @@ fn selected(host: &Host, user: &str) -> String {
     let mut imap = host.imap(user).unwrap();
     let answer = imap.attempt("SELECT INBOX").unwrap();
     imap.logout();
-    answer.tagged.text().into_owned()
+    answer.tagged.to_string()
 }
 
 /// Nothing is wrong with him, and he comes back with all that he has there.
@@ -140,8 +140,7 @@ fn moved_and_forwarded(servers: &Servers) {
     // A client that knows nothing works on as if it were at the new server.
     let mut late = servers.source.imap("forwarded").unwrap();
     let selected = late.command("SELECT INBOX").unwrap();
-    let exists = |n: &lab::imap::Response| n.of("EXISTS").count();
-    assert_eq!(exists(&selected), 1, "{selected:?}");
+    assert_eq!(selected.numbered("EXISTS").count(), 1, "{selected:?}");
     late.command("STORE 1 +FLAGS (late)").unwrap();
     late.command("CREATE INBOX.late").unwrap();
     late.command("COPY 1 INBOX.late").unwrap();
@@ -151,7 +150,7 @@ fn moved_and_forwarded(servers: &Servers) {
     there.command("SELECT INBOX").unwrap();
     for search in ["SEARCH SUBJECT late", "SEARCH KEYWORD late"] {
         let found = there.command(search).unwrap();
-        assert_eq!(found.of("SEARCH").count(), 1, "{search}: {found:?}");
+        assert!(found.of("SEARCH").any(|uids| uids.len() > 1), "{search}: {found:?}");
     }
     there.command("SELECT INBOX.late").unwrap();
     there.logout();

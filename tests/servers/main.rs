@@ -29,6 +29,7 @@ mod preflight;
 mod repeat;
 mod reverse;
 mod rich;
+mod routing;
 mod search;
 mod shared;
 mod stragglers;
