@@ -37,7 +37,7 @@
 #
 # Hosts that need neither suite nor ip:  bw1 bw2 bw3 (bookworm)  bull bull2 (bullseye)  trix trix2 (trixie)
 # sid sid2 (sid)
-# mx (mx): programs that lead mail and clients to the others; stop its Cyrus before they start
+# mx (mx): programs that lead mail and clients to the others; it has no Cyrus
 # and, all bookworm, a Murder: mup (mupdate master)  be1 be2 (backends)  fe1 (frontend); mup comes first
 #
 # State lives in $MBCOPY_LAB (default /var/tmp/mbcopy-lab), never in the repository.  Cyrus data is
@@ -408,6 +408,7 @@ imap_answers() {
 }
 
 start_cyrus() {
+  [ "$(cat "$LAB/hosts/$1/suite")" != mx ] || return 0 # Dovecot has taken its place
   if ! master_pid "$1" >/dev/null; then
     # directories must belong to cyrus: one made by root breaks the locks
     in_host "$1" bash -ec '

@@ -69,6 +69,7 @@ id Debian-exim >/dev/null 2>&1 || useradd -r Debian-exim
 install -d -o Debian-exim /var/spool/exim4 /var/log/exim4 /etc/exim4
 cat > /etc/exim4/exim4.conf <<'END'
 primary_hostname = mx
+exim_path = /opt/exim/usr/sbin/exim4
 acl_smtp_rcpt = all
 begin acl
 all:
@@ -107,7 +108,7 @@ rootpw pw
 directory /var/lib/ldap-mbcopy
 END
 rm -rf /var/lib/ldap-mbcopy; mkdir /var/lib/ldap-mbcopy
-printf pw > /etc/mbcopy.ldap
+(umask 077; printf pw > /etc/mbcopy.ldap)
 slapd -h ldap://127.0.0.1 -f /etc/ldap/mbcopy.conf
 ldapadd -x -H ldap://127.0.0.1 -D cn=admin,dc=example,dc=org -y /etc/mbcopy.ldap <<END
 dn: dc=example,dc=org
@@ -219,8 +220,7 @@ impl Routed {
         servers.accounts(&[user]);
         Seed::new(&servers.source, user).small().unwrap();
         let mx = Host::new("mx");
-        mx.up().expect("`make lab` builds the root mx");
-        mx.stop_cyrus().unwrap();
+        mx.up_alone().expect("`make lab` builds the root mx");
         let contrib = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/route");
         for host in [&mx, &servers.source] {
             host.run(&["mkdir", "-p", COMMANDS]).unwrap();
