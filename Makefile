@@ -109,7 +109,7 @@ tools:
 		echo "no $(MUSL) for this toolchain: tools/static.sh builds in the lab's oldest root instead"
 
 lab: tools
-	for suite in bullseye bookworm trixie sid; do $(LAB) build $$suite || exit; done
+	for suite in bullseye bookworm trixie sid mx; do $(LAB) build $$suite || exit; done
 
 lab-down:
 	$(LAB) down --all

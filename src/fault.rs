@@ -111,6 +111,16 @@ points! {
         MupdateTaken,
     }
 
+    /// The places that are reached only where a command has the MTA hold mail.
+    OF_HOLDS {
+        /// Both journals say that mail is held; the freeze command has not run.
+        HoldNoted,
+        /// The freeze command has run.
+        MailHeld,
+        /// The thaw command has run, the journals do not know it yet.
+        MailReleased,
+    }
+
     /// The writes that must be durable, or fail.
     WRITES {
         /// A journal is written.

@@ -80,6 +80,24 @@ pub(super) struct MoveOptions {
     /// How long the route command may take
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
     route_timeout: Duration,
+    /// Command that has the MTA hold the user's mail, run before each freeze; it is told
+    /// as the route command is, and must be idempotent
+    #[arg(long, value_name = "COMMAND", requires = "thaw_command")]
+    #[serde(default)]
+    freeze_command: Option<String>,
+    /// Command that lets the mail flow again, run after the thaw, and by `resume` and
+    /// `abort` if it could not be run then; it must be idempotent
+    #[arg(long, value_name = "COMMAND", requires = "freeze_command")]
+    #[serde(default)]
+    thaw_command: Option<String>,
+    /// How long the freeze command, and the thaw command, may take
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    #[serde(default = "hold_timeout")]
+    hold_timeout: Duration,
+    /// What the old server does with clients and deliveries that come after the move
+    #[arg(long, value_name = "WHAT", default_value = "defer")]
+    #[serde(default)]
+    pub(super) old_server: OldServer,
     /// Limit of the copy, in bytes per second; 0: none
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
     pub(super) bwlimit: u64,
@@ -128,6 +146,19 @@ impl MoveOptions {
             put("route-command", command.into());
         }
         put("route-timeout", time(self.route_timeout).into());
+        for (option, command) in
+            [("freeze-command", &self.freeze_command), ("thaw-command", &self.thaw_command)]
+        {
+            if let Some(command) = command {
+                put(option, command.into());
+            }
+        }
+        put("hold-timeout", time(self.hold_timeout).into());
+        match self.old_server {
+            OldServer::Defer => {}
+            OldServer::Forward => put("old-server", "forward".into()),
+            OldServer::Refuse => put("old-server", "refuse".into()),
+        }
         put("bwlimit", self.bwlimit.to_string().into());
         put("remote-program", self.remote_program.clone().into());
         put("remote-config", self.remote_config.clone().into());
@@ -155,6 +186,22 @@ enum BadMessages {
     Refuse,
     /// Go on without them, and name them in the report
     Skip,
+}
+
+/// What an old server does with those who come late.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+pub(super) enum OldServer {
+    /// Defer deliveries, and send clients away
+    #[default]
+    Defer,
+    /// Pass on to the new server what comes, by Cyrus's own proxying
+    Forward,
+    /// Say that there is no such user
+    Refuse,
+}
+
+fn hold_timeout() -> Duration {
+    Duration::from_secs(30)
 }
 
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
@@ -230,6 +277,14 @@ pub(super) fn perform(common: &Common, task: Task, request: &Request, output: Ou
         freeze_attempts: 5,
         route_command: how.route_command.clone(),
         route_timeout: how.route_timeout,
+        freeze_command: how.freeze_command.clone(),
+        thaw_command: how.thaw_command.clone(),
+        hold_timeout: how.hold_timeout,
+        old_server: match how.old_server {
+            OldServer::Defer => v1::OldServer::Defer,
+            OldServer::Forward => v1::OldServer::Forward,
+            OldServer::Refuse => v1::OldServer::Refuse,
+        },
         rate_limit: how.bwlimit,
         command: typed_command(),
     };

@@ -1,7 +1,7 @@
 //! `mbcopy resume`, `cutover`, `abort` and `reverse`: what becomes of a move that an
 //! earlier push has begun.
 
-use super::push::{MoveOptions, Output, Task, USAGE, perform};
+use super::push::{MoveOptions, OldServer, Output, Task, USAGE, perform};
 use super::request::Request;
 use super::{Common, status};
 use crate::moves::journal::state;
@@ -109,6 +109,8 @@ pub(super) fn reverse(common: &Common, args: OneArgs) -> ExitCode {
             match Request::load(&known.move_id) {
                 Ok(Request { mailbox, destination, mut options, .. }) => {
                     options.copy_only = false;
+                    // It was said of this server, not of the one that is left now.
+                    options.old_server = OldServer::default();
                     // A partition was one of the other server.
                     let destination = without_partition(&destination);
                     options.partition_map.iter_mut().for_each(|(a, b)| std::mem::swap(a, b));

@@ -33,6 +33,8 @@ struct Line {
     on_resume: &'static str,
     /// What `abort` would do; empty: nothing.
     on_abort: &'static str,
+    /// Whether mail is held by the freeze command, and the thaw command is due.
+    mail_held: bool,
 }
 
 pub(super) fn run(common: &Common, args: StatusArgs) -> ExitCode {
@@ -114,6 +116,7 @@ impl Line {
             meaning,
             on_resume,
             on_abort,
+            mail_held: record.mail_held && !state::is_over(&record.state),
         }
     }
 }
@@ -126,6 +129,11 @@ impl std::fmt::Display for Line {
             "{} {direction} {}: {} since {} (move {})\n  {}",
             self.mailbox, self.peer, self.state, self.since, self.move_id, self.meaning
         )?;
+        if self.mail_held {
+            let hint = "mail may be held: the freeze command has been run, and the thaw command \
+                        is due; resume and abort run it";
+            write!(f, "\n  {hint}")?;
+        }
         for (command, does) in [("resume", self.on_resume), ("abort", self.on_abort)] {
             if !does.is_empty() {
                 write!(f, "\n  {command}: {does}")?;

@@ -372,6 +372,7 @@ impl Journal {
 impl From<Entry> for v1::MoveRecord {
     fn from(entry: Entry) -> Self {
         Self {
+            mail_held: entry.mail_is_held(),
             move_id: entry.id.to_string(),
             role: entry.role.into(),
             identity: Some(v1::Identity {

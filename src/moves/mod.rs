@@ -1,6 +1,7 @@
 //! A move: its phases and transitions (pure), and the journal that each server
 //! keeps of it.
 
+mod held;
 pub mod id;
 pub mod journal;
 pub mod phase;

@@ -23,7 +23,8 @@ pub async fn abort(
 ) -> Report {
     let began = Instant::now();
     let mut push = Push::new(options, source, target, monitor, interrupt);
-    let phase = match push.give_up().await {
+    let given_up = push.give_up().await;
+    let phase = match given_up {
         Ok(()) => {
             push.report.outcome = Outcome::Aborted;
             Phase::Failed
@@ -59,6 +60,10 @@ pub async fn abort(
             if routed { Phase::Routed } else { Phase::Failed }
         }
     };
+    // Also of one that cannot be given up.
+    if push.report.outcome != Outcome::Aborted {
+        push.let_mail_flow().await;
+    }
     push.report.settle_serving(phase, push.offline);
     push.report.next_steps = push.next_steps();
     push.report.total_ms = millis(began.elapsed());
@@ -130,6 +135,7 @@ impl Push<'_> {
             }
         }
         self.source_state = state::COPYING.into();
+        self.release_mail().await?;
         if there.is_some() {
             self.finish(Server::Target, false).await?;
         }
@@ -146,6 +152,7 @@ impl Push<'_> {
             Answer::Attached(attached) => {
                 self.murder |= attached.murder_route;
                 self.taken_away |= attached.taken_away;
+                self.mail_held |= attached.r#move.as_ref().is_some_and(|m| m.mail_held);
                 Ok(attached.r#move)
             }
             _ => Err(self.peer(server).unexpected("move").into()),

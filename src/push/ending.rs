@@ -28,7 +28,10 @@ impl Push<'_> {
         match phase {
             Phase::Done => {
                 self.report.failure = None;
-                let mut ended = self.finish(Server::Target, true).await;
+                let mut ended = self.release_mail().await;
+                if ended.is_ok() {
+                    ended = self.finish(Server::Target, true).await;
+                }
                 fault::point(Point::TargetFinished);
                 if ended.is_ok() {
                     ended = self.finish(Server::Source, true).await;
@@ -52,21 +55,24 @@ impl Push<'_> {
                 self.report.differences = self.differences();
             }
             Phase::CommitUnknown | Phase::Routed if self.broken => {
+                self.let_mail_flow().await;
                 self.report.outcome = Outcome::Resumable;
             }
             Phase::CommitUnknown | Phase::Routed => {
                 // A connection that hangs must not keep the report from the admin.
                 let _ = tokio::time::timeout(GRACE, self.thaw()).await;
+                self.let_mail_flow().await;
                 self.report.outcome = Outcome::Resumable;
             }
             _ if matches!(self.report.outcome, Outcome::Planned | Outcome::Copied) => {}
             // A connection in the middle of something ends with this process,
             // and with it the freeze.
-            _ if self.broken => {}
+            _ if self.broken => self.let_mail_flow().await,
             _ => {
                 if self.frozen_at.is_some() {
                     let _ = tokio::time::timeout(GRACE, self.thaw()).await;
                 }
+                self.let_mail_flow().await;
                 if phase == Phase::Failed && self.recalled {
                     // Best tried; the next command on this move does it, too.
                     let _ = tokio::time::timeout(GRACE, self.withdraw(true)).await;

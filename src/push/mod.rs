@@ -8,6 +8,7 @@
 pub mod abort;
 mod ending;
 mod exchange;
+mod hold;
 pub mod local;
 pub mod monitor;
 pub mod peer;
@@ -64,6 +65,14 @@ pub struct Options {
     pub route_command: Option<String>,
     /// How long the route command may take.
     pub route_timeout: Duration,
+    /// The admin's command that has the MTA hold mail, before each freeze.
+    pub freeze_command: Option<String>,
+    /// The one that lets it flow again.
+    pub thaw_command: Option<String>,
+    /// How long either of them may take.
+    pub hold_timeout: Duration,
+    /// What the source does with those who come after the move.
+    pub old_server: v1::OldServer,
     /// Bytes per second; 0: as fast as it goes.
     pub rate_limit: u64,
     /// The command that the admin typed, to be typed again.
@@ -140,6 +149,11 @@ pub async fn push(
                 phase = Phase::Failed;
                 break;
             }
+            if let Err(trouble) = push.release_mail().await {
+                push.remember(Phase::Copying, &trouble);
+                phase = Phase::Failed;
+                break;
+            }
             push.ready = false;
         }
         // The table has an answer to every event that a phase can report;
@@ -161,11 +175,12 @@ pub async fn stillborn(options: &Options, source: Option<Peer>, failure: Failure
     if let Some(mut source) = source {
         if source.is_asked()
             && let Ok(Answer::SourcePlan(plan)) = source.reply().await
-            && plan.state == state::PLANNED
-            && !options.dry_run
         {
-            // It was to be a new move, of which nobody needs to know.
-            let _ = source.call(Op::Finish(v1::Finish { done: false })).await;
+            report.notes.extend(hold::release_alone(options, &mut source, &plan).await);
+            if plan.state == state::PLANNED && !options.dry_run {
+                // It was to be a new move, of which nobody needs to know.
+                let _ = source.call(Op::Finish(v1::Finish { done: false })).await;
+            }
         }
         if was_routed(&mut source, &options.mailbox).await {
             phase = Phase::Routed;
@@ -252,6 +267,8 @@ struct Push<'a> {
     murder: bool,
     /// Whether a backend's start has taken the source's copy away meanwhile.
     taken_away: bool,
+    /// Whether the thaw command is due.
+    mail_held: bool,
 }
 
 impl<'a> Push<'a> {
@@ -293,6 +310,7 @@ impl<'a> Push<'a> {
             offline: options.offline,
             murder: false,
             taken_away: false,
+            mail_held: false,
         }
     }
 

@@ -82,9 +82,12 @@ impl Push<'_> {
         self.one_murder(&source, &target)?;
         self.snapshot = if source.snapshot.is_empty() { target.snapshot } else { source.snapshot };
         let known = if lost { "" } else { source.state.as_str() };
-        if self.take_up(known, &target.state, source.route_command).await? {
+        let forward = self.take_up(known, &target.state, source.route_command).await?;
+        self.release_mail().await?;
+        if forward {
             return Ok(());
         }
+        self.plan_old_server().await?;
         match proof.transpose()? {
             None if self.offline => {}
             Some(Answer::FreezeProof(proof)) => {
@@ -160,6 +163,7 @@ impl Push<'_> {
             self.monitor.event(monitor::Event::Warning { text: text.into() });
             self.report.notes.push(text.into());
         }
+        self.mail_held = plan.mail_held;
         // From here on, whatever fails must not deny what an earlier push has done.
         self.route_begun = route_is_changed(&plan.state);
         self.identity = plan.identity.clone().unwrap_or_default();
@@ -189,9 +193,35 @@ impl Push<'_> {
             fresh: plan.state == state::PLANNED,
         });
         match self.target.call(op).await? {
-            Answer::TargetPlan(plan) => Ok(plan),
+            Answer::TargetPlan(plan) => {
+                self.mail_held |= plan.mail_held;
+                Ok(plan)
+            }
             _ => Err(self.target.unexpected("plan").into()),
         }
+    }
+
+    /// Whether the source can do what is asked for with those who come late.
+    async fn plan_old_server(&mut self) -> Result<(), Trouble> {
+        let server = self.report.target.clone();
+        let mut plan = v1::PlanOldServer { server, ..v1::PlanOldServer::default() };
+        plan.set_old_server(self.options.old_server);
+        if self.options.old_server == v1::OldServer::Defer {
+            return Ok(());
+        }
+        for server in [Server::Source, Server::Target] {
+            let peer = self.peer(server);
+            let Answer::OldServerPlan(answer) = peer.call(Op::PlanOldServer(plan.clone())).await?
+            else {
+                return Err(peer.unexpected("plan for those who come late").into());
+            };
+            self.problems(server, &answer.problems);
+            if answer.authname.is_empty() {
+                break;
+            }
+            plan.authname = answer.authname;
+        }
+        Ok(())
     }
 
     /// Takes up a move that an earlier push has begun; whether its route may
@@ -357,6 +387,10 @@ impl Push<'_> {
     }
 
     pub(super) async fn freeze(&mut self) -> Result<(), Trouble> {
+        // A retired copy takes nothing that would have to be held.
+        if ![state::RETIRING, state::RETIRED].contains(&self.source_state.as_str()) {
+            self.hold_mail().await?;
+        }
         let limit = self.limit();
         let op = Op::Freeze(v1::Freeze {
             limit_ms: limit.as_millis() as u32,
@@ -467,7 +501,9 @@ impl Push<'_> {
     }
 
     pub(super) async fn retire(&mut self) -> Result<(), Trouble> {
-        let op = Op::Retire(v1::Retire { server: self.report.target.clone() });
+        let server = self.report.target.clone();
+        let old_server = self.options.old_server.into();
+        let op = Op::Retire(v1::Retire { server, old_server });
         let Answer::Retired(retired) = self.source.call(op).await? else {
             return Err(self.source.unexpected("retirement").into());
         };

@@ -22,7 +22,8 @@ pub struct Change {
     pub old: Place,
     /// Where the user is from now on.
     pub new: Place,
-    /// `route`, or `restore` when an earlier `route` failed.
+    /// `route`, or `restore` when an earlier `route` failed; `freeze` and `thaw` of the
+    /// commands around the freeze.
     pub action: &'static str,
 }
 
@@ -35,20 +36,24 @@ pub struct Place {
     pub host: String,
 }
 
-/// Why the route was not changed.
+/// Why one of the admin's commands did not do what it is for.
 #[derive(Debug, thiserror::Error)]
 pub enum RouteError {
     /// It does not start.
-    #[error("the route command {command:?} does not start: {source}")]
+    #[error("the {what} command {command:?} does not start: {source}")]
     Start {
+        /// Whose: `route`, `freeze` or `thaw`.
+        what: &'static str,
         /// The command.
         command: String,
         /// Why.
         source: std::io::Error,
     },
     /// It failed.
-    #[error("the route command {command:?} ended with {status}: {output}")]
+    #[error("the {what} command {command:?} ended with {status}: {output}")]
     Status {
+        /// Whose: `route`, `freeze` or `thaw`.
+        what: &'static str,
         /// The command.
         command: String,
         /// How it ended.
@@ -57,8 +62,10 @@ pub enum RouteError {
         output: String,
     },
     /// It took too long.
-    #[error("the route command {command:?} did not end within {limit:?} and was killed")]
+    #[error("the {what} command {command:?} did not end within {limit:?} and was killed")]
     Timeout {
+        /// Whose: `route`, `freeze` or `thaw`.
+        what: &'static str,
         /// The command.
         command: String,
         /// How long it was allowed.
@@ -79,7 +86,8 @@ impl Change {
 
     /// Runs `command` by the shell, as the admin who started the move.
     pub async fn run(&self, command: &str, limit: Duration) -> Result<(), RouteError> {
-        let start = |source| RouteError::Start { command: command.into(), source };
+        let what = if self.is_restored() { "route" } else { self.action };
+        let start = |source| RouteError::Start { what, command: command.into(), source };
         let json = serde_json::to_vec(self).map_err(|e| start(e.into()))?;
         // A file, not a pipe: a daemon that the command starts may keep it open.
         let output = tempfile::tempfile().map_err(start)?;
@@ -111,13 +119,16 @@ impl Change {
                     let _ =
                         rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
                 }
-                Err(RouteError::Timeout { command: command.into(), limit })
+                Err(RouteError::Timeout { what, command: command.into(), limit })
             }
             Ok(Err(source)) => Err(start(source)),
             Ok(Ok(status)) if status.success() => Ok(()),
-            Ok(Ok(status)) => {
-                Err(RouteError::Status { command: command.into(), status, output: said(output) })
-            }
+            Ok(Ok(status)) => Err(RouteError::Status {
+                what,
+                command: command.into(),
+                status,
+                output: said(output),
+            }),
         }
     }
 }

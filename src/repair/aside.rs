@@ -10,7 +10,7 @@ use crate::host::Host;
 use crate::inspect::examine::{self, Found};
 use crate::moves::journal::{Entry, state};
 use crate::source::inventory::Listing;
-use crate::source::retire::{RetireError, Retirement};
+use crate::source::retire::{RetireError, Retirement, sends_to};
 use crate::source::sessions;
 use crate::wire::v1::{self, failure::Kind};
 
@@ -51,7 +51,7 @@ impl Session {
             return Ok(v1::PutAsideDone { mailboxes });
         }
         let id = self.entry.id.clone();
-        let planned = Retirement::new(host, &listing, &id, &aside.server);
+        let planned = Retirement::new(host, &listing, &id, &sends_to(host, &aside.server));
         let planned = planned.map_err(|e| unchanged(e.to_string()))?;
         if let Some(path) = planned.crossings().first() {
             return Err(unchanged(format!(

@@ -7,6 +7,7 @@ mod check;
 mod contents;
 pub(crate) mod freeze;
 pub(crate) mod inventory;
+mod late;
 mod locks;
 pub(crate) mod mailbox;
 pub(crate) mod old;
@@ -39,7 +40,7 @@ use inventory::{Listing, Ordinals, UserFiles};
 use locks::Locks;
 use mailbox::Known;
 use old::OldDisk;
-use retire::Retirement;
+use retire::{Retirement, leads_away};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -129,10 +130,16 @@ impl Handler for Source {
             Op::FindStragglers(_) => {
                 session.find_stragglers(host, link).map(Answer::StragglersFound)
             }
-            Op::Retire(retire) => session.retire(host, &retire.server).map(Answer::Retired),
+            Op::PlanOldServer(plan) => Ok(Answer::OldServerPlan(late::look(host, &plan))),
+            Op::Retire(retire) => session.retire(host, &retire).map(Answer::Retired),
             Op::TakeRoute(_) => murder::take(host, &session.top).map(Answer::RouteTaken),
             Op::Record(record) => {
                 session.note(host, &record)?;
+                Ok(Answer::Recorded(v1::Recorded {}))
+            }
+            Op::HoldMail(hold) => {
+                session.entry.set_mail_held(hold.held);
+                session.journal_write()?;
                 Ok(Answer::Recorded(v1::Recorded {}))
             }
             Op::Finish(finish) => {
@@ -257,7 +264,7 @@ impl Session {
         }
     }
 
-    fn retire(&mut self, host: &Host, server: &str) -> Result<v1::Retired, v1::Failure> {
+    fn retire(&mut self, host: &Host, retire: &v1::Retire) -> Result<v1::Retired, v1::Failure> {
         let limit = || {
             v1::Failure::new(
                 Kind::Limit,
@@ -267,13 +274,13 @@ impl Session {
             )
         };
         let freeze = self.freeze.take().ok_or_else(limit)?;
-        let done = freeze.pinned(|| self.put_away(host, server));
+        let done = freeze.pinned(|| self.put_away(host, retire));
         self.freeze = Some(freeze);
         done.unwrap_or_else(|| Err(limit()))
     }
 
     /// Retires, or goes on with a retirement that was interrupted.
-    fn put_away(&mut self, host: &Host, server: &str) -> Result<v1::Retired, v1::Failure> {
+    fn put_away(&mut self, host: &Host, retire: &v1::Retire) -> Result<v1::Retired, v1::Failure> {
         let failed = |text: String| {
             v1::Failure::new(
                 Kind::Internal,
@@ -293,7 +300,8 @@ impl Session {
             let retirement = if state == state::RETIRING {
                 Retirement::load(host, &self.id)
             } else {
-                Retirement::new(host, &self.listing, &self.id, server)
+                let away = leads_away(host, &retire.server, retire.old_server());
+                Retirement::new(host, &self.listing, &self.id, &away)
             };
             let retirement = retirement.map_err(|e| failed(e.to_string()))?;
             // Where opening a mailbox does not take the user's lock, only looking tells.
@@ -361,7 +369,7 @@ impl Session {
                     route_command: record.route_command,
                     murder_route: record.murder_route,
                 };
-                self.entry.detail = serde_json::to_string(&detail).unwrap_or_default();
+                self.entry.set_note(&serde_json::to_string(&detail).unwrap_or_default());
             }
             // From here on the move only goes forward: the freeze must last.
             state::ROUTING => {
@@ -395,7 +403,7 @@ impl Session {
     }
 
     fn detail(&self) -> Detail {
-        serde_json::from_str(&self.entry.detail).unwrap_or_default()
+        serde_json::from_str(self.entry.note()).unwrap_or_default()
     }
 
     /// Ends the move; one that may have been published cannot be given up here.

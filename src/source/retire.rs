@@ -5,7 +5,8 @@
 //! 1. the old records are written to a file, durably, so that they can be put back;
 //! 2. **one transaction** marks the live mailboxes as moving to the new server,
 //!    and removes the records of those that delayed delete keeps: from here on
-//!    every new lookup defers or refers, and nothing bounces;
+//!    every new lookup defers or refers, and nothing bounces (unless the admin has
+//!    asked for something else: [`leads_away`]);
 //! 3. directories and quota roots are renamed into the holding place on the same
 //!    filesystem, so that whoever waited inside the old ones fails instead of
 //!    writing there;
@@ -36,6 +37,7 @@ use crate::host::tools::DbOp;
 use crate::moves::MoveId;
 use crate::moves::sealed::{self, PathBytes};
 use crate::murder;
+use crate::wire::v1::OldServer;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
@@ -90,15 +92,14 @@ pub enum RetireError {
 }
 
 impl Retirement {
-    /// What retiring the listed mailboxes to `server` will do.
+    /// What retiring the listed mailboxes will do, whose records are changed by `away`.
     pub fn new(
         host: &Host,
         listing: &Listing,
         id: &MoveId,
-        server: &str,
+        away: &RecordEdit,
     ) -> Result<Self, RetireError> {
         let record = |e: &dyn std::fmt::Display| RetireError::Record(e.to_string());
-        let moving = sends_to(host, server);
         let mut changes = Vec::new();
         for mailbox in &listing.mailboxes {
             let mut records = Vec::new();
@@ -117,7 +118,7 @@ impl Retirement {
                 let new = if mailbox.deleted {
                     None
                 } else {
-                    Some(moving.apply(&old).map_err(|e| record(&e))?)
+                    Some(away.apply(&old).map_err(|e| record(&e))?)
                 };
                 changes.push((key, old, new));
             }
@@ -327,6 +328,20 @@ pub(crate) fn sends_to(host: &Host, server: &str) -> RecordEdit {
         remove,
         ..RecordEdit::default()
     }
+}
+
+/// Makes a record of a retired mailbox what `manner` asks for. To forward it is remote, and
+/// Cyrus itself passes on what comes. To refuse it is a tombstone, which everybody takes
+/// for no mailbox; remote, too, since those `cyr_expire` does not remove.
+pub(crate) fn leads_away(host: &Host, server: &str, manner: OldServer) -> RecordEdit {
+    let (add, remove) = match manner {
+        OldServer::Defer => return sends_to(host, server),
+        OldServer::Forward => {
+            (vec![Flag::Remote], vec![Flag::Deleted, Flag::Moving, Flag::Reserve])
+        }
+        OldServer::Refuse => (vec![Flag::Deleted, Flag::Remote], vec![Flag::Moving, Flag::Reserve]),
+    };
+    RecordEdit { add, remove, ..sends_to(host, server) }
 }
 
 /// The record that leads from the id of a mailbox to its name (3.4, by

@@ -1,7 +1,7 @@
 //! What the source has of the user, told and sent.
 
 use super::inventory::SourceMailbox;
-use super::retire::Retirement;
+use super::retire::{Retirement, sends_to};
 use super::stragglers::{Baseline, Search};
 use super::{Session, alarms, inventory, mailbox, refused, send, stragglers};
 use crate::agent::{self, Link};
@@ -40,7 +40,8 @@ impl Session {
         problems.extend(alarms::note(host, &self.listing));
         if host.offline.is_none() {
             // Any directory can be a mount.
-            let planned = Retirement::new(host, &self.listing, &self.id, "");
+            let away = sends_to(host, "");
+            let planned = Retirement::new(host, &self.listing, &self.id, &away);
             let crossings = planned.map(|planned| planned.crossings()).unwrap_or_default();
             problems.extend(crossings.iter().map(|path| crate::target::crossing(path)));
         }
@@ -66,6 +67,7 @@ impl Session {
             murder: murder::is_member(host),
             mupdate,
             murder_route: self.detail().murder_route,
+            mail_held: self.entry.mail_is_held(),
         }
     }
 

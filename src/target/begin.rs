@@ -59,7 +59,8 @@ impl Target {
             }
         }
         let publication = self.settle(&mut entry)?;
-        answer.snapshot = entry.detail.clone().into();
+        answer.snapshot = entry.note().to_owned().into();
+        answer.mail_held = entry.mail_is_held();
         let partitions = plan::partitions(&self.host, plan, &mut answer.problems);
         let mut base = None;
         if has_user(&entry.state) {

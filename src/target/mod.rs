@@ -139,6 +139,16 @@ impl Handler for Target {
                 session.record(&record.state)?;
                 Ok(Answer::Recorded(v1::Recorded {}))
             }
+            Op::HoldMail(hold) => {
+                session.entry.set_mail_held(hold.held);
+                let state = session.entry.state.clone();
+                session.record(&state)?;
+                Ok(Answer::Recorded(v1::Recorded {}))
+            }
+            Op::PlanOldServer(plan) => {
+                let problems = plan::proxies(host, &plan.authname).into_iter().collect();
+                Ok(Answer::OldServerPlan(v1::OldServerPlan { problems, ..Default::default() }))
+            }
             Op::Finish(finish) => session.finish(host, finish.done).map(Answer::Finished),
             _ => Err(agent::unknown_request()),
         }
@@ -187,7 +197,7 @@ impl Session {
         sealed::save(&self.stage.publication(), &publication)
             .map_err(|e| internal(e.to_string(), "the source serves the user"))?;
         self.publication = Some(publication);
-        self.entry.detail = String::from_utf8_lossy(&settle.snapshot).into_owned();
+        self.entry.set_note(&String::from_utf8_lossy(&settle.snapshot));
         self.record(state::PREPARED)?;
         Ok(prepared)
     }

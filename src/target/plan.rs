@@ -422,6 +422,21 @@ pub fn room_for(host: &Host, wanted: &BTreeMap<&PartitionName, u64>) -> Result<(
     Ok(())
 }
 
+/// Why the old server's Cyrus cannot log in here for its users, if it cannot: it would do
+/// so as `authname`.
+pub fn proxies(host: &Host, authname: &str) -> Option<v1::Problem> {
+    let named = host.config.get("proxyservers").unwrap_or_default();
+    let may = named.split_whitespace().chain(["*"]).any(|name| name == authname);
+    let admin = host.config.admins().iter().any(|name| name == authname);
+    (!may && !admin).then(|| {
+        refuse(
+            "forward-proxyservers",
+            format!("{authname} may not log in for others here: proxyservers does not name it"),
+            "set proxyservers in imapd.conf here, and start Cyrus again",
+        )
+    })
+}
+
 /// The problem of a directory on another filesystem than its root.
 pub fn crossing(path: &Path) -> v1::Problem {
     refuse(

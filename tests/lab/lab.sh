@@ -5,7 +5,8 @@
 # namespaces, running Debian's own Cyrus, sshd and rsyslog.  All hosts hang on a bridge that lives
 # in a network namespace of its own (mbcopylab, 10.77.0.1): the machine's network is not touched.
 #
-#   lab.sh build [suite]                   make a root with Cyrus (bookworm; bullseye trixie sid)
+#   lab.sh build [suite]                   make a root with Cyrus (bookworm; bullseye trixie sid),
+#                                          or mx: bookworm with MTAs, proxies and slapd
 #   lab.sh up <host> [suite] [ip]          create or start a host; returns when imapd answers
 #   lab.sh up <host> --disk <device>       the same, with this filesystem for its data until it stops
 #   lab.sh down <host>|--all               stop a host; what it holds is kept
@@ -36,6 +37,7 @@
 #
 # Hosts that need neither suite nor ip:  bw1 bw2 bw3 (bookworm)  bull bull2 (bullseye)  trix trix2 (trixie)
 # sid sid2 (sid)
+# mx (mx): programs that lead mail and clients to the others; it has no Cyrus
 # and, all bookworm, a Murder: mup (mupdate master)  be1 be2 (backends)  fe1 (frontend); mup comes first
 #
 # State lives in $MBCOPY_LAB (default /var/tmp/mbcopy-lab), never in the repository.  Cyrus data is
@@ -53,6 +55,9 @@ PACKAGES="cyrus-imapd cyrus-admin cyrus-clients cyrus-replication cyrus-murder
   sasl2-bin libsasl2-modules openssh-server openssh-client rsync rsyslog
   iproute2 procps strace netbase sqlite3"
 MORE="cyrus-caldav" # added to roots that were built without
+MTAS="postfix postfix-lmdb postfix-ldap dovecot-imapd nginx-light libnginx-mod-mail slapd ldap-utils"
+EXIM="exim4-base exim4-daemon-light" # unpacked beside them, below /opt/exim: only one MTA can be installed
+EXIM_NEEDS="libgnutls-dane0 libidn12 libnsl2 libpcre2-8-0 libspf2-2"
 
 . "$HERE/cyrus-conf.sh"
 
@@ -74,6 +79,7 @@ known_host() { # "suite ip" of the hosts that everybody knows
     be1)  echo bookworm $NET.42;;
     be2)  echo bookworm $NET.43;;
     fe1)  echo bookworm $NET.44;;
+    mx)   echo mx $NET.45;;
   esac
 }
 
@@ -119,7 +125,8 @@ in_client() { # with the hosts' names resolving
 
 build() {
   local suite=${1:-bookworm}
-  case $suite in bookworm|bullseye|trixie|sid) ;; *) die "unknown suite $suite";; esac
+  case $suite in bookworm|bullseye|trixie|sid|mx) ;; *) die "unknown suite $suite";; esac
+  [ "$suite" != mx ] || "$HERE/lab.sh" build bookworm >&2
   need_tools debootstrap:debootstrap unshare:util-linux flock:util-linux
   lock 9 "build-$suite" 1800
   if is_built "$suite"; then
@@ -137,7 +144,8 @@ build() {
   unshare --mount --pid --fork --kill-child --mount-proc "$HERE/lab.sh" _build "$suite"
 }
 
-is_built() { [ "$(cat "$LAB/roots/$1/.lab-built" 2>/dev/null)" = "$PACKAGES" ]; }
+is_built() { [ "$(cat "$LAB/roots/$1/.lab-built" 2>/dev/null)" = "$(packages "$1")" ]; }
+packages() { case $1 in mx) echo "$MTAS $EXIM";; *) echo "$PACKAGES";; esac; }
 has_more() { [ "$(cat "$LAB/roots/$1/.lab-more" 2>/dev/null)" = "$MORE" ]; }
 
 add_more() { # to a root that may be in use: only new files come
@@ -148,6 +156,26 @@ add_more() { # to a root that may be in use: only new files come
     sh -ec "get() { apt-get -q -y --no-upgrade install $MORE; }; get || { apt-get -q update; get; }; apt-get clean"
   umount "$root/dev" "$root/proc"
   echo "$MORE" > "$root/.lab-more"
+}
+
+build_mx() { # on top of bookworm
+  local new=$LAB/roots/mx.new
+  rm -rf --one-file-system "$new"
+  cp -a "$LAB/roots/bookworm/." "$new"
+  cp -L /etc/resolv.conf "$new/etc/resolv.conf" || true
+  mount -t proc proc "$new/proc"
+  mount --bind /dev "$new/dev"
+  DEBIAN_FRONTEND=noninteractive LC_ALL=C chroot "$new" sh -ec "
+    apt-get -q update
+    apt-get -q -y install $MTAS $EXIM_NEEDS
+    mkdir -p /opt/exim && cd /opt/exim
+    apt-get -q download $EXIM
+    for package in *.deb; do dpkg-deb -x \$package . && rm \$package; done
+    apt-get clean"
+  umount "$new/dev" "$new/proc"
+  packages mx > "$new/.lab-built"
+  rm -rf --one-file-system "$LAB/roots/mx"
+  mv "$new" "$LAB/roots/mx"
 }
 
 build_root() { # beside the final place: a half-finished root never gets its name
@@ -380,6 +408,7 @@ imap_answers() {
 }
 
 start_cyrus() {
+  [ "$(cat "$LAB/hosts/$1/suite")" != mx ] || return 0 # Dovecot has taken its place
   if ! master_pid "$1" >/dev/null; then
     # directories must belong to cyrus: one made by root breaks the locks
     in_host "$1" bash -ec '
@@ -507,7 +536,7 @@ fi
 
 case $command in
   build)        build "$@";;
-  _build)       build_root "$1";;
+  _build)       case $1 in mx) build_mx;; *) build_root "$1";; esac;;
   _add)         add_more "$1";;
   up)           up "$@";;
   down)         if [ "$host" = --all ]; then down_all; else down "$host"; fi;;

@@ -74,6 +74,11 @@ impl Host {
         self.await_imap(Duration::from_secs(30))
     }
 
+    /// Starts a host that has no Cyrus.
+    pub fn up_alone(&self) -> Result<()> {
+        self.lab("up", &[])
+    }
+
     /// Starts the host with the filesystem on this device for its data, until it stops.
     pub fn up_on(&self, device: &Path) -> Result<()> {
         self.lab("up", &["--disk", &device.display().to_string()])?;
