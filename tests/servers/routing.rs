@@ -220,6 +220,8 @@ impl Routed {
         servers.accounts(&[user]);
         Seed::new(&servers.source, user).small().unwrap();
         let mx = Host::new("mx");
+        // What a test that was killed has left.
+        let _ = mx.down();
         mx.up_alone().expect("`make lab` builds the root mx");
         let contrib = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/route");
         for host in [&mx, &servers.source] {
@@ -235,7 +237,7 @@ impl Routed {
         let route: Vec<String> = commands.map(on).collect();
         let routed = Routed { servers, mx, user: user.into(), route: route.join(" && ") };
         routed.run("rm -f /etc/postfix/mbcopy* /etc/exim4/mbcopy* /etc/dovecot/mbcopy* \
-                    /etc/nginx/mbcopy* /var/log/mail.log /var/log/exim4/mainlog /run/stop /run/sent");
+                    /etc/nginx/mbcopy* /var/log/mail.log /var/log/exim4/mainlog /run/stop /run/sent; rm -rf /var/spool/exim4; postsuper -d ALL");
         if let Some(mta) = mta {
             let start = match (mta.sendmail, mta.command.starts_with("ldap")) {
                 ("sendmail", true) => format!("{START_SLAPD}\n{}\nINITIAL=\n{POSTFIX}", mta.start),
