@@ -131,8 +131,11 @@ impl Proxy {
         let offers = talk.ask("LHLO localhost").map_err(lmtp)?;
         let word = |line: &str| line.get(4..).unwrap_or_default().to_ascii_uppercase();
         let offers: Vec<String> = offers.iter().map(|line| word(line)).collect();
-        let auth = offers.iter().find(|line| line.starts_with("AUTH"));
-        if auth.is_none() && !offers.iter().any(|line| line == "STARTTLS") {
+        let auth = offers.iter().filter(|line| line.starts_with("AUTH"));
+        let mechanisms: Vec<&str> = auth.flat_map(|line| line.split([' ', '=']).skip(1)).collect();
+        // One with -a offers EXTERNAL, which no password is for.
+        let none = mechanisms.iter().all(|mechanism| *mechanism == "EXTERNAL");
+        if none && !offers.iter().any(|line| line == "STARTTLS") {
             return Err(refuse(
                 "forward-preauthorized",
                 format!(
@@ -144,7 +147,7 @@ impl Proxy {
             ));
         }
         // Within TLS, or by another mechanism, Cyrus itself will try.
-        if auth.is_some_and(|auth| auth.split([' ', '=']).any(|word| word == "PLAIN")) {
+        if mechanisms.contains(&"PLAIN") {
             let login = format!("\0{}\0{}", self.authname, self.password);
             let login = Base64::encode_string(login.as_bytes());
             let said = talk.ask(&format!("AUTH PLAIN {login}")).map_err(lmtp)?;

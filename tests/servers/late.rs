@@ -70,7 +70,7 @@ fn late_ones_are_refused() {
     let servers = Servers::fresh();
     moved(&servers, "refused", "refuse");
     let (code, text) = delivered(&servers.source, "refused");
-    assert_eq!((code, text.contains("Mailbox does not exist")), (550, true), "{text}");
+    assert_eq!((code, text.contains("User unknown")), (550, true), "{text}");
     let said = selected(&servers.source, "refused");
     assert_eq!(said, "NO Mailbox does not exist");
     let mut imap = servers.source.imap("refused").unwrap();
