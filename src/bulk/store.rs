@@ -11,6 +11,7 @@
 mod admin;
 mod coordinators;
 mod database;
+mod encryption;
 mod place;
 mod postgres;
 mod sqlite;
@@ -405,6 +406,3 @@ impl Store {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

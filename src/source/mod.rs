@@ -9,7 +9,9 @@ pub(crate) mod inventory;
 mod locks;
 pub(crate) mod mailbox;
 pub(crate) mod old;
+mod prove;
 mod purge;
+mod quota;
 mod records;
 pub(crate) mod retire;
 mod scan;
@@ -120,6 +122,9 @@ impl Handler for Source {
         match op {
             Op::ProveFreeze(_) => session.prove(host).map(Answer::FreezeProof),
             Op::Scan(_) => session.scan(host, link).map(Answer::ScanDone),
+            Op::ProveContents(ask) => {
+                session.prove_contents(host, &ask).map(Answer::ContentsProven)
+            }
             Op::SendItems(items) => session.send(host, &items, link).map(Answer::SendDone),
             Op::Freeze(freeze) => session.freeze(host, &freeze).map(Answer::Frozen),
             Op::Thaw(_) => Ok(Answer::Thawed(session.thaw())),

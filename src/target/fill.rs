@@ -6,6 +6,7 @@ use super::carry::{CarryError, Carrying};
 use super::offer::{Checked, Listing, MailboxWants, OfferError};
 use super::receive::{Receipt, Writers};
 use super::shadow::Shadow;
+use super::share::Share;
 use super::stage::Stage;
 use super::sync::Syncing;
 use super::{
@@ -23,7 +24,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 impl Session {
-    pub(super) fn offer(&mut self, host: &Host, link: &mut Link) -> Result<v1::Wants, v1::Failure> {
+    pub(super) fn offer(
+        &mut self,
+        host: &Host,
+        link: &mut Link,
+        last: bool,
+    ) -> Result<v1::Wants, v1::Failure> {
         self.writable()?;
         if !self.staged {
             // The user's own files of an earlier session may be gone by now.
@@ -65,6 +71,31 @@ impl Session {
             };
             taken.map_err(|e| internal(e.to_string(), "the source serves the user"))?;
         }
+        // Proving takes time that a freeze has not.
+        self.wants(host, wants, !last)
+    }
+
+    /// Links what the source has proven to have, too; what is left to be sent.
+    pub(super) fn take_shared(
+        &mut self,
+        host: &Host,
+        take: &v1::TakeShared,
+    ) -> Result<v1::Wants, v1::Failure> {
+        self.writable()?;
+        if let Some(share) = &mut self.share {
+            let taken = share.take(host, &self.inventory, &take.proofs);
+            self.inventory.arrived(&taken, &[]);
+        }
+        self.wants(host, BTreeMap::new(), true)
+    }
+
+    /// Asks for what is new and for what has not come yet.
+    fn wants(
+        &mut self,
+        host: &Host,
+        mut wants: BTreeMap<u32, MailboxWants>,
+        share: bool,
+    ) -> Result<v1::Wants, v1::Failure> {
         // Also of those of which nothing new was told.
         for (ordinal, mailbox) in &mut self.inventory.mailboxes {
             mailbox.want_again(wants.entry(*ordinal).or_default());
@@ -79,7 +110,10 @@ impl Session {
         let to_wire = |(ordinal, wants): (&u32, &MailboxWants)| {
             wants.to_wire(*ordinal, asked.bases(*ordinal))
         };
+        let ask = |share: &mut Share| share.ask(host, &self.inventory, &wants);
+        let prove = self.share.as_mut().filter(|_| share).and_then(ask);
         let answer = v1::Wants {
+            prove,
             messages: wants.values().map(|w| w.messages.len() as u64).sum(),
             bytes: wants.values().fold(0, |all, wants| all.saturating_add(wants.bytes())),
             wants: wants.iter().map(to_wire).collect(),
@@ -204,6 +238,9 @@ impl Session {
             // The writers' own error is the cause of one in handing over.
             (Err(error), _) | (Ok(_), Some(error)) => return Err(broken(error.to_string())),
         };
+        if let Some(share) = &mut self.share {
+            share.came(&self.inventory, &received.linked);
+        }
         self.inventory.arrived(&received.messages, &received.files);
         self.inventory.torn(&received.torn);
         if let Ok(release) = this_release(host) {
@@ -258,6 +295,9 @@ impl Session {
         drop(view);
         // Nothing of this is left to do under the freeze.
         self.sync()?;
+        if let Some(share) = &mut self.share {
+            share.give(host, &self.inventory);
+        }
         Ok(v1::Rehearsed::default())
     }
 

@@ -626,6 +626,12 @@ impl StagedMailbox {
         wants.files = self.wanted_files();
     }
 
+    /// A message that was asked for last.
+    pub fn asked_for(&self, uid: u32) -> Option<&Entry> {
+        let at = self.lacking.binary_search_by_key(&uid, |entry| entry.uid).ok()?;
+        self.lacking.get(at)
+    }
+
     /// Remembers what was asked for.
     pub fn remember(&mut self, wants: MailboxWants) {
         self.lacking = wants.messages;

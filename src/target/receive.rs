@@ -84,6 +84,8 @@ pub struct Arrived {
 pub struct Received {
     /// Messages whose files are there, verified: mailbox and UID.
     pub messages: Vec<(u32, u32)>,
+    /// Those of them that have several names on the source.
+    pub linked: Vec<(u32, u32)>,
     /// Their bytes.
     pub bytes: u64,
     /// Other files that are there, verified.
@@ -188,6 +190,7 @@ impl Writers {
             match thread.join().unwrap_or(Err(ReceiveError::WriterGone)) {
                 Ok(received) => {
                     all.messages.extend(received.messages);
+                    all.linked.extend(received.linked);
                     all.bytes += received.bytes;
                     all.files.extend(received.files);
                     all.gone.extend(received.gone);
@@ -331,6 +334,9 @@ impl Writer {
         match partial.complete(chunk)? {
             Complete::Message => {
                 self.received.messages.push((key.0, key.2));
+                if chunk.linked {
+                    self.received.linked.push((key.0, key.2));
+                }
                 self.received.bytes += chunk.size;
             }
             Complete::File(held) => {
@@ -501,6 +507,7 @@ mod tests {
             gone: false,
             compressed: false,
             patch: false,
+            linked: false,
             size: bytes.len() as u64,
             offset: 0,
             mtime: 1_000_000,

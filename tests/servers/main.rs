@@ -17,6 +17,7 @@ mod failures;
 mod forgotten;
 mod inspect;
 mod layouts;
+mod links;
 mod live;
 mod many;
 mod murder;
