@@ -13,14 +13,14 @@ use std::time::{Duration, Instant};
 pub(crate) const STORE: &str = "/var/tmp/mbcopy-bulk";
 
 /// Users with a few messages, what they are, and a file that lists them.
-struct Run {
-    servers: Servers,
-    users: Vec<String>,
+pub(crate) struct Run {
+    pub(crate) servers: Servers,
+    pub(crate) users: Vec<String>,
     before: BTreeMap<String, Fingerprint>,
 }
 
 impl Run {
-    fn of(prefix: &str, count: usize) -> Run {
+    pub(crate) fn of(prefix: &str, count: usize) -> Run {
         let servers = Servers::fresh();
         let users: Vec<String> = (0..count).map(|n| format!("{prefix}{n:02}")).collect();
         servers.accounts(&users.iter().map(String::as_str).collect::<Vec<_>>());
@@ -36,31 +36,31 @@ impl Run {
         run
     }
 
-    fn list(&self, lines: &[String]) {
+    pub(crate) fn list(&self, lines: &[String]) {
         shell(&self.servers.source, &format!("echo '{}' > /tmp/users", lines.join("\n")));
     }
 
-    fn bulk(&self, arguments: &[&str]) -> Pushed {
+    pub(crate) fn bulk(&self, arguments: &[&str]) -> Pushed {
         self.servers.mbcopy(&[&["bulk"], arguments, &["--store", STORE]].concat())
     }
 
-    fn start(&self, options: &[&str]) -> Pushed {
+    pub(crate) fn start(&self, options: &[&str]) -> Pushed {
         self.servers.mbcopy(&self.command(options)[1..])
     }
 
     /// The command that moves whoever is listed.
-    fn command<'a>(&self, options: &[&'a str]) -> Vec<&'a str> {
+    pub(crate) fn command<'a>(&self, options: &[&'a str]) -> Vec<&'a str> {
         [&["mbcopy", "bulk", "/tmp/users", "--to", "bw2", "--store", STORE], options].concat()
     }
 
     /// Starts it, and goes on meanwhile.
-    fn spawn(&self, options: &[&str]) -> Child {
+    pub(crate) fn spawn(&self, options: &[&str]) -> Child {
         self.servers.source.spawn(&self.command(options)).unwrap()
     }
 
     /// The user is whole on the target, and only there.
     #[track_caller]
-    fn assert_moved(&self, user: &str) {
+    pub(crate) fn assert_moved(&self, user: &str) {
         assert_same(&self.before[user], &fingerprint(&self.servers.target, user, &[]), &[]);
         assert!(!serves(&self.servers.source, user), "the source still serves {user}");
     }

@@ -23,6 +23,7 @@ mod many;
 mod murder;
 mod offline;
 mod old_live;
+mod plans;
 mod power;
 mod preflight;
 mod repeat;
