@@ -241,7 +241,8 @@ impl How {
 
     /// Options of every push of the run: what it shares with the others, too.
     fn of_each(&self, run: &str, directory: &Path) -> Vec<OsString> {
-        let mut each = MoveOptions { copy_only: false, ..self.each.clone() };
+        let mut each = self.each.clone();
+        each.copy_only = false;
         each.share.get_or_insert_with(|| run.to_owned());
         if each.bwlimit > 0 {
             each.bwlimit_file.get_or_insert_with(|| directory.join("bandwidth"));

@@ -28,7 +28,6 @@ fn seeded(prefix: &str) -> (Servers, Vec<String>) {
     let names: Vec<&str> = users.iter().map(String::as_str).collect();
     servers.accounts(&names);
     let mut admin = servers.source.admin().unwrap();
-    let mut admin = servers.source.admin().unwrap();
     for user in &users {
         admin.command(format!("CREATE user.{user}")).unwrap();
     }

@@ -169,7 +169,7 @@ fn neighbour<T>(host: &Host, meanwhile: impl FnOnce() -> T) -> T {
         let done = meanwhile();
         stop.store(true, Ordering::Relaxed);
         works.join().expect("the target's other users can work");
-        let turns = turns.into_inner();
+        let turns = turns.load(Ordering::Relaxed);
         assert!(turns > 0, "the neighbour did nothing");
         println!("the neighbour worked {turns} times");
         done

@@ -201,21 +201,20 @@ fn paces(how: &How, store: &Store) -> Result<Vec<watch::Receiver<Pace>>, StoreEr
         return Ok(Vec::new());
     }
     let watch = |target| pulse::watch(target, ceiling, usize::from(how.jobs));
-    Ok(targets(how, store)?.into_iter().map(watch).collect())
+    Ok(targets(how, &store.destinations()?).into_iter().map(watch).collect())
 }
 
-/// The servers that the run moves users to.
-fn targets(how: &How, store: &Store) -> Result<Vec<pulse::Target>, StoreError> {
+/// The servers of these places.
+fn targets(how: &How, places: &[String]) -> Vec<pulse::Target> {
     let mut hosts = BTreeSet::new();
-    let places = store.destinations()?;
     let parsed = places.iter().filter_map(|place| Destination::parse_with_partition(place).ok());
     let new = parsed.filter(|(destination, _)| hosts.insert(destination.host().to_owned()));
-    Ok(new.map(|(destination, _)| how.watched(destination)).collect())
+    new.map(|(destination, _)| how.watched(destination)).collect()
 }
 
 /// Nobody is left who could share anything.
 async fn end_sharing(how: &How, store: &Store, teller: &Teller) -> Result<(), StoreError> {
-    for target in targets(how, store)? {
+    for target in targets(how, &store.reached()?) {
         if let Err(error) = sharing::end(&target, how.share_of(store)).await {
             let host = target.destination.host();
             teller.say(&format!(
