@@ -22,6 +22,7 @@ pub mod repair;
 pub mod show;
 pub mod source;
 pub mod target;
+mod tls;
 pub mod transport;
 pub mod verify;
 pub mod wire;

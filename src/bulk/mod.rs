@@ -5,7 +5,7 @@
 //! (what becomes of each user), [`schedule`] (what to do next), [`window`], [`throttle`] (how many at
 //! once). Around them, thin: [`store`] (what is known, in SQLite or PostgreSQL),
 //! [`attempt`] (one move, a process of its own), [`run`] (the coordinator), [`survey`]
-//! (who is on the source), [`pulse`] (how the target fares), [`status`], [`report`] and
+//! (who is on the source), [`pulse`] (how the target fares), [`sharing`], [`status`], [`report`] and
 //! [`metrics`].
 //!
 //! Every move is a `mbcopy push` of its own process, whose standard output is a
@@ -21,6 +21,7 @@ pub mod report;
 pub mod resolve;
 pub mod run;
 pub mod schedule;
+pub mod sharing;
 pub mod state;
 pub mod status;
 pub mod store;

@@ -76,7 +76,7 @@ pub fn watch(target: Target, ceiling: Ceiling, jobs: usize) -> watch::Receiver<P
 async fn ask(target: &Target, connection: &mut Option<(Session, Peer)>) -> Result<Beat, String> {
     let (_, peer) = match connection {
         Some(open) => open,
-        None => connection.insert(connect(target).await?),
+        None => connection.insert(connect(target, v1::Role::Inspect).await?),
     };
     let op = Op::FeelPulse(v1::FeelPulse { canary: target.canary.clone() });
     match peer.call(op).await.map_err(|e| e.to_string())? {
@@ -88,11 +88,13 @@ async fn ask(target: &Target, connection: &mut Option<(Session, Peer)>) -> Resul
     }
 }
 
-async fn connect(target: &Target) -> Result<(Session, Peer), String> {
+/// Starts an agent there that only tells what it sees, or that is the target of moves.
+pub(super) async fn connect(target: &Target, role: v1::Role) -> Result<(Session, Peer), String> {
+    let word = if role == v1::Role::Target { "target" } else { "inspect" };
     let session = Session::connect(&target.destination, &ConnectOptions::from_env()).await;
     let session = session.map_err(|e| e.to_string())?;
-    let words = [&target.program, "agent", "--role", "inspect", "--config", &target.config];
+    let words = [&target.program, "agent", "--role", word, "--config", &target.config];
     let process = session.exec(&words).await.map_err(|e| e.to_string())?;
-    let peer = Peer::greet(session.at(), v1::Role::Inspect, process.into()).await;
+    let peer = Peer::greet(session.at(), role, process.into()).await;
     Ok((session, peer.map_err(|e| e.to_string())?))
 }

@@ -11,6 +11,7 @@
 mod admin;
 mod coordinators;
 mod database;
+mod encryption;
 mod place;
 mod postgres;
 mod sqlite;
@@ -368,6 +369,13 @@ impl Store {
         Ok(self.all(query, &[])?.into_iter().map(|row| row.text(0)).collect())
     }
 
+    /// Where anything was done with anybody.
+    pub fn reached(&self) -> Result<Vec<String>> {
+        let query =
+            "SELECT DISTINCT destination FROM users WHERE attempts > 0 ORDER BY destination";
+        Ok(self.all(query, &[])?.into_iter().map(|row| row.text(0)).collect())
+    }
+
     fn error(&self, source: DatabaseError) -> StoreError {
         StoreError::Database { at: self.database.at(), source }
     }
@@ -405,6 +413,3 @@ impl Store {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

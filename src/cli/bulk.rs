@@ -17,7 +17,7 @@ use crate::transport::Destination;
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ pub(super) struct BulkArgs {
 impl BulkArgs {
     /// What a test compares.
     pub(super) fn told_to_each(&self) -> Vec<OsString> {
-        self.start.how.of_each()
+        self.start.how.of_each("run", Path::new("/run"))
     }
 }
 
@@ -87,7 +87,7 @@ struct Of {
 /// How a run is done.
 #[derive(Debug, Clone, Args, Serialize, Deserialize)]
 struct How {
-    /// Moves at once; --bwlimit is shared by them in equal parts
+    /// Moves at once; --bwlimit is that of all of them
     #[arg(short, long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: u16,
     /// Only switch over those whom an earlier --copy-only has copied
@@ -234,16 +234,20 @@ impl How {
         pulse::Target { destination, program, config, canary }
     }
 
-    /// Options of every push of the run.
-    fn of_each(&self) -> Vec<OsString> {
-        let mut share = self.each.clone();
-        share.copy_only = false;
-        share.bwlimit = match share.bwlimit {
-            0 => 0,
-            // At least something, where the limit is smaller than the number of jobs.
-            limit => (limit / u64::from(self.jobs)).max(1),
-        };
-        share.to_arguments()
+    /// The name under which the users of a run share messages on a target.
+    fn share_of<'a>(&'a self, store: &'a Store) -> &'a str {
+        self.each.share.as_deref().unwrap_or(store.name())
+    }
+
+    /// Options of every push of the run: what it shares with the others, too.
+    fn of_each(&self, run: &str, directory: &Path) -> Vec<OsString> {
+        let mut each = self.each.clone();
+        each.copy_only = false;
+        each.share.get_or_insert_with(|| run.to_owned());
+        if each.bwlimit > 0 {
+            each.bwlimit_file.get_or_insert_with(|| directory.join("bandwidth"));
+        }
+        each.to_arguments()
     }
 }
 

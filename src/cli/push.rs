@@ -4,6 +4,7 @@ use super::Common;
 use super::console::{Console, Style};
 use super::request::Request;
 use crate::cyrus::name::PartitionName;
+use crate::push::bandwidth::Bandwidth;
 use crate::push::monitor::{Event, Monitor};
 use crate::push::peer::Peer;
 use crate::push::report::{Failure, Outcome, Report};
@@ -101,6 +102,15 @@ pub(super) struct MoveOptions {
     /// Limit of the copy, in bytes per second; 0: none
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
     pub(super) bwlimit: u64,
+    /// Link messages on the target that others have, too, who are moved with the same name
+    /// here: of one delivery to several users; `bulk` gives the name of its run
+    #[arg(long, value_name = "NAME")]
+    #[serde(default)]
+    pub(super) share: Option<String>,
+    /// Keep --bwlimit together with all moves of this machine that have the same file
+    #[arg(long, value_name = "FILE")]
+    #[serde(default)]
+    pub(super) bwlimit_file: Option<PathBuf>,
     /// mbcopy on the target
     #[arg(long, value_name = "PROGRAM", default_value = "mbcopy")]
     remote_program: String,
@@ -160,6 +170,12 @@ impl MoveOptions {
             OldServer::Refuse => put("old-server", "refuse".into()),
         }
         put("bwlimit", self.bwlimit.to_string().into());
+        if let Some(file) = &self.bwlimit_file {
+            put("bwlimit-file", file.into());
+        }
+        if let Some(run) = &self.share {
+            put("share", run.into());
+        }
         put("remote-program", self.remote_program.clone().into());
         put("remote-config", self.remote_config.clone().into());
         if let Some(file) = &self.upload {
@@ -259,6 +275,15 @@ pub(super) fn perform(common: &Common, task: Task, request: &Request, output: Ou
         }
     };
     let how = &request.options;
+    let line = how.bwlimit_file.as_ref().filter(|_| how.bwlimit > 0);
+    let line = line.map(|path| Bandwidth::open(path, how.bwlimit).map_err(|e| (path, e)));
+    let line = match line.transpose() {
+        Ok(line) => line.map(Arc::new),
+        Err((path, error)) => {
+            eprintln!("mbcopy: {}: {error}", path.display());
+            return USAGE;
+        }
+    };
     let options = Options {
         mailbox: request.mailbox.clone(),
         destination: match request.reverse {
@@ -286,6 +311,8 @@ pub(super) fn perform(common: &Common, task: Task, request: &Request, output: Ou
             OldServer::Refuse => v1::OldServer::Refuse,
         },
         rate_limit: how.bwlimit,
+        line,
+        share: how.share.clone().unwrap_or_default(),
         command: typed_command(),
     };
     let console = Console::new(style);

@@ -39,7 +39,10 @@ impl Request {
 
     /// The request of a move, if it was kept.
     pub fn load(move_id: &str) -> io::Result<Self> {
-        Ok(serde_json::from_slice(&std::fs::read(path(move_id)?)?)?)
+        let mut request: Self = serde_json::from_slice(&std::fs::read(path(move_id)?)?)?;
+        // Whoever is gone on with by himself is none of a run's any more.
+        (request.options.share, request.options.bwlimit_file) = (None, None);
+        Ok(request)
     }
 
     /// Forgets the request of a move that is over.

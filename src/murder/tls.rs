@@ -3,15 +3,11 @@
 //! encrypted only, as that of Cyrus's own programs, which check none
 //! (imap/tls.c:tls_init_clientengine).
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{
-    ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme,
-};
+use crate::tls;
+use rustls::ClientConnection;
+use rustls::pki_types::ServerName;
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// The connection, once both have shaken hands. Errors: why they have not.
@@ -20,15 +16,7 @@ pub fn client(
     server: &str,
     authorities: &[PathBuf],
 ) -> Result<rustls::StreamOwned<ClientConnection, TcpStream>, String> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .map_err(|e| e.to_string())?;
-    let config = match roots(authorities)? {
-        Some(roots) => config.with_root_certificates(roots),
-        None => config.dangerous().with_custom_certificate_verifier(Arc::new(Unchecked(provider))),
-    };
-    let config = config.with_no_client_auth();
+    let config = tls::config(authorities)?;
     let name = ServerName::try_from(server.to_owned()).map_err(|e| e.to_string())?;
     let mut connection =
         ClientConnection::new(Arc::new(config), name).map_err(|e| e.to_string())?;
@@ -36,75 +24,4 @@ pub fn client(
         connection.complete_io(&mut stream).map_err(|e| e.to_string())?;
     }
     Ok(rustls::StreamOwned::new(connection, stream))
-}
-
-/// The certificates of files and of directories' files; none: nothing is checked.
-fn roots(authorities: &[PathBuf]) -> Result<Option<RootCertStore>, String> {
-    if authorities.is_empty() {
-        return Ok(None);
-    }
-    let mut store = RootCertStore::empty();
-    for path in authorities {
-        let failed = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
-        let files = match path.is_dir() {
-            true => std::fs::read_dir(path)
-                .map_err(|e| failed(&e))?
-                .filter_map(|entry| Some(entry.ok()?.path()))
-                .collect(),
-            false => vec![path.clone()],
-        };
-        for file in files {
-            add(&mut store, &file).map_err(|e| failed(&e))?;
-        }
-    }
-    match store.is_empty() {
-        true => Err("no certificate is in tls_server_ca_file or tls_server_ca_dir".into()),
-        false => Ok(Some(store)),
-    }
-}
-
-fn add(store: &mut RootCertStore, file: &Path) -> Result<(), String> {
-    for certificate in CertificateDer::pem_file_iter(file).map_err(|e| e.to_string())? {
-        store.add(certificate.map_err(|e| e.to_string())?).map_err(|e| e.to_string())?;
-    }
-    Ok(())
-}
-
-/// Takes any certificate; that the server has its key is checked all the same.
-#[derive(Debug)]
-struct Unchecked(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Unchecked {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, signed, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, signed, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }

@@ -52,7 +52,7 @@ impl Push<'_> {
                 wants: wants.wants,
                 user_files: wants.user_files,
                 user_bases: wants.user_bases,
-                rate_limit: self.options.rate_limit,
+                rate_limit: if self.options.line.is_some() { 0 } else { self.options.rate_limit },
             }))
             .await?;
         let mut window = Window::new();
@@ -64,6 +64,7 @@ impl Push<'_> {
             match frame.kind {
                 Kind::Data if !frame.payload.is_empty() => {
                     self.progress(frame.payload.clone());
+                    self.await_turn(frame.payload.len() as u64).await;
                     window.send(frame.payload.len() as u64, Instant::now());
                     self.target.relay(Kind::Data, frame.payload).await?;
                     while window.is_full() {
@@ -90,6 +91,16 @@ impl Push<'_> {
         self.problems(Server::Source, &done.problems);
         self.problems(Server::Target, &stored.problems);
         Ok(stored.torn)
+    }
+
+    /// Waits until so many bytes may be sent. Whoever is frozen does not wait, but counts.
+    async fn await_turn(&self, bytes: u64) {
+        if let Some(line) = &self.options.line {
+            let wait = line.take(bytes);
+            if self.frozen_at.is_none() {
+                tokio::time::sleep(wait).await;
+            }
+        }
     }
 
     /// How much the target has taken of what is being sent, in bytes.

@@ -6,6 +6,7 @@
 //! matters: it can die at any point.
 
 pub mod abort;
+pub mod bandwidth;
 mod ending;
 mod exchange;
 mod hold;
@@ -15,6 +16,7 @@ pub mod peer;
 mod phases;
 pub mod report;
 pub mod route;
+mod share;
 mod stragglers;
 mod trouble;
 mod window;
@@ -24,6 +26,7 @@ use crate::moves::journal::state;
 use crate::moves::verdict::route_is_changed;
 use crate::moves::{Event, Phase};
 use crate::wire::v1::{self, reply::Result as Answer, request::Op};
+use bandwidth::Bandwidth;
 use monitor::{Monitor, PhaseName};
 use peer::Peer;
 pub use phases::plan_ahead;
@@ -75,6 +78,10 @@ pub struct Options {
     pub old_server: v1::OldServer,
     /// Bytes per second; 0: as fast as it goes.
     pub rate_limit: u64,
+    /// That limit, kept together with other processes.
+    pub line: Option<Arc<Bandwidth>>,
+    /// The run with whose users messages are shared on the target; empty: with nobody.
+    pub share: String,
     /// The command that the admin typed, to be typed again.
     pub command: String,
 }
@@ -216,6 +223,7 @@ fn blank(options: &Options, source: &str, target: &str) -> Report {
         bytes: 0,
         messages_sent: 0,
         bytes_sent: 0,
+        messages_shared: 0,
         rounds: 0,
         freeze_ms: 0.0,
         publish_ms: 0.0,

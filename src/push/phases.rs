@@ -191,6 +191,7 @@ impl Push<'_> {
             source: self.report.source.clone(),
             dry_run: self.options.dry_run,
             fresh: plan.state == state::PLANNED,
+            share: self.options.share.clone(),
         });
         match self.target.call(op).await? {
             Answer::TargetPlan(plan) => {
@@ -351,6 +352,7 @@ impl Push<'_> {
                 messages: wants.messages,
                 bytes: wants.bytes,
             });
+            let wants = self.share(wants).await?;
             self.send(wants, true).await?;
             self.judge()?;
             if !self.rehearsed {

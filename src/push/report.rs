@@ -158,6 +158,8 @@ pub struct Report {
     pub messages_sent: u64,
     /// Bytes of files that crossed the wire.
     pub bytes_sent: u64,
+    /// Messages that others of the run had on the target already, and that were linked.
+    pub messages_shared: u64,
     /// Rounds of copying before the freeze.
     pub rounds: u32,
     /// How long the source was frozen, in milliseconds.

@@ -11,7 +11,9 @@ mod late;
 mod locks;
 pub(crate) mod mailbox;
 pub(crate) mod old;
+mod prove;
 mod purge;
+mod quota;
 pub(crate) mod records;
 pub(crate) mod retire;
 mod scan;
@@ -124,6 +126,9 @@ impl Handler for Source {
         match op {
             Op::ProveFreeze(_) => session.prove(host).map(Answer::FreezeProof),
             Op::Scan(_) => session.scan(host, link).map(Answer::ScanDone),
+            Op::ProveContents(ask) => {
+                session.prove_contents(host, &ask).map(Answer::ContentsProven)
+            }
             Op::SendItems(items) => session.send(host, &items, link).map(Answer::SendDone),
             Op::Freeze(freeze) => session.freeze(host, &freeze).map(Answer::Frozen),
             Op::Thaw(_) => Ok(Answer::Thawed(session.thaw())),

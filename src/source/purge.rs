@@ -51,6 +51,8 @@ pub fn purge(host: &Host, purge: &v1::Purge) -> Result<v1::Purged, v1::Failure> 
             )
         })?;
     }
+    // Of runs that nobody has ended; nobody's mail.
+    let _ = crate::target::share::forget(host, None);
     let purged = Entry { state: state::PURGED.into(), updated: now_ms(), ..entry };
     journal.write(&purged).map_err(|e| journal_failure(&e))?;
     Ok(v1::Purged { bytes })

@@ -3,7 +3,7 @@
 use super::inventory::SourceMailbox;
 use super::retire::{Retirement, sends_to};
 use super::stragglers::{Baseline, Search};
-use super::{Session, alarms, inventory, mailbox, refused, send, stragglers};
+use super::{Session, alarms, inventory, mailbox, quota, refused, send, stragglers};
 use crate::agent::{self, Link};
 use crate::cyrus::index::IndexFile;
 use crate::host::Host;
@@ -38,6 +38,7 @@ impl Session {
             minors.insert(mailbox.ordinal, index_minor(host, mailbox));
         }
         problems.extend(alarms::note(host, &self.listing));
+        problems.extend(quota::notes(host, &self.listing));
         if host.offline.is_none() {
             // Any directory can be a mount.
             let away = sends_to(host, "");
@@ -249,6 +250,20 @@ impl Session {
         hasher.update(&rest.encode_to_vec()).finalize().to_hex().to_string()
     }
 
+    /// The mailboxes of which something is wanted, and where their messages are.
+    pub(super) fn wanted<'a>(
+        &'a self,
+        host: &Host,
+        wants: &'a [v1::Want],
+    ) -> Result<Vec<(&'a v1::Want, &'a SourceMailbox, mailbox::Places)>, v1::Failure> {
+        let one = |want: &'a v1::Want| {
+            let mailbox = self.listing.mailboxes.iter().find(|m| m.ordinal == want.mailbox);
+            let found = mailbox.and_then(|m| Some((want, m, mailbox::Places::of(host, m)?)));
+            found.ok_or_else(|| agent::protocol(format!("mailbox {} was not listed", want.mailbox)))
+        };
+        wants.iter().map(one).collect()
+    }
+
     pub(super) fn send(
         &mut self,
         host: &Host,
@@ -256,17 +271,7 @@ impl Session {
         link: &Link,
     ) -> Result<v1::SendDone, v1::Failure> {
         self.check_freeze()?;
-        let mut wants = Vec::new();
-        for want in &items.wants {
-            let mailbox = self.listing.mailboxes.iter().find(|m| m.ordinal == want.mailbox);
-            match mailbox.and_then(|m| Some((m, mailbox::Places::of(host, m)?))) {
-                Some((mailbox, places)) => wants.push((want, mailbox, places)),
-                None => {
-                    let text = format!("mailbox {} was not listed", want.mailbox);
-                    return Err(agent::protocol(text));
-                }
-            }
-        }
+        let wants = self.wanted(host, &items.wants)?;
         let mut of_user = Vec::new();
         for number in &items.user_files {
             let file = self.user_files.files.get(*number as usize);

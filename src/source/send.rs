@@ -16,7 +16,7 @@ use crate::wire::v1::{self, FileKind, problem::Severity};
 use bytes::Bytes;
 use rustix::fs::{Mode, OFlags};
 use sha1::{Digest, Sha1};
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -233,7 +233,7 @@ impl Reader<'_> {
             if let Some(difference) = &job.difference {
                 return self.patch(job, &file, difference, stat.mtime());
             }
-            let sent = self.content(job, &file, stat.len(), stat.mtime());
+            let sent = self.content(job, &file, &stat);
             if sent.is_err() && stat.len() > PIECE as u64 {
                 self.gone(job);
             }
@@ -254,7 +254,8 @@ impl Reader<'_> {
 
     /// Sends a file piece by piece; most have one. Of a file that is not what the
     /// index says nothing is sent, or, if its end shows it, that it is gone.
-    fn content(&mut self, job: &Job, file: &File, size: u64, mtime: i64) -> io::Result<Outcome> {
+    fn content(&mut self, job: &Job, file: &File, stat: &Metadata) -> io::Result<Outcome> {
+        let (size, mtime, linked) = (stat.len(), stat.mtime(), stat.nlink() > 1);
         let mut hashes = Hashes::of(job.kind);
         let mut offset = 0;
         loop {
@@ -298,7 +299,7 @@ impl Reader<'_> {
                 (true, false) => hashes.finish(&mut blocks),
                 (true, true) => *blake3::hash(piece).as_bytes(),
             };
-            let chunk = Chunk { size, offset, mtime, last, blake3, ..job.chunk() };
+            let chunk = Chunk { size, offset, mtime, last, linked, blake3, ..job.chunk() };
             if let Some(place) = before.get_mut(header..) {
                 place.copy_from_slice(&chunk.header(read));
             }
@@ -438,7 +439,8 @@ impl Job {
         }
     }
 
-    fn open(&self) -> io::Result<File> {
+    /// Opens the file.
+    pub(super) fn open(&self) -> io::Result<File> {
         let opened = match &self.place {
             Place::Message(directory) => directory.handle.as_ref(),
             Place::Path(_) => None,
@@ -466,6 +468,7 @@ impl Job {
             gone: false,
             compressed: false,
             patch: false,
+            linked: false,
             size: 0,
             offset: 0,
             mtime: 0,

@@ -4,6 +4,7 @@ use super::base::Base;
 use super::offer::Inventory;
 use super::publish::{Publication, Standing};
 use super::shadow::Top;
+use super::share::Share;
 use super::stage::Stage;
 use super::{
     PROGRAMS, Session, Target, began_to_publish, features, internal, journal_failure, lock, plan,
@@ -100,6 +101,7 @@ impl Target {
             partitions,
             publication,
             base,
+            share: Share::of(&plan.share),
             ..self.begin(top, entry, journal, hold)?
         });
         Ok(answer)
@@ -165,6 +167,7 @@ impl Target {
             staged: false,
             unchanged: false,
             carrying: None,
+            share: None,
         })
     }
 

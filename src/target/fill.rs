@@ -8,6 +8,7 @@ use super::earlier::{self, Earlier};
 use super::offer::{Checked, OfferError};
 use super::receive::{Receipt, Writers};
 use super::shadow::Shadow;
+use super::share::Share;
 use super::stage::Stage;
 use super::staged::Listing;
 use super::sync::Syncing;
@@ -26,7 +27,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 impl Session {
-    pub(super) fn offer(&mut self, host: &Host, link: &mut Link) -> Result<v1::Wants, v1::Failure> {
+    pub(super) fn offer(
+        &mut self,
+        host: &Host,
+        link: &mut Link,
+        last: bool,
+    ) -> Result<v1::Wants, v1::Failure> {
         self.writable()?;
         if !self.staged {
             self.inventory.take_up(&self.stage, this_release(host).ok());
@@ -53,7 +59,12 @@ impl Session {
                 v1::part::Part::MailboxScan(scan) => {
                     let wants = wants.entry(scan.mailbox).or_default();
                     match self.inventory.mailboxes.get_mut(&scan.mailbox) {
-                        Some(mailbox) => mailbox.scan_part(&scan, &mut listing, wants),
+                        Some(mailbox) => {
+                            if let Some(share) = self.share.as_mut().filter(|_| !last) {
+                                share.offered(host, mailbox, &scan);
+                            }
+                            mailbox.scan_part(&scan, &mut listing, wants)
+                        }
                         None => Err(OfferError::Nonsense(format!(
                             "a scan of mailbox {}, which it did not list",
                             scan.mailbox
@@ -65,6 +76,31 @@ impl Session {
             };
             taken.map_err(|e| internal(e.to_string(), "the source serves the user"))?;
         }
+        // Proving takes time that a freeze has not.
+        self.wants(host, wants, !last)
+    }
+
+    /// Links what the source has proven to have, too; what is left to be sent.
+    pub(super) fn take_shared(
+        &mut self,
+        host: &Host,
+        take: &v1::TakeShared,
+    ) -> Result<v1::Wants, v1::Failure> {
+        self.writable()?;
+        if let Some(share) = &mut self.share {
+            let taken = share.take(host, &self.inventory, &take.proofs);
+            self.inventory.arrived(&taken, &[]);
+        }
+        self.wants(host, BTreeMap::new(), true)
+    }
+
+    /// Asks for what is new and for what has not come yet.
+    fn wants(
+        &mut self,
+        host: &Host,
+        mut wants: BTreeMap<u32, MailboxWants>,
+        share: bool,
+    ) -> Result<v1::Wants, v1::Failure> {
         // Also of those of which nothing new was told.
         for (ordinal, mailbox) in &mut self.inventory.mailboxes {
             mailbox.want_again(wants.entry(*ordinal).or_default());
@@ -79,7 +115,10 @@ impl Session {
         let to_wire = |(ordinal, wants): (&u32, &MailboxWants)| {
             wants.to_wire(*ordinal, asked.bases(*ordinal))
         };
+        let ask = |share: &mut Share| share.ask(&self.inventory, &wants);
+        let prove = self.share.as_mut().filter(|_| share).and_then(ask);
         let answer = v1::Wants {
+            prove,
             messages: wants.values().map(|w| w.messages.len() as u64).sum(),
             bytes: wants.values().fold(0, |all, wants| all.saturating_add(wants.bytes())),
             wants: wants.iter().map(to_wire).collect(),
@@ -208,6 +247,9 @@ impl Session {
             (Err(error), _) | (Ok(_), Some(error)) => return Err(broken(error.to_string())),
         };
         let messages: usize = received.messages.values().map(Vec::len).sum();
+        if let Some(share) = &mut self.share {
+            share.came(&received.linked);
+        }
         self.inventory.arrived(&received.messages, &received.files);
         self.inventory.torn(&received.torn);
         if let Ok(release) = this_release(host) {
@@ -272,6 +314,9 @@ impl Session {
             let text = format!("cannot write down what is staged: {e}");
             internal(text, "the source serves the user; what was copied is kept in the stage")
         })?;
+        if let Some(share) = &mut self.share {
+            share.give(host, &self.inventory);
+        }
         Ok(v1::Rehearsed::default())
     }
 

@@ -20,6 +20,7 @@ mod quota;
 mod receive;
 mod settle;
 mod shadow;
+pub(crate) mod share;
 pub(crate) mod stage;
 mod staged;
 mod sync;
@@ -47,6 +48,7 @@ use offer::{Checked, Inventory, OfferError};
 use publish::Publication;
 use receive::Expected;
 use shadow::{Shadow, Top};
+use share::Share;
 use stage::Stage;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -97,6 +99,8 @@ struct Session {
     unchanged: bool,
     /// What has reached the source since and is to be carried over.
     carrying: Option<Carrying>,
+    /// What is shared with others of the same run.
+    share: Option<Share>,
 }
 
 impl Target {
@@ -118,6 +122,11 @@ impl Handler for Target {
         match &op {
             Op::PlanTarget(plan) => return self.plan(plan).map(Answer::TargetPlan),
             Op::Attach(attach) => return self.attach(attach).map(Answer::Attached),
+            Op::EndSharing(end) => {
+                let ended = share::forget(&self.host, Some(&end.run));
+                let ended = ended.map_err(|e| internal(e.to_string(), "nobody's mail is touched"));
+                return ended.map(|()| Answer::SharingEnded(v1::SharingEnded {}));
+            }
             _ => {}
         }
         let host = &self.host;
@@ -126,7 +135,8 @@ impl Handler for Target {
             .as_mut()
             .ok_or_else(|| agent::protocol("a step of a move that was not planned"))?;
         match op {
-            Op::Offer(_) => session.offer(host, link).map(Answer::Wants),
+            Op::Offer(offer) => session.offer(host, link, offer.r#final).map(Answer::Wants),
+            Op::TakeShared(take) => session.take_shared(host, &take).map(Answer::Wants),
             Op::Store(store) => session.store(host, link, store.durable).map(Answer::Stored),
             Op::Rehearse(rehearse) => session.rehearse(host, &rehearse).map(Answer::Rehearsed),
             Op::Settle(settle) => session.settle(host, &settle).map(Answer::Prepared),

@@ -84,6 +84,8 @@ pub struct Arrived {
 pub struct Received {
     /// Messages whose files are there, verified: UIDs by mailbox.
     pub messages: BTreeMap<u32, Vec<u32>>,
+    /// Those of them that have several names on the source: mailbox and UID.
+    pub linked: Vec<(u32, u32)>,
     /// Their bytes.
     pub bytes: u64,
     /// Other files that are there, verified.
@@ -190,6 +192,7 @@ impl Writers {
                     for (mailbox, mut uids) in received.messages {
                         all.messages.entry(mailbox).or_default().append(&mut uids);
                     }
+                    all.linked.extend(received.linked);
                     all.bytes += received.bytes;
                     all.files.extend(received.files);
                     all.gone.extend(received.gone);
@@ -333,6 +336,9 @@ impl Writer {
         match partial.complete(chunk)? {
             Complete::Message => {
                 self.received.messages.entry(key.0).or_default().push(key.2);
+                if chunk.linked {
+                    self.received.linked.push((key.0, key.2));
+                }
                 self.received.bytes += chunk.size;
             }
             Complete::File(held) => {
@@ -503,6 +509,7 @@ mod tests {
             gone: false,
             compressed: false,
             patch: false,
+            linked: false,
             size: bytes.len() as u64,
             offset: 0,
             mtime: 1_000_000,

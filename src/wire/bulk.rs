@@ -10,6 +10,7 @@ const LAST: u8 = 1;
 const GONE: u8 = 2;
 const ZSTD: u8 = 4;
 const PATCH: u8 = 8;
+const LINKED: u8 = 16;
 
 /// One piece of one file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub struct Chunk {
     /// Whether the file is patched: what lies between chunks is as in the version that the
     /// receiver named.
     pub patch: bool,
+    /// Whether the file has several names on the source.
+    pub linked: bool,
     /// Size of the whole file, in bytes.
     pub size: u64,
     /// Where in the file the chunk belongs, in bytes.
@@ -68,7 +71,8 @@ impl Chunk {
         let flags = (u8::from(self.last) * LAST)
             | (u8::from(self.gone) * GONE)
             | (u8::from(self.compressed) * ZSTD)
-            | (u8::from(self.patch) * PATCH);
+            | (u8::from(self.patch) * PATCH)
+            | (u8::from(self.linked) * LINKED);
         let mut header = [0; CHUNK_HEADER];
         let mut out = &mut header[..];
         out.put_u32(self.mailbox);
@@ -115,6 +119,7 @@ impl Chunk {
             gone: flags & GONE != 0,
             compressed: flags & ZSTD != 0,
             patch: flags & PATCH != 0,
+            linked: flags & LINKED != 0,
             size: u64_at(16),
             offset: u64_at(24),
             mtime: u64_at(32) as i64,
@@ -170,6 +175,7 @@ mod tests {
             gone: false,
             compressed: false,
             patch: false,
+            linked: false,
             size: bytes.len() as u64,
             offset: 0,
             mtime: -5,

@@ -207,6 +207,7 @@ fn message(bytes: &Bytes, add: &mut impl FnMut(&'static str, &[u8])) {
         gone: false,
         compressed: false,
         patch: false,
+        linked: false,
         size: bytes.len() as u64,
         offset: 0,
         mtime: 1_700_000_000,

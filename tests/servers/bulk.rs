@@ -6,20 +6,21 @@ use lab::fingerprint::Fingerprint;
 use lab::host::Host;
 use lab::seed::{Seed, Size};
 use std::collections::BTreeMap;
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 /// Where the tests' runs are kept, on the source.
 pub(crate) const STORE: &str = "/var/tmp/mbcopy-bulk";
 
 /// Users with a few messages, what they are, and a file that lists them.
-struct Run {
-    servers: Servers,
-    users: Vec<String>,
+pub(crate) struct Run {
+    pub(crate) servers: Servers,
+    pub(crate) users: Vec<String>,
     before: BTreeMap<String, Fingerprint>,
 }
 
 impl Run {
-    fn of(prefix: &str, count: usize) -> Run {
+    pub(crate) fn of(prefix: &str, count: usize) -> Run {
         let servers = Servers::fresh();
         let users: Vec<String> = (0..count).map(|n| format!("{prefix}{n:02}")).collect();
         servers.accounts(&users.iter().map(String::as_str).collect::<Vec<_>>());
@@ -35,22 +36,31 @@ impl Run {
         run
     }
 
-    fn list(&self, lines: &[String]) {
+    pub(crate) fn list(&self, lines: &[String]) {
         shell(&self.servers.source, &format!("echo '{}' > /tmp/users", lines.join("\n")));
     }
 
-    fn bulk(&self, arguments: &[&str]) -> Pushed {
-        let all: Vec<&str> = ["bulk"].iter().chain(arguments).copied().collect();
-        self.servers.mbcopy(&[&all[..], &["--store", STORE]].concat())
+    pub(crate) fn bulk(&self, arguments: &[&str]) -> Pushed {
+        self.servers.mbcopy(&[&["bulk"], arguments, &["--store", STORE]].concat())
     }
 
-    fn start(&self, options: &[&str]) -> Pushed {
-        self.bulk(&[&["/tmp/users", "--to", "bw2"], options].concat())
+    pub(crate) fn start(&self, options: &[&str]) -> Pushed {
+        self.servers.mbcopy(&self.command(options)[1..])
+    }
+
+    /// The command that moves whoever is listed.
+    pub(crate) fn command<'a>(&self, options: &[&'a str]) -> Vec<&'a str> {
+        [&["mbcopy", "bulk", "/tmp/users", "--to", "bw2", "--store", STORE], options].concat()
+    }
+
+    /// Starts it, and goes on meanwhile.
+    pub(crate) fn spawn(&self, options: &[&str]) -> Child {
+        self.servers.source.spawn(&self.command(options)).unwrap()
     }
 
     /// The user is whole on the target, and only there.
     #[track_caller]
-    fn assert_moved(&self, user: &str) {
+    pub(crate) fn assert_moved(&self, user: &str) {
         assert_same(&self.before[user], &fingerprint(&self.servers.target, user, &[]), &[]);
         assert!(!serves(&self.servers.source, user), "the source still serves {user}");
     }
@@ -115,13 +125,15 @@ fn writers(host: &Host) -> Result<usize, String> {
 pub(crate) fn assert_healthy(host: &Host, users: &[String]) {
     let said = shell(host, "su -s /bin/sh cyrus -c '/usr/lib/cyrus/bin/quota -f -n' 2>&1");
     assert!(!said.contains("was"), "quota on {host}: {said}");
-    for user in users {
-        let command = format!(
-            "su -s /bin/sh cyrus -c '/usr/lib/cyrus/bin/reconstruct -n -r user.{user}' 2>&1"
-        );
-        let said = shell(host, &command);
-        let complaints: Vec<&str> = said.lines().filter(|line| line.contains("uid ")).collect();
-        assert!(complaints.is_empty(), "reconstruct on {host}: {said}");
+    for some in users.chunks(100) {
+        let names: Vec<String> = some.iter().map(|user| format!("user.{user}")).collect();
+        let command = format!("/usr/lib/cyrus/bin/reconstruct -n -r {}", names.join(" "));
+        let said = shell(host, &format!("su -s /bin/sh cyrus -c '{command}' 2>&1"));
+        // It names each mailbox; what it would mend is a sentence.
+        let complaints: Vec<&str> = said.lines().filter(|line| line.contains(' ')).collect();
+        assert!(complaints.is_empty(), "reconstruct on {host}: {complaints:?}");
+        let named = said.lines().filter(|line| names.iter().any(|name| name == line)).count();
+        assert_eq!(named, names.len(), "reconstruct on {host} did not look at all: {said}");
     }
     shell(host, "su -s /bin/sh cyrus -c '/usr/lib/cyrus/bin/ctl_cyrusdb -c'");
 }
@@ -233,20 +245,8 @@ pub(crate) fn assert_each_once(target: &Host, users: usize) {
 #[test]
 fn whatever_is_killed_everybody_is_moved_once() {
     let run = Run::of("kill", 32);
-    let command = [
-        "mbcopy",
-        "bulk",
-        "/tmp/users",
-        "--to",
-        "bw2",
-        "--jobs=8",
-        "--attempts=60",
-        "--retry-after=1s",
-        "--route-command=sleep 0.5",
-        "--store",
-        STORE,
-    ];
-    kill_until_done(&run.servers, &command, Duration::from_secs(900));
+    let much = ["--jobs=8", "--attempts=60", "--retry-after=1s", "--route-command=sleep 0.5"];
+    kill_until_done(&run.servers, &run.command(&much), Duration::from_secs(900));
     run.users.iter().for_each(|user| run.assert_moved(user));
     assert_healthy(&run.servers.target, &run.users);
     assert_each_once(&run.servers.target, run.users.len());
@@ -270,13 +270,9 @@ fn the_targets_load_makes_it_do_less_at_once() {
         most
     };
     // No login is as quick as that, whatever the load is.
-    let slow =
-        ["--jobs=4", "--json", "--canary=canary", "--max-latency=1ms", "--route-command=sleep 0.5"];
-    let metrics = "--metrics-file=/tmp/mbcopy.prom";
-    let command =
-        [&["mbcopy", "bulk", "/tmp/users", "--to", "bw2", "--store", STORE, metrics], &slow[..]]
-            .concat();
-    let running = run.servers.source.spawn(&command).unwrap();
+    let slow = ["--canary=canary", "--max-latency=1ms", "--route-command=sleep 0.5"];
+    let told = ["--jobs=4", "--json", "--metrics-file=/tmp/mbcopy.prom"];
+    let running = run.spawn(&[&told[..], &slow].concat());
     let began = Instant::now();
     loop {
         assert!(began.elapsed() < Duration::from_secs(60), "the target's pulse is not shown");
@@ -399,18 +395,7 @@ fn a_run_is_copied_cut_over_paused_and_taken_back() {
     // A window that is closed now: nobody is moved, and a drain ends the waiting.
     let hour: u32 = shell(&run.servers.source, "date +%H").trim().parse().unwrap();
     let window = format!("--window={:02}:00-{:02}:00", (hour + 5) % 24, (hour + 6) % 24);
-    let command = [
-        "mbcopy",
-        "bulk",
-        "/tmp/users",
-        "--to",
-        "bw2",
-        "--cutover-only",
-        &window,
-        "--store",
-        STORE,
-    ];
-    let waiting = run.servers.source.spawn(&command).unwrap();
+    let waiting = run.spawn(&["--cutover-only", &window]);
     let began = Instant::now();
     while !run
         .bulk(&["status", "--json"])
@@ -441,9 +426,7 @@ fn a_run_is_copied_cut_over_paused_and_taken_back() {
 fn paused_or_interrupted_it_stops_where_it_is_safe_and_goes_on() {
     let run = Run::of("stop", 9);
     let route = "--route-command=sleep 1";
-    let command = ["mbcopy", "bulk", "/tmp/users", "--to", "bw2", "--jobs=3", route];
-    let command = [&command[..], &["--store", STORE]].concat();
-    let coordinator = run.servers.source.spawn(&command).unwrap();
+    let coordinator = run.spawn(&["--jobs=3", route]);
     let until = |what: &str, is: &dyn Fn(&serde_json::Value) -> bool| -> serde_json::Value {
         let began = Instant::now();
         loop {

@@ -1,5 +1,6 @@
 //! Coordinators on several servers that share one run in PostgreSQL.
 
+use crate::bulk::{assert_each_once, documents, serves, shell};
 use crate::support::{Pushed, Servers, assert_same, fingerprint, install};
 use lab::fingerprint::Fingerprint;
 use lab::host::Host;
@@ -59,14 +60,6 @@ impl Shared {
     }
 }
 
-fn shell(host: &Host, script: &str) -> String {
-    host.run(&["sh", "-c", script]).unwrap()
-}
-
-fn documents(pushed: &Pushed) -> Vec<serde_json::Value> {
-    pushed.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
 fn kill(pid: u32) {
     let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
     let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
@@ -116,12 +109,9 @@ fn who_dies_and_never_comes_back_loses_his_users_to_who_can_reach_them() {
     for (user, before) in &shared.before {
         assert_same(before, &fingerprint(&shared.servers.target, user, &[]), &[]);
         let source = if user.starts_with("one") { one } else { two };
-        let seen = source.imap(user).unwrap().attempt("EXAMINE INBOX").unwrap();
-        assert!(!seen.tagged.is_ok(), "{source} still serves {user}");
+        assert!(!serves(source, user), "{source} still serves {user}");
     }
-    let moves = shell(&shared.servers.target, "mbcopy status --json");
-    let done = moves.lines().filter(|line| line.contains("\"state\":\"done\"")).count();
-    assert_eq!(done, shared.before.len(), "{moves}");
+    assert_each_once(&shared.servers.target, shared.before.len());
     shared
         .bulk(two, &["report", "--format=csv", "-o", "-"])
         .expect(0)

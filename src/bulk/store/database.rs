@@ -15,6 +15,9 @@ pub enum DatabaseError {
     /// PostgreSQL refuses, or fails.
     #[error("{}", told(.0))]
     Postgres(#[from] tokio_postgres::Error),
+    /// The URL of PostgreSQL is not understood, or what it names cannot be read.
+    #[error("the URL of --store: {0}")]
+    Url(String),
     /// PostgreSQL does not answer.
     #[error("{0}")]
     Silent(String),
@@ -35,7 +38,7 @@ impl DatabaseError {
     /// Whether it may be reached again later.
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::Sqlite(_) => false,
+            Self::Sqlite(_) | Self::Url(_) => false,
             Self::Silent(_) => true,
             Self::Postgres(error) => match error.code() {
                 // Connection exceptions, insufficient resources, operator intervention,

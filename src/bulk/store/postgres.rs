@@ -5,6 +5,7 @@
 //! runtime of its own, wherever it is used from.
 
 use super::database::{Database, DatabaseError, Row, Value};
+use super::encryption;
 use super::tables::{SCHEMA, for_postgres};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -13,7 +14,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio_postgres::types::{IsNull, ToSql, Type, private::BytesMut, to_sql_checked};
-use tokio_postgres::{Client, Config, NoTls, Statement};
+use tokio_postgres::{Client, Config, Statement};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
 /// How long an answer is waited for; the server gives up before.
 const PATIENCE: Duration = Duration::from_secs(75);
@@ -36,14 +38,21 @@ type Result<T> = std::result::Result<T, DatabaseError>;
 
 /// A connection, made anew when it breaks.
 pub struct Postgres {
-    config: Config,
-    /// Quoted; empty: none.
-    schema: String,
+    door: Door,
     at: String,
     runtime: Option<Runtime>,
     session: RefCell<Option<Session>>,
     /// Within a transaction no other connection takes this one's place.
     within: Cell<bool>,
+}
+
+/// How to get in.
+#[derive(Clone)]
+struct Door {
+    config: Config,
+    tls: MakeRustlsConnect,
+    /// Of the run, quoted; empty: none.
+    schema: String,
 }
 
 /// One connection and what was prepared in it.
@@ -73,6 +82,7 @@ impl Drop for Repeat {
 impl Postgres {
     /// A database by its URL; nothing is connected yet. Of a run, or of none.
     pub fn new(url: &str, run: Option<&str>) -> Result<Self> {
+        let (url, tls) = encryption::of(url).map_err(DatabaseError::Url)?;
         let mut config: Config = url.parse()?;
         if config.get_password().is_none()
             && let Some(password) = std::env::var_os("PGPASSWORD")
@@ -98,7 +108,8 @@ impl Postgres {
         let schema =
             run.map_or(String::new(), |run| format!("\"{PREFIX}{}\"", run.replace('"', "\"\"")));
         let (session, within) = (RefCell::new(None), Cell::new(false));
-        Ok(Self { config, schema, at, runtime: Some(runtime), session, within })
+        let door = Door { config, tls, schema };
+        Ok(Self { door, at, runtime: Some(runtime), session, within })
     }
 
     /// The names of the runs.
@@ -112,7 +123,7 @@ impl Postgres {
 
     /// Makes the run's tables, if they are not there.
     pub fn make(&self) -> Result<()> {
-        let schema = &self.schema;
+        let schema = &self.door.schema;
         // One at a time: making what may be there is no single step.
         let made = self.batch(format!(
             "BEGIN; SELECT pg_advisory_xact_lock(x'6d62636f7079'::bigint); \
@@ -143,8 +154,8 @@ impl Postgres {
         if self.within.get() {
             return Err(DatabaseError::Silent("the connection broke within a transaction".into()));
         }
-        let (config, schema) = (self.config.clone(), self.schema.clone());
-        let session = self.wait(async move { Session::open(&config, &schema).await })?;
+        let door = self.door.clone();
+        let session = self.wait(async move { Session::open(&door).await })?;
         *self.session.borrow_mut() = Some(session.clone());
         Ok(session)
     }
@@ -195,17 +206,14 @@ impl Drop for Postgres {
 }
 
 impl Session {
-    async fn open(
-        config: &Config,
-        schema: &str,
-    ) -> std::result::Result<Self, tokio_postgres::Error> {
-        let (client, connection) = config.connect(NoTls).await?;
+    async fn open(door: &Door) -> std::result::Result<Self, tokio_postgres::Error> {
+        let (client, connection) = door.config.connect(door.tls.clone()).await?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!("the connection to PostgreSQL ended: {error}");
             }
         });
-        let path = match schema {
+        let path = match door.schema.as_str() {
             "" => String::new(),
             schema => format!("; SET search_path TO {schema}"),
         };
@@ -368,7 +376,7 @@ impl Database for Postgres {
     fn keep_saying(&self, statement: &str, values: &[Value], every: Duration) -> Result<Repeat> {
         // In a connection of its own; a time at which it fails is left out.
         self.execute(statement, values)?;
-        let (config, schema) = (self.config.clone(), self.schema.clone());
+        let door = self.door.clone();
         let (statement, values) = (statement.to_owned(), values.to_vec());
         let runtime = self.runtime.as_ref().ok_or_else(gone)?;
         Ok(Repeat(Some(runtime.spawn(async move {
@@ -378,7 +386,7 @@ impl Database for Postgres {
                 let once = async {
                     let open = match session.take() {
                         Some(open) => open,
-                        None => Session::open(&config, &schema).await?,
+                        None => Session::open(&door).await?,
                     };
                     open.execute(&statement, &values).await?;
                     Ok::<_, tokio_postgres::Error>(open)

@@ -140,7 +140,7 @@ pub(super) fn plan(common: &Common, args: PlanArgs) -> Done {
     runtime.map_err(Failure::failed)?.block_on(async {
         let sources = Sources::ask(common, true, &[]).await?;
         let (planned, _) = resolve(&lines, &sources.survey, &args.whom, false)?;
-        let mut sum = sum(&planned, args.jobs);
+        let mut sum = sum(&planned, args.jobs, args.each.bwlimit);
         if !args.quick {
             let launcher = super::start::launcher(
                 common,
@@ -164,7 +164,7 @@ fn dry(each: &MoveOptions) -> Vec<std::ffi::OsString> {
     arguments
 }
 
-fn sum(planned: &[Planned], jobs: u16) -> Sum {
+fn sum(planned: &[Planned], jobs: u16, limit: u64) -> Sum {
     let add =
         |sum: (u64, u64, u64), p: &Planned| (sum.0 + p.size.0, sum.1 + p.size.1, sum.2 + p.size.2);
     let (mailboxes, messages, bytes) = planned.iter().fold((0, 0, 0), add);
@@ -179,19 +179,22 @@ fn sum(planned: &[Planned], jobs: u16) -> Sum {
         messages,
         bytes,
         destinations,
-        expected_seconds: expected(planned, jobs).as_secs(),
+        expected_seconds: expected(planned, jobs, limit).as_secs(),
         asked: 0,
         refused: 0,
     }
 }
 
-/// How long it may take, by what is assumed: no less than the largest user needs.
-fn expected(planned: &[Planned], jobs: u16) -> Duration {
+/// How long it may take, by what is assumed: no less than the largest user needs, and than
+/// all bytes need that are limited to so many a second (0: to none).
+fn expected(planned: &[Planned], jobs: u16, limit: u64) -> Duration {
     let (rate, each) = ASSUMED;
     let one = |p: &Planned| p.size.2 as f64 / rate + each;
     let all: f64 = planned.iter().map(one).sum::<f64>() / f64::from(jobs);
     let longest = planned.iter().map(one).fold(0.0, f64::max);
-    Duration::from_secs_f64(all.max(longest))
+    let bytes: f64 = planned.iter().map(|p| p.size.2 as f64).sum();
+    let limited = if limit > 0 { bytes / limit as f64 } else { 0.0 };
+    Duration::from_secs_f64(all.max(longest).max(limited))
 }
 
 /// Has preflight look at everybody; how many it refuses. Each is told at once.

@@ -8,6 +8,7 @@ use crate::bulk::pulse::{self, Pace};
 use crate::bulk::resolve::Planned;
 use crate::bulk::run::{self, Event, Finish, Options, Stop, Watcher};
 use crate::bulk::schedule::{Control, End, Limits};
+use crate::bulk::sharing;
 use crate::bulk::state::{Retries, State, Task};
 use crate::bulk::status::Status;
 use crate::bulk::store::{Coordinator, Count, Job, Mode, Order, Store, StoreError};
@@ -16,6 +17,7 @@ use crate::cli::Common;
 use crate::moves::journal::now_ms;
 use crate::transport::Destination;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -142,6 +144,7 @@ fn go(started: &Started, store: Store, right: Coordinator, mut teller: Teller) -
         verbose: 0,
         quiet: false,
     };
+    let push = how.of_each(store.name(), store.directory());
     let mut options = Options {
         limits: Limits {
             jobs: usize::from(how.jobs),
@@ -150,7 +153,7 @@ fn go(started: &Started, store: Store, right: Coordinator, mut teller: Teller) -
             pause: how.retry_after,
         },
         retries: Retries { attempts: how.attempts, pause: how.retry_after },
-        launcher: launcher(&common, &started.sources, how.of_each(), store.attempts())?,
+        launcher: launcher(&common, &started.sources, push, store.attempts())?,
         paces: Vec::new(),
     };
     teller.metrics = Metrics::start(how)?;
@@ -178,6 +181,9 @@ fn go(started: &Started, store: Store, right: Coordinator, mut teller: Teller) -
     let status = Status::of(&store, now_ms())?;
     teller.event(Event::Tick);
     teller.metrics_now(&status);
+    if finish != Finish::Abandoned && status.ended == status.users {
+        in_runtime(end_sharing(how, &store, &teller))??;
+    }
     let code = exit_code(finish, &store.counts_of_ours()?, store.mode()?);
     teller.summary(finish, &status, began.elapsed(), code);
     Ok(code)
@@ -194,17 +200,30 @@ fn paces(how: &How, store: &Store) -> Result<Vec<watch::Receiver<Pace>>, StoreEr
     if !ceiling.is_any() {
         return Ok(Vec::new());
     }
-    let mut hosts = std::collections::BTreeSet::new();
-    let mut watched = Vec::new();
-    for place in store.destinations()? {
-        if let Ok((destination, _)) = Destination::parse_with_partition(&place)
-            && hosts.insert(destination.host().to_owned())
-        {
-            let target = how.watched(destination);
-            watched.push(pulse::watch(target, ceiling, usize::from(how.jobs)));
+    let watch = |target| pulse::watch(target, ceiling, usize::from(how.jobs));
+    Ok(targets(how, &store.destinations()?).into_iter().map(watch).collect())
+}
+
+/// The servers of these places.
+fn targets(how: &How, places: &[String]) -> Vec<pulse::Target> {
+    let mut hosts = BTreeSet::new();
+    let parsed = places.iter().filter_map(|place| Destination::parse_with_partition(place).ok());
+    let new = parsed.filter(|(destination, _)| hosts.insert(destination.host().to_owned()));
+    new.map(|(destination, _)| how.watched(destination)).collect()
+}
+
+/// Nobody is left who could share anything.
+async fn end_sharing(how: &How, store: &Store, teller: &Teller) -> Result<(), StoreError> {
+    for target in targets(how, &store.reached()?) {
+        if let Err(error) = sharing::end(&target, how.share_of(store)).await {
+            let host = target.destination.host();
+            teller.say(&format!(
+                "{host}: what was kept to be linked is still there, and may be removed, \
+                 .mbcopy/shared in each partition: {error}"
+            ));
         }
     }
-    Ok(watched)
+    Ok(())
 }
 
 /// The exit code of a run, by the users of the servers that it was started for:

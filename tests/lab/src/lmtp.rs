@@ -64,8 +64,13 @@ impl Outcome {
 
 /// Delivers one message to one recipient over a connection of its own.
 pub fn deliver(host: &Host, recipient: &str, message: &[u8]) -> Outcome {
+    deliver_to(host, &[recipient], message)
+}
+
+/// Delivers one message to several recipients, by one transaction.
+pub fn deliver_to(host: &Host, recipients: &[&str], message: &[u8]) -> Outcome {
     let mut stage = Stage::Greeting;
-    match converse(host, recipient, message, &mut stage) {
+    match converse(host, recipients, message, &mut stage) {
         Ok(reply) if reply.code / 100 == 2 => Outcome::Accepted(reply),
         Ok(reply) => Outcome::Refused(stage, reply),
         Err(error) => Outcome::Lost(stage, error),
@@ -73,7 +78,7 @@ pub fn deliver(host: &Host, recipient: &str, message: &[u8]) -> Outcome {
 }
 
 /// The conversation up to the first refusal or the answer to the message.
-fn converse(host: &Host, recipient: &str, message: &[u8], stage: &mut Stage) -> Result<Reply> {
+fn converse(host: &Host, recipients: &[&str], message: &[u8], stage: &mut Stage) -> Result<Reply> {
     let stream = crate::net::connect(host.ip(), 24, Duration::from_secs(10))?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
@@ -82,12 +87,13 @@ fn converse(host: &Host, recipient: &str, message: &[u8], stage: &mut Stage) -> 
     if greeting.code != 220 {
         return Ok(greeting);
     }
-    for (next, command, expected) in [
+    let to = |recipient: &&str| (Stage::Recipient, format!("RCPT TO:<{recipient}>"), 2);
+    let commands = [
         (Stage::Hello, "LHLO lab".to_owned(), 2),
         (Stage::Sender, "MAIL FROM:<sender@example.org>".to_owned(), 2),
-        (Stage::Recipient, format!("RCPT TO:<{recipient}>"), 2),
-        (Stage::Data, "DATA".to_owned(), 3),
-    ] {
+    ];
+    let commands = commands.into_iter().chain(recipients.iter().map(to));
+    for (next, command, expected) in commands.chain([(Stage::Data, "DATA".to_owned(), 3)]) {
         *stage = next;
         session.get_mut().write_all(format!("{command}\r\n").as_bytes())?;
         let reply = answer(&mut session)?;
@@ -98,7 +104,14 @@ fn converse(host: &Host, recipient: &str, message: &[u8], stage: &mut Stage) -> 
     }
     *stage = Stage::Content;
     session.get_mut().write_all(&dotted(message))?;
-    let reply = answer(&mut session)?;
+    // One answer for each recipient; the first that is no success counts.
+    let mut reply = answer(&mut session)?;
+    for _ in recipients.iter().skip(1) {
+        let next = answer(&mut session)?;
+        if reply.code / 100 == 2 {
+            reply = next;
+        }
+    }
     goodbye(&mut session);
     Ok(reply)
 }

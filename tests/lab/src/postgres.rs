@@ -12,18 +12,39 @@ const IN_LAB: &str = "10.77.0.1";
 /// The user that the server runs as, and its only role.
 const USER: &str = "postgres";
 
+/// From where a server is reached, beside its socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    Socket,
+    /// From the lab's hosts.
+    Lab,
+    /// From this machine at this port, by TLS only.
+    Tls(u16),
+}
+
 /// A running server; stopped and removed when dropped.
 pub struct Postgres {
     child: Child,
     directory: PathBuf,
-    in_lab: bool,
+    reach: Reach,
 }
 
 impl Postgres {
     /// Starts one that is reached by a socket only, or from the lab's hosts, whose network must
     /// be up.
     pub fn start(in_lab: bool) -> Result<Postgres> {
-        let name = format!("mbcopy-postgres-{}-{in_lab}", std::process::id());
+        Self::start_for(if in_lab { Reach::Lab } else { Reach::Socket })
+    }
+
+    /// Starts one that is reached by a socket, and at `localhost` by nothing but TLS.
+    pub fn start_encrypted() -> Result<Postgres> {
+        let free = std::net::TcpListener::bind(("127.0.0.1", 0))?;
+        Self::start_for(Reach::Tls(free.local_addr()?.port()))
+    }
+
+    fn start_for(reach: Reach) -> Result<Postgres> {
+        let name = format!("mbcopy-postgres-{}-{reach:?}", std::process::id());
+        let name = name.replace(['(', ')'], "");
         let directory = std::env::temp_dir().join(name);
         let _ = std::fs::remove_dir_all(&directory);
         std::fs::create_dir(&directory)?;
@@ -39,13 +60,21 @@ impl Postgres {
             .output()
             .context("setpriv initdb")?;
         ensure!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
-        if in_lab {
-            let hba = directory.join("data/pg_hba.conf");
-            let rules = std::fs::read_to_string(&hba)?;
-            std::fs::write(&hba, format!("{rules}host all all {IN_LAB}/24 scram-sha-256\n"))?;
+        let hba = directory.join("data/pg_hba.conf");
+        let rules = std::fs::read_to_string(&hba)?;
+        match reach {
+            Reach::Socket => {}
+            Reach::Lab => {
+                std::fs::write(&hba, format!("{rules}host all all {IN_LAB}/24 scram-sha-256\n"))?;
+            }
+            Reach::Tls(_) => {
+                let rule = "local all all trust\nhostssl all all 127.0.0.1/32 scram-sha-256\n";
+                std::fs::write(&hba, rule)?;
+                certify(&directory)?;
+            }
         }
-        let child = serve(&directory, &programs, in_lab)?;
-        let mut server = Postgres { child, directory, in_lab };
+        let child = serve(&directory, &programs, reach)?;
+        let mut server = Postgres { child, directory, reach };
         server.await_answer(&programs)?;
         Ok(server)
     }
@@ -55,7 +84,7 @@ impl Postgres {
         self.quit();
         std::thread::sleep(Duration::from_secs(4));
         let programs = programs()?;
-        self.child = serve(&self.directory, &programs, self.in_lab)?;
+        self.child = serve(&self.directory, &programs, self.reach)?;
         self.await_answer(&programs)
     }
 
@@ -69,7 +98,11 @@ impl Postgres {
 
     /// The URL of its database, by its socket.
     pub fn local_url(&self) -> String {
-        format!("postgres://{USER}@/{USER}?host={}", self.directory.display())
+        let port = match self.reach {
+            Reach::Tls(port) => format!("&port={port}"),
+            _ => String::new(),
+        };
+        format!("postgres://{USER}@/{USER}?host={}{port}", self.directory.display())
     }
 
     /// The same for the lab's hosts.
@@ -77,11 +110,26 @@ impl Postgres {
         format!("postgres://{USER}:{}@{IN_LAB}/{USER}", crate::PASSWORD)
     }
 
+    /// The same by TLS, for a host of this name or address, with these further parameters.
+    pub fn tls_url(&self, host: &str, parameters: &str) -> String {
+        let Reach::Tls(port) = self.reach else { return self.local_url() };
+        format!("postgres://{USER}:{}@{host}:{port}/{USER}?{parameters}", crate::PASSWORD)
+    }
+
+    /// The certificate that it shows, which vouches for itself: of `localhost`.
+    pub fn certificate(&self) -> PathBuf {
+        self.directory.join("server.pem")
+    }
+
     fn await_answer(&mut self, programs: &Path) -> Result<()> {
         let began = Instant::now();
         loop {
             let mut ready = Command::new(programs.join("pg_isready"));
-            let ready = ready.arg("-q").arg("-h").arg(&self.directory).status()?;
+            ready.arg("-q").arg("-h").arg(&self.directory);
+            if let Reach::Tls(port) = self.reach {
+                ready.arg("-p").arg(port.to_string());
+            }
+            let ready = ready.status()?;
             if ready.success() {
                 return Ok(());
             }
@@ -102,23 +150,55 @@ impl Drop for Postgres {
 }
 
 /// The server itself, on a directory that is made.
-fn serve(directory: &Path, programs: &Path, in_lab: bool) -> Result<Child> {
-    let mut command = Command::new(if in_lab { "nsenter" } else { "setpriv" });
-    if in_lab {
+fn serve(directory: &Path, programs: &Path, reach: Reach) -> Result<Child> {
+    let mut command = Command::new(if reach == Reach::Lab { "nsenter" } else { "setpriv" });
+    if reach == Reach::Lab {
         command.arg(format!("--net={}", crate::net::client_netns().display())).arg("setpriv");
     }
-    as_postgres(command)
+    let mut command = as_postgres(command);
+    command
         .arg(programs.join("postgres"))
         .arg("-D")
         .arg(directory.join("data"))
         .arg("-k")
         .arg(directory)
-        .args(["-h", if in_lab { IN_LAB } else { "" }])
+        .args([
+            "-h",
+            match reach {
+                Reach::Socket => "",
+                Reach::Lab => IN_LAB,
+                Reach::Tls(_) => "127.0.0.1",
+            },
+        ]);
+    if let Reach::Tls(port) = reach {
+        let (certificate, key) = (directory.join("server.pem"), directory.join("server.key"));
+        command.arg("-p").arg(port.to_string()).args(["-c", "ssl=on"]);
+        command.arg("-c").arg(format!("ssl_cert_file={}", certificate.display()));
+        command.arg("-c").arg(format!("ssl_key_file={}", key.display()));
+    }
+    command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(std::fs::File::create(directory.join("log"))?)
         .spawn()
         .context("starting postgres")
+}
+
+/// Makes a key, and a certificate of `localhost` that nobody else vouches for.
+fn certify(directory: &Path) -> Result<()> {
+    let (key, certificate) = (directory.join("server.key"), directory.join("server.pem"));
+    // Written by whom the server runs as, which takes no key of others.
+    let made = as_postgres(Command::new("setpriv"))
+        .args(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30"])
+        .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout"])
+        .arg(&key)
+        .arg("-out")
+        .arg(&certificate)
+        .output()
+        .context("setpriv openssl")?;
+    ensure!(made.status.success(), "openssl: {}", String::from_utf8_lossy(&made.stderr));
+    Ok(())
 }
 
 /// It refuses to run as root.

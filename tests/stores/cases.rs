@@ -1,52 +1,48 @@
-use super::*;
-use crate::bulk::resolve::Planned;
-use crate::bulk::state::Retries;
-use std::time::Duration;
+//! What a store does, whatever keeps it: each case with a run of its own.
 
-const RETRIES: Retries = Retries { attempts: 2, pause: Duration::from_secs(30) };
+use super::{LONG, RETRIES, ended, home};
+use mbcopy::bulk::resolve::Planned;
+use mbcopy::bulk::schedule::Control;
+use mbcopy::bulk::state::{Outcome, State, Task};
+use mbcopy::bulk::store::{Added, Coordinator, Job, Mode, Order, Place, Store, StoreError};
+use mbcopy::bulk::{report, status::Status};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Every one of them, on this place.
+pub fn all(place: &Place) {
+    each_user_is_claimed_once_in_order(place);
+    what_has_ended_is_counted_and_never_claimed_again(place);
+    failures_are_tried_again_later_and_then_no_more(place);
+    what_stopped_in_between_comes_first_and_what_was_interrupted_does_not_count(place);
+    an_attempt_that_never_began_leaves_nothing(place);
+    copies_are_made_pass_by_pass_and_cut_over_once(place);
+    a_changed_plan_adds_and_takes_out_whom_nothing_was_done_with(place);
+    who_is_taken_out_or_back_is_what_the_admin_says(place);
+    one_coordinates_and_the_others_are_told(place);
+    a_whole_run_is_shown_and_reported(place);
+}
 
 fn planned(name: &str, bytes: u64) -> Planned {
-    Planned {
-        mailbox: format!("user.{name}"),
-        source: String::new(),
-        destination: "bw2".into(),
-        partition: None,
-        not_before: 0,
-        known: true,
-        size: (1, bytes / 10, bytes),
-    }
+    Planned { size: (1, bytes / 10, bytes), ..super::planned("bw1", format!("user.{name}")) }
 }
 
 fn users(names: &[&str]) -> Vec<Planned> {
     names.iter().zip(1..).map(|(name, n)| planned(name, n * 100)).collect()
 }
 
-fn run(names: &[&str]) -> (tempfile::TempDir, Store) {
-    let root = tempfile::tempdir().unwrap();
-    let store = Store::create(root.path(), "test").unwrap();
+/// A run of these users that has begun, and the right to coordinate it.
+fn run(place: &Place, names: &[&str]) -> (Store, Coordinator) {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let name = format!("case{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+    let store = place.create(&name).unwrap();
+    let right = store.coordinate_for(&[home("bw1")], LONG).unwrap();
     store.add(&users(names), Mode::Move, false).unwrap();
     store.begin(Mode::Move).unwrap();
     store.order(Order::Listed).unwrap();
-    (root, store)
+    (store, right)
 }
 
-fn ended(outcome: Outcome) -> Ended {
-    Ended {
-        outcome,
-        move_id: "0011223344556677".into(),
-        size: (2, 20, 200),
-        sent: (20, 200),
-        freeze_ms: 12.5,
-        total_ms: 500.0,
-        serving: "bw2".into(),
-        text: String::new(),
-        advice: String::new(),
-        detail: String::new(),
-        at: 1_000,
-    }
-}
-
-fn claim(store: &Store) -> Job {
+fn next(store: &Store) -> Job {
     store.claim(1_000_000, false).unwrap().unwrap()
 }
 
@@ -61,27 +57,25 @@ fn state_of(store: &Store, name: &str) -> State {
     store.state_of(&format!("user.{name}")).unwrap().unwrap()
 }
 
-#[test]
-fn each_user_is_claimed_once_in_order() {
-    let (root, store) = run(&["a", "b", "c"]);
+fn each_user_is_claimed_once_in_order(place: &Place) {
+    let (store, _right) = run(place, &["a", "b", "c"]);
     store.order(Order::Largest).unwrap();
-    let order: Vec<_> = (0..3).map(|_| claim(&store).mailbox).collect();
+    let order: Vec<_> = (0..3).map(|_| next(&store).mailbox).collect();
     assert_eq!(order, ["user.c", "user.b", "user.a"]);
     assert_eq!(store.claim(1_000_000, false).unwrap(), None);
     // After a crash they are known to be under way.
-    let again = Store::open(root.path(), "test").unwrap();
+    let again = place.open(store.name()).unwrap();
     assert_eq!(again.under_way().unwrap().len(), 3);
     assert_eq!(again.open_users().unwrap(), 3);
 }
 
-#[test]
-fn what_has_ended_is_counted_and_never_claimed_again() {
-    let (_root, store) = run(&["a", "b"]);
-    let job = claim(&store);
+fn what_has_ended_is_counted_and_never_claimed_again(place: &Place) {
+    let (store, _right) = run(place, &["a", "b"]);
+    let job = next(&store);
     store.begun(job.attempt, 77).unwrap();
     assert_eq!(store.under_way().unwrap()[0].pid, 77);
     assert_eq!(store.ended(&job, &ended(Outcome::Done), &RETRIES).unwrap(), Some(State::Moved));
-    assert_eq!(claim(&store).mailbox, "user.b");
+    assert_eq!(next(&store).mailbox, "user.b");
     assert_eq!(store.claim(i64::MAX, false).unwrap(), None);
     let counts = store.counts().unwrap();
     let moved = counts.iter().find(|count| count.state == State::Moved).unwrap();
@@ -89,10 +83,9 @@ fn what_has_ended_is_counted_and_never_claimed_again() {
     assert_eq!(store.done_since(0).unwrap(), (1, 200, Some(1_000_000)));
 }
 
-#[test]
-fn failures_are_tried_again_later_and_then_no_more() {
-    let (_root, store) = run(&["a"]);
-    let job = claim(&store);
+fn failures_are_tried_again_later_and_then_no_more(place: &Place) {
+    let (store, _right) = run(place, &["a"]);
+    let job = next(&store);
     assert_eq!(store.ended(&job, &ended(Outcome::Failed), &RETRIES).unwrap(), Some(State::Waiting));
     assert_eq!(store.next_turn(State::Waiting).unwrap(), Some(31_000));
     assert_eq!(store.claim(30_999, false).unwrap(), None);
@@ -100,13 +93,12 @@ fn failures_are_tried_again_later_and_then_no_more() {
     assert_eq!(store.ended(&job, &ended(Outcome::Failed), &RETRIES).unwrap(), Some(State::Failed));
     assert_eq!((store.troubled().unwrap(), store.open_users().unwrap()), (1, 0));
     assert_eq!(store.retry(None).unwrap(), 1);
-    assert_eq!(claim(&store).mailbox, "user.a");
+    assert_eq!(next(&store).mailbox, "user.a");
 }
 
-#[test]
-fn what_stopped_in_between_comes_first_and_what_was_interrupted_does_not_count() {
-    let (_root, store) = run(&["a", "b"]);
-    let job = claim(&store);
+fn what_stopped_in_between_comes_first_and_what_was_interrupted_does_not_count(place: &Place) {
+    let (store, _right) = run(place, &["a", "b"]);
+    let job = next(&store);
     let state = store.ended(&job, &ended(Outcome::Unfinished), &RETRIES).unwrap().unwrap();
     assert_eq!(state, State::Unfinished);
     assert_eq!(store.claim(1_000, true).unwrap(), None);
@@ -114,59 +106,56 @@ fn what_stopped_in_between_comes_first_and_what_was_interrupted_does_not_count()
     assert_eq!(job.mailbox, "user.a");
     let state = store.ended(&job, &ended(Outcome::Interrupted), &RETRIES).unwrap().unwrap();
     assert_eq!(state, State::Waiting);
-    let job = claim(&store);
+    let job = next(&store);
     let state = store.ended(&job, &ended(Outcome::Unfinished), &RETRIES).unwrap().unwrap();
     assert_eq!(state, State::Stuck);
     assert_eq!(store.retry(Some("user.a")).unwrap(), 1);
     assert_eq!(state_of(&store, "a"), State::Unfinished);
 }
 
-#[test]
-fn an_attempt_that_never_began_leaves_nothing() {
-    let (_root, store) = run(&["a"]);
-    let job = claim(&store);
+fn an_attempt_that_never_began_leaves_nothing(place: &Place) {
+    let (store, _right) = run(place, &["a"]);
+    let job = next(&store);
     store.not_begun(&job).unwrap();
     assert_eq!(store.under_way().unwrap(), []);
-    let job = claim(&store);
+    let job = next(&store);
     store.ended(&job, &ended(Outcome::Failed), &RETRIES).unwrap();
     assert_eq!(state_of(&store, "a"), State::Waiting, "it was the first attempt");
 }
 
-#[test]
-fn copies_are_made_pass_by_pass_and_cut_over_once() {
-    let (_root, store) = run(&["a", "b"]);
+fn copies_are_made_pass_by_pass_and_cut_over_once(place: &Place) {
+    let (store, _right) = run(place, &["a", "b"]);
     assert!(store.begin(Mode::Copy).unwrap());
     assert!(!store.begin(Mode::Copy).unwrap(), "it goes on");
     for outcome in [Outcome::Done, Outcome::Refused] {
-        let job = claim(&store);
+        let job = next(&store);
         assert_eq!(job.task, Task::Copy);
         store.ended(&job, &ended(outcome), &RETRIES).unwrap();
     }
     assert_eq!(state_of(&store, "a"), State::Copied);
     assert!(store.begin(Mode::Copy).unwrap(), "the next night");
     for _ in 0..2 {
-        let job = claim(&store);
+        let job = next(&store);
         let outcome = if job.mailbox == "user.a" { Outcome::Done } else { Outcome::Refused };
         store.ended(&job, &ended(outcome), &RETRIES).unwrap();
     }
     store.add(&users(&["a", "b", "c"]), Mode::Copy, false).unwrap();
     assert!(store.begin(Mode::Cutover).unwrap());
     assert_eq!(state_of(&store, "c"), State::Refused, "he was never copied");
-    let job = claim(&store);
+    let job = next(&store);
     assert_eq!((job.mailbox.as_str(), job.task), ("user.a", Task::Move));
     store.ended(&job, &ended(Outcome::Done), &RETRIES).unwrap();
     assert_eq!(store.claim(i64::MAX, false).unwrap(), None);
     assert!(!store.begin(Mode::Cutover).unwrap());
     assert!(store.begin(Mode::Move).unwrap());
-    let job = claim(&store);
+    let job = next(&store);
     assert_eq!((job.mailbox.as_str(), job.task), ("user.c", Task::Move));
     assert_eq!(state_of(&store, "a"), State::Moved, "nobody is moved twice");
 }
 
-#[test]
-fn a_changed_plan_adds_and_takes_out_whom_nothing_was_done_with() {
-    let (_root, store) = run(&["a", "b", "c"]);
-    let job = claim(&store);
+fn a_changed_plan_adds_and_takes_out_whom_nothing_was_done_with(place: &Place) {
+    let (store, _right) = run(place, &["a", "b", "c"]);
+    let job = next(&store);
     let again = users(&["b", "d"]);
     let added = store.add(&again, Mode::Move, false).unwrap();
     assert_eq!(added, Added { new: 1, known: 1, gone: 1, elsewhere: 0 });
@@ -181,38 +170,60 @@ fn a_changed_plan_adds_and_takes_out_whom_nothing_was_done_with() {
     assert_eq!(states(&store)[0], ("user.a".to_owned(), moved));
 }
 
-#[test]
-fn who_is_taken_out_or_back_is_what_the_admin_says() {
-    let (_root, store) = run(&["a", "b"]);
+fn who_is_taken_out_or_back_is_what_the_admin_says(place: &Place) {
+    let (store, _right) = run(place, &["a", "b"]);
     assert!(store.skip("user.b").unwrap());
     assert!(!store.skip("user.nobody").unwrap());
-    let job = claim(&store);
+    let job = next(&store);
     assert!(!store.skip("user.a").unwrap(), "he is worked on");
     store.ended(&job, &ended(Outcome::Done), &RETRIES).unwrap();
     assert!(!store.skip("user.a").unwrap(), "he is moved");
     assert_eq!(store.reverse(None).unwrap(), 1);
     assert!(store.begin(Mode::Copy).unwrap());
-    let job = claim(&store);
+    let job = next(&store);
     assert_eq!((job.mailbox.as_str(), job.task), ("user.a", Task::Reverse));
     assert_eq!(store.ended(&job, &ended(Outcome::Done), &RETRIES).unwrap(), Some(State::Reversed));
     assert_eq!(store.reverse(None).unwrap(), 0);
     assert_eq!(store.retry(Some("user.b")).unwrap(), 1);
-    assert_eq!(claim(&store).mailbox, "user.b");
+    assert_eq!(next(&store).mailbox, "user.b");
 }
 
-#[test]
-fn one_process_coordinates_and_the_others_are_told() {
-    let (root, store) = run(&["a"]);
-    assert!(!store.is_coordinated().unwrap());
-    let held = store.coordinate().unwrap();
-    let other = Store::open(root.path(), "test").unwrap();
+fn one_coordinates_and_the_others_are_told(place: &Place) {
+    assert!(matches!(place.open("none"), Err(StoreError::NoRun(_))));
+    let (store, right) = run(place, &["a"]);
+    assert!(store.is_coordinated().unwrap() && store.is_coordinated_here());
+    let other = place.create(store.name()).unwrap();
     assert!(other.is_coordinated().unwrap());
-    let error = other.coordinate().unwrap_err().to_string();
-    assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+    let error = other.coordinate().unwrap_err();
+    assert!(matches!(error, StoreError::Held { .. }));
+    assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
     other.set_control(Control::Paused).unwrap();
     assert_eq!(store.control().unwrap(), Control::Paused);
-    drop(held);
+    store.leave(right).unwrap();
+    assert!(!store.is_coordinated().unwrap());
     other.coordinate().unwrap();
-    assert_eq!(Store::runs(root.path()).unwrap(), ["test"]);
-    assert!(matches!(Store::open(root.path(), "none"), Err(StoreError::NoRun(_))));
+    assert!(place.runs().unwrap().iter().any(|run| run == store.name()));
+}
+
+fn a_whole_run_is_shown_and_reported(place: &Place) {
+    let (store, _right) = run(place, &["a", "b", "c"]);
+    let moved = next(&store);
+    assert_eq!(store.under_way_here().unwrap(), store.under_way().unwrap());
+    store.ended(&moved, &ended(Outcome::Done), &RETRIES).unwrap();
+    // What it says again is said to nobody.
+    assert_eq!(store.ended(&moved, &ended(Outcome::Failed), &RETRIES).unwrap(), None);
+    let refused = next(&store);
+    store.ended(&refused, &ended(Outcome::Refused), &RETRIES).unwrap();
+    assert_eq!(store.last_troubles(1).unwrap()[0].reason, "a \"reason\", with all");
+    // Where there may be others, whoever waits to be taken may be taken by them.
+    let shared = matches!(place, Place::Postgres { .. });
+    assert_eq!((store.take_over().unwrap(), store.waits_for_others().unwrap()), (0, shared));
+    assert_eq!(store.mode().unwrap(), Some(Mode::Move));
+    assert_eq!(store.counts_of_ours().unwrap(), store.counts().unwrap());
+    let status = Status::of(&store, 2_000).unwrap();
+    assert_eq!((status.users, status.ended, status.coordinated), (3, 2, true));
+    let mut csv = Vec::new();
+    report::csv(&store, &mut csv).unwrap();
+    assert_eq!(String::from_utf8(csv).unwrap().lines().count(), 4);
+    report::html(&store, 2_000, &mut std::io::sink()).unwrap();
 }
