@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 /// Whoever comes while the user is frozen waits until he is thawed, and is then sent away.
 fn nobody_gets_in(release: Release) {
-    let servers = servers(release, release);
+    let servers = &servers(release, release);
     servers.accounts(&["cold"]);
     Seed::new(&servers.source, "cold").small().unwrap();
     let host = &servers.source;
@@ -20,7 +20,9 @@ fn nobody_gets_in(release: Release) {
         ends.lock().unwrap().push((what, ok, Instant::now()));
     };
     let thawed = std::thread::scope(|scope| {
-        let push = scope.spawn(|| servers.push("user.cold", &["--route-command", "true"]));
+        // Longer than a busy machine needs for all that follows.
+        let options = ["--route-command", "true", "--max-freeze", "2m"];
+        let push = scope.spawn(move || servers.push("user.cold", &options));
         while !servers.struck() && !push.is_finished() {
             std::thread::sleep(Duration::from_millis(5));
         }

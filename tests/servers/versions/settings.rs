@@ -3,6 +3,7 @@
 use super::{Release, V3_2, V3_6, V3_12, ask_for_parts, assert_same, complaints, look, named};
 use crate::archive::ARCHIVES;
 use crate::support::Servers;
+use lab::fingerprint::Fingerprint;
 use lab::host::Host;
 use lab::seed::Seed;
 
@@ -75,16 +76,30 @@ fn with_archives(from: Release, to: Release, archives: [bool; 2]) {
     let before = look(&servers.source, from, "arch");
     servers.push("user.arch", &[]).expect(0);
     let there = look(&servers.target, to, "arch");
-    assert_same(&before, &there, &named(from, to));
+    let shown = |print: &Fingerprint| {
+        if archives[0] == archives[1] { print.clone() } else { unquoted(print) }
+    };
+    assert_same(&shown(&before), &shown(&there), &named(from, to));
     assert_eq!(complaints(&servers.target, "arch"), "");
     ask_for_parts(&servers.target, "arch");
     assert_eq!(archive(&servers.target) > 20, archives[1]);
     // Scripts that came as files have become messages since.
     assert_same(&there, &look(&servers.target, to, "arch"), &named(from, to));
     servers.mbcopy(&["reverse", "user.arch"]).expect(0);
-    assert_same(&there, &look(&servers.source, from, "arch"), &named(to, from));
+    let home = look(&servers.source, from, "arch");
+    assert_same(&shown(&there), &shown(&home), &named(to, from));
     assert_eq!(complaints(&servers.source, "arch"), "");
     ask_for_parts(&servers.source, "arch");
+}
+
+/// `unexpunge -l` tells what is cached of a message: 3.12 puts names into quotation marks
+/// where it has parsed the message itself, as it does where one leaves the archive.
+fn unquoted(print: &Fingerprint) -> Fingerprint {
+    let mut print = print.clone();
+    for text in print.delayed_expunged.values_mut().flat_map(|all| all.values_mut()) {
+        text.retain(|c| c != '"');
+    }
+    print
 }
 
 #[test]
