@@ -10,6 +10,7 @@ pub(crate) mod inventory;
 mod locks;
 pub(crate) mod mailbox;
 pub(crate) mod old;
+mod pace;
 mod purge;
 pub(crate) mod records;
 pub(crate) mod retire;
@@ -38,6 +39,7 @@ use inventory::{Listing, Ordinals, UserFiles};
 use locks::Locks;
 use mailbox::Known;
 use old::OldDisk;
+use pace::Pace;
 use retire::Retirement;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -82,6 +84,8 @@ struct Session {
     known: BTreeMap<u32, Known>,
     /// What is in the metadata files.
     contents: Contents,
+    /// How fast it gets to the target.
+    pace: Pace,
     /// What the last scan found, as a digest.
     snapshot: String,
     /// What the last scan under a freeze found, to compare with later.
@@ -158,6 +162,7 @@ impl Session {
             scripts: BTreeMap::new(),
             known: BTreeMap::new(),
             contents: Contents::default(),
+            pace: Pace::default(),
             snapshot: String::new(),
             baseline: Baseline::default(),
             freeze: None,
