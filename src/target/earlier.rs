@@ -21,13 +21,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// The file that tells it, in the stage's own directory.
 const FILE: &str = "earlier";
 
-/// Filesystems take the time of a change from a clock that lags, in nanoseconds.
-const LAG: i64 = 50_000_000;
-
 /// What was staged at the end of a session's first copy.
 #[derive(Clone, PartialEq, Message)]
 pub struct Earlier {
-    /// When all of it had been verified, and was about to be synced, in nanoseconds since 1970.
+    /// When all of it had been verified, and was about to be synced, by the clock of the files,
+    /// in nanoseconds since 1970.
     #[prost(int64, tag = "1")]
     taken: i64,
     /// Whose Cyrus has accepted it.
@@ -147,7 +145,8 @@ impl Earlier {
 
     /// Whether a file is as it was on stable storage.
     pub fn holds(&self, left: &Left) -> bool {
-        left.changed.saturating_add(LAG) < self.taken
+        // What was changed in the same tick of that clock may have been changed later.
+        left.changed < self.taken
     }
 
     /// What is known of a mailbox.
