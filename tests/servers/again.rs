@@ -34,7 +34,7 @@ fn a_copy_that_finds_nothing_changed_sends_nothing_and_one_that_was_touched_is_m
     assert_eq!((&again["messages_sent"], &again["bytes_sent"]), (&0.into(), &0.into()), "{again}");
 
     // As many bytes, but others: of two messages, and of an index.
-    let stage = servers.target.data().join("spool/.mbcopy");
+    let stage = servers.target.data().join("spool/mail/.mbcopy");
     let mut touched = Vec::new();
     named(&stage, "/3.", &mut touched);
     touched.truncate(2);
