@@ -12,7 +12,8 @@
 #   make fuzz     any bytes at every parser, ten minutes each (FUZZ_TIME=, FUZZ_TARGETS=)
 #   make bulk     many users by eight moves at once (USERS=, TARGET=): XFER of as many beside
 #                 it; with everything killed meanwhile; some of whom cannot be moved
-#   make bench    push beside rsync, XFER and sync_client; make microbench: formats and wire
+#   make bench    push beside rsync, XFER, sync_client and tar: near, far, slow, cold, again;
+#                 what others notice; make microbench: formats and wire
 #   make growth   freeze, waits, memory and time by the number of messages (SIZES=); a plot
 #   make lint     formatting, clippy, licences; make audit: advisories
 

@@ -116,7 +116,8 @@ impl Push<'_> {
         while let Ok(chunk) = Chunk::decode(&mut payload) {
             self.report.bytes_sent += chunk.bytes.len() as u64;
             if i32::from(chunk.kind) == i32::from(FileKind::Message) {
-                self.message_bytes += chunk.bytes.len() as u64;
+                // It may be compressed.
+                self.message_bytes += if chunk.last { chunk.size } else { 0 };
                 self.report.messages_sent += u64::from(chunk.last && !chunk.gone);
             }
         }

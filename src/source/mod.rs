@@ -11,6 +11,7 @@ mod late;
 mod locks;
 pub(crate) mod mailbox;
 pub(crate) mod old;
+mod pace;
 mod prove;
 mod purge;
 mod quota;
@@ -42,6 +43,7 @@ use inventory::{Listing, Ordinals, UserFiles};
 use locks::Locks;
 use mailbox::Known;
 use old::OldDisk;
+use pace::Pace;
 use retire::{Retirement, leads_away};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -86,6 +88,8 @@ struct Session {
     known: BTreeMap<u32, Known>,
     /// What is in the metadata files.
     contents: Contents,
+    /// How fast it gets to the target.
+    pace: Pace,
     /// What the last scan found, as a digest.
     snapshot: String,
     /// What the last scan under a freeze found, to compare with later.
@@ -171,6 +175,7 @@ impl Session {
             scripts: BTreeMap::new(),
             known: BTreeMap::new(),
             contents: Contents::default(),
+            pace: Pace::default(),
             snapshot: String::new(),
             baseline: Baseline::default(),
             freeze: None,

@@ -288,8 +288,14 @@ impl Session {
         });
         let jobs = of_mailboxes.chain(of_user);
         let sender = link.sender();
-        let mut sent = send::send(host, &self.listing.mailboxes, jobs, items.rate_limit, &sender)
-            .map_err(|e| v1::Failure::from(crate::agent::LinkError::from(e)))?;
+        let mut sent = send::send(
+            host,
+            &self.listing.mailboxes,
+            jobs,
+            (items.rate_limit, &self.pace),
+            &sender,
+        )
+        .map_err(|e| v1::Failure::from(crate::agent::LinkError::from(e)))?;
         for (path, blocks) in std::mem::take(&mut sent.files) {
             self.contents.sent(path, blocks);
         }

@@ -4,6 +4,7 @@
 use super::contents::{Contents, Difference};
 use super::inventory::{SourceMailbox, problem};
 use super::mailbox::Places;
+use super::pace::Pace;
 use super::wanted::{Message, Wanted};
 use crate::agent::Sender;
 use crate::fault::{self, Point};
@@ -23,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use zstd::bulk::Compressor;
 
 /// Threads that read: more only get in the way of each other when the files are in memory.
 const READERS: usize = 6;
@@ -38,6 +40,12 @@ const PIECE: usize = FRAME - CHUNK_HEADER;
 
 /// Most bytes of one piece of a patch.
 const BLOCKS: usize = PIECE / BLOCK * BLOCK;
+
+/// Shorter pieces are not compressed, in bytes.
+const LEAST_COMPRESSED: usize = 256;
+
+/// Of zstd; more costs more than it saves.
+const LEVEL: i32 = 1;
 
 /// Files that a reader takes at a time.
 const BATCH: usize = 16;
@@ -98,22 +106,23 @@ pub fn send(
     host: &Host,
     mailboxes: &[SourceMailbox],
     jobs: impl Iterator<Item = Job> + Send,
-    rate: u64,
+    (rate, pace): (u64, &Pace),
     to: &Sender,
 ) -> io::Result<Sent> {
     let work = Mutex::new(jobs);
     let sent = Mutex::new(Sent::default());
     let pool = Pool::default();
-    let (queue, frames) = sync_channel::<Bytes>(QUEUE);
+    let (queue, frames) = sync_channel::<(Bytes, u64)>(QUEUE);
     let began = Instant::now();
+    pace.begin(began);
     std::thread::scope(|scope| {
         // Moved in, so that a broken connection ends the readers, too.
         let frames = frames;
         for _ in 0..READERS {
             let (queue, work, sent, pool) = (queue.clone(), &work, &sent, &pool);
             scope.spawn(move || {
-                let give = |frame| queue.send(frame).is_ok();
-                let mut reader = Reader { frame: Vec::new(), pool, give: &give, wanted: true };
+                let give = |frame, plain| queue.send((frame, plain)).is_ok();
+                let mut reader = Reader::new(pool, pace, &give);
                 loop {
                     let batch: Vec<Job> = {
                         let mut work = work.lock().unwrap_or_else(PoisonError::into_inner);
@@ -133,11 +142,14 @@ pub fn send(
         }
         drop(queue);
         let mut bytes = 0;
-        while let Ok(frame) = frames.recv() {
+        while let Ok((frame, plain)) = frames.recv() {
             bytes += frame.len() as u64;
+            let waiting = Instant::now();
             to.data(frame.clone())?;
             pool.put(frame);
             throttle(rate, bytes, began);
+            let now = Instant::now();
+            pace.sent(plain, now.saturating_duration_since(waiting), now);
         }
         Ok(())
     })
@@ -203,16 +215,51 @@ impl Sent {
 
 struct Reader<'a> {
     frame: Vec<u8>,
+    /// Bytes of files in it, as they are on the disk.
+    plain: u64,
     pool: &'a Pool,
-    give: &'a dyn Fn(Bytes) -> bool,
+    pace: &'a Pace,
+    /// Made when something is compressed for the first time.
+    compressor: Option<Compressor<'static>>,
+    compressed: Vec<u8>,
+    give: &'a dyn Fn(Bytes, u64) -> bool,
     /// Whether somebody still takes the frames.
     wanted: bool,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    fn new(pool: &'a Pool, pace: &'a Pace, give: &'a dyn Fn(Bytes, u64) -> bool) -> Self {
+        let (frame, compressed) = (Vec::new(), Vec::new());
+        Self { frame, plain: 0, pool, pace, compressor: None, compressed, give, wanted: true }
+    }
+
     fn flush(&mut self) {
         if !self.frame.is_empty() {
-            self.wanted &= (self.give)(std::mem::take(&mut self.frame).into());
+            let (frame, plain) = (std::mem::take(&mut self.frame), std::mem::take(&mut self.plain));
+            self.wanted &= (self.give)(frame.into(), plain);
+        }
+    }
+
+    /// Compresses what lies in the frame from `start` on, if that makes it shorter.
+    fn compress(&mut self, start: usize) -> bool {
+        let piece = self.frame.get(start..).unwrap_or_default();
+        if piece.len() < LEAST_COMPRESSED || !self.pace.is_compressing() {
+            return false;
+        }
+        if self.compressor.is_none() {
+            self.compressor = Compressor::new(LEVEL).ok();
+        }
+        let Some(compressor) = &mut self.compressor else { return false };
+        self.compressed.clear();
+        self.compressed.reserve(piece.len());
+        // What does not fit is not shorter.
+        match compressor.compress_to_buffer(piece, &mut self.compressed) {
+            Ok(length) if length < piece.len() => {
+                self.frame.truncate(start);
+                self.frame.extend_from_slice(&self.compressed);
+                true
+            }
+            _ => false,
         }
     }
 
@@ -277,14 +324,14 @@ impl Reader<'_> {
                 return Ok(Outcome::Gone);
             }
             let size = if read < length { read as u64 } else { size };
-            let (before, piece) = self.frame.split_at_mut(header + CHUNK_HEADER);
+            let piece = self.frame.get(header + CHUNK_HEADER..).unwrap_or_default();
             let last = offset + read as u64 == size;
             let whole = last && offset == 0 && job.kind == FileKind::Message;
             if !whole {
                 hashes.update(piece);
             }
             if last {
-                let sha1 = || if whole { Sha1::digest(&*piece).into() } else { hashes.sha1() };
+                let sha1 = || if whole { Sha1::digest(piece).into() } else { hashes.sha1() };
                 if let Some(bad) = job.check(size, sha1) {
                     self.frame.truncate(header);
                     if !whole {
@@ -299,9 +346,14 @@ impl Reader<'_> {
                 (true, false) => hashes.finish(&mut blocks),
                 (true, true) => *blake3::hash(piece).as_bytes(),
             };
-            let chunk = Chunk { size, offset, mtime, last, linked, blake3, ..job.chunk() };
-            if let Some(place) = before.get_mut(header..) {
-                place.copy_from_slice(&chunk.header(read));
+            self.plain += read as u64;
+            let start = header + CHUNK_HEADER;
+            let compressed = self.compress(start);
+            let chunk =
+                Chunk { size, offset, mtime, last, linked, blake3, compressed, ..job.chunk() };
+            let length = self.frame.len() - start;
+            if let Some(place) = self.frame.get_mut(header..start) {
+                place.copy_from_slice(&chunk.header(length));
             }
             if last {
                 return Ok(match blocks {
@@ -351,6 +403,7 @@ impl Reader<'_> {
                 return Ok(Outcome::Gone);
             }
             bytes += length as u64;
+            self.plain += length as u64;
             let blake3 = blocks.as_ref().map_or([0; 32], Blocks::blake3);
             let chunk = Chunk { size, offset, mtime, last, blake3, patch: true, ..job.chunk() };
             if let Some(place) = before.get_mut(header..) {

@@ -3,11 +3,17 @@
 
 use crate::cyrus::index::{IndexFile, ReadError};
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 use std::vec::IntoIter;
 
 /// Records that are read at a time.
 const WINDOW: u32 = 512;
+
+/// How often it is tried to read records that Cyrus is writing, and how long it is waited
+/// between.
+const TRIES: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// A message that an index lists and that is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +29,8 @@ pub struct Message {
 /// The messages of an index whose UIDs are asked for, in UID order.
 #[derive(Debug)]
 pub struct Wanted {
+    /// Until it is opened, which is when the first message is wanted.
+    path: Option<PathBuf>,
     /// None: there is no more to read.
     file: Option<File>,
     /// First UID and number of UIDs of each, ascending.
@@ -38,9 +46,8 @@ impl Wanted {
     /// Of the index at `path`; none if it cannot be read.
     pub fn of(path: Option<&Path>, uid_runs: &[u32]) -> Self {
         let runs = uid_runs.as_chunks::<2>().0.to_vec();
-        let path = path.filter(|_| !runs.is_empty());
-        let file = path.and_then(|path| File::open(path).ok());
-        Self { file, runs, past: 0, next: 0, found: Vec::new().into_iter() }
+        let path = path.filter(|_| !runs.is_empty()).map(Path::to_owned);
+        Self { path, file: None, runs, past: 0, next: 0, found: Vec::new().into_iter() }
     }
 
     /// Reads on; whether anything is left behind that.
@@ -89,11 +96,26 @@ impl Iterator for Wanted {
             if let Some(message) = self.found.next() {
                 return Some(message);
             }
+            if let Some(path) = self.path.take() {
+                self.file = File::open(path).ok();
+            }
             let file = self.file.take()?;
-            let mut found = Vec::new();
-            // A record that changes meanwhile ends it: what is missing is asked for again.
-            if self.read(&file, &mut found).is_ok_and(|more| more) {
-                self.file = Some(file);
+            let (past, mut found) = (self.past, Vec::new());
+            for tries_left in (0..TRIES).rev() {
+                match self.read(&file, &mut found) {
+                    Ok(true) => self.file = Some(file),
+                    Ok(false) => {}
+                    // It was read while Cyrus wrote to it.
+                    Err(_) if tries_left > 0 => {
+                        std::thread::sleep(PAUSE);
+                        self.past = past;
+                        found.clear();
+                        continue;
+                    }
+                    // What is missing is asked for again.
+                    Err(_) => {}
+                }
+                break;
             }
             self.found = found.into_iter();
         }

@@ -21,13 +21,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// The file that tells it, in the stage's own directory.
 const FILE: &str = "earlier";
 
-/// Filesystems take the time of a change from a clock that lags, in nanoseconds.
-const LAG: i64 = 50_000_000;
-
 /// What was staged at the end of a session's first copy.
 #[derive(Clone, PartialEq, Message)]
 pub struct Earlier {
-    /// When all of it had been verified, and was about to be synced, in nanoseconds since 1970.
+    /// When all of it had been verified, and was about to be synced, by the clock of the files,
+    /// in nanoseconds since 1970.
     #[prost(int64, tag = "1")]
     taken: i64,
     /// Whose Cyrus has accepted it.
@@ -71,8 +69,17 @@ struct EarlierFile {
     relative: Bytes,
 }
 
+/// Now, by the clock that times of change are taken from, in nanoseconds since 1970.
+pub fn now_of_files(stage: &Stage) -> io::Result<i64> {
+    let path = stage.directory.join("now");
+    std::fs::write(&path, b"")?;
+    let left = Left::of(&path).ok_or(io::ErrorKind::NotFound)?;
+    std::fs::remove_file(&path)?;
+    Ok(left.changed)
+}
+
 /// Now, in nanoseconds since 1970.
-pub fn now() -> i64 {
+fn now() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
 }
@@ -138,7 +145,8 @@ impl Earlier {
 
     /// Whether a file is as it was on stable storage.
     pub fn holds(&self, left: &Left) -> bool {
-        left.changed.saturating_add(LAG) < self.taken
+        // What was changed in the same tick of that clock may have been changed later.
+        left.changed < self.taken
     }
 
     /// What is known of a mailbox.

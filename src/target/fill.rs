@@ -307,13 +307,14 @@ impl Session {
         self.shadow = Some(shadow);
         drop(view);
         // Nothing of this is left to do under the freeze.
-        let taken = earlier::now();
-        self.sync()?;
-        let accepted = this_release(host).ok().filter(|_| rehearse.skipped.is_empty());
-        Earlier::save(&self.stage, &self.inventory, taken, accepted).map_err(|e| {
+        let failed = |e: std::io::Error| {
             let text = format!("cannot write down what is staged: {e}");
             internal(text, "the source serves the user; what was copied is kept in the stage")
-        })?;
+        };
+        let taken = earlier::now_of_files(&self.stage).map_err(failed)?;
+        self.sync()?;
+        let accepted = this_release(host).ok().filter(|_| rehearse.skipped.is_empty());
+        Earlier::save(&self.stage, &self.inventory, taken, accepted).map_err(failed)?;
         if let Some(share) = &mut self.share {
             share.give(host, &self.inventory);
         }

@@ -4,6 +4,7 @@
 //! same hosts and run one after the other (`--test-threads=1`).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod again;
 mod archive;
 mod bulk;
 mod chaos;

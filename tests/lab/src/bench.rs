@@ -1,20 +1,28 @@
-//! `lab bench`: push beside rsync, XFER and sync_client, side by side in one run.
+//! `lab bench`: push beside rsync, XFER, sync_client and tar, side by side in one run.
+
+mod canary;
+pub mod link;
+mod machine;
 
 use anyhow::{Context, Result, bail, ensure};
+use canary::Canary;
 use clap::{Args, ValueEnum};
 use lab::fingerprint::{Fingerprint, Take};
 use lab::host::state_dir;
 use lab::seed::{Seed, Size};
 use lab::workload::{self, Route};
 use lab::{ADMIN, Host};
+use machine::{CLONE, Sample, THROW_AWAY, cpu_times, drop_caches, shell, touch_memory};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::PathBuf;
+use std::process::Output;
 use std::time::{Duration, Instant};
 
 /// Where mbcopy is installed on the hosts.
 const PROGRAM: &str = "/usr/local/bin/mbcopy";
+/// In which the kernel counts processors' time, by the second, on every Linux.
+const TICKS: f64 = 100.0;
 /// How often the appender appends.
 const APPEND_EVERY: Duration = Duration::from_millis(5);
 /// ext4 avoids inodes that were deleted less than a minute ago, and files are created ten times
@@ -35,9 +43,12 @@ pub struct BenchArgs {
     /// How often everything is measured.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Only these methods, and nothing of what clients notice.
+    /// Only these methods.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Method>,
+    /// Only these parts.
+    #[arg(long, value_delimiter = ',')]
+    parts: Vec<Part>,
     /// A tenth of the messages and one round: only to see whether it works.
     #[arg(long)]
     quick: bool,
@@ -46,12 +57,82 @@ pub struct BenchArgs {
     out: Option<PathBuf>,
 }
 
-/// A user with one INBOX.
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+enum Part {
+    /// First copies, with everything near and in memory.
+    First,
+    /// First copies over ways that are far or slow.
+    Ways,
+    /// First copies of files that are not in memory.
+    Cold,
+    /// Copies that find nothing changed.
+    Again,
+    /// How long the user waits.
+    Waits,
+    /// How long other users wait.
+    Others,
+}
+
+impl Part {
+    const ALL: [Part; 6] =
+        [Part::First, Part::Ways, Part::Cold, Part::Again, Part::Waits, Part::Others];
+}
+
+/// How the target is reached, and what is known before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Case {
+    Near,
+    /// Milliseconds there and back.
+    Far(u64),
+    /// Bytes per second.
+    Slow(u64),
+    Cold,
+    Again,
+}
+
+impl Case {
+    fn name(self) -> String {
+        match self {
+            Case::Near => "near".into(),
+            Case::Far(ms) => format!("round trip of {ms} ms"),
+            Case::Slow(rate) => format!("{} MB/s", rate / 1_000_000),
+            Case::Cold => "files not in memory".into(),
+            Case::Again => "nothing changed".into(),
+        }
+    }
+
+    /// The options of `lab link`.
+    fn way(self) -> Option<String> {
+        match self {
+            Case::Far(ms) => Some(format!("--round-trip {ms}")),
+            Case::Slow(rate) => Some(format!("--rate {rate}")),
+            _ => None,
+        }
+    }
+}
+
+/// A user with so many messages in so many folders.
 #[derive(Clone, Copy)]
 struct Mailbox {
     user: &'static str,
     messages: usize,
     size: Size,
+    folders: usize,
+}
+
+impl Mailbox {
+    /// The names of its folders, as the user sees them.
+    fn names(&self) -> impl Iterator<Item = String> {
+        let further = (1..self.folders).map(|n| format!("bulk{n:03}"));
+        std::iter::once("INBOX".to_owned()).chain(further)
+    }
+}
+
+/// What a measurement took: seconds, and seconds of processors on the whole machine.
+struct Took {
+    wall: f64,
+    cpu: f64,
 }
 
 /// A way to bring a user from one server to the other.
@@ -62,11 +143,18 @@ enum Method {
     RsyncReconstruct,
     Xfer,
     SyncClient,
+    Tar,
 }
 
 impl Method {
-    const ALL: [Method; 5] =
-        [Method::Push, Method::Rsync, Method::RsyncReconstruct, Method::Xfer, Method::SyncClient];
+    const ALL: [Method; 6] = [
+        Method::Push,
+        Method::Rsync,
+        Method::RsyncReconstruct,
+        Method::Xfer,
+        Method::SyncClient,
+        Method::Tar,
+    ];
     /// Those that also switch the user over.
     const MOVES: [Method; 2] = [Method::Push, Method::Xfer];
 
@@ -77,6 +165,7 @@ impl Method {
             Method::RsyncReconstruct => "rsync -a --fsync, reconstruct",
             Method::Xfer => "XFER",
             Method::SyncClient => "sync_client",
+            Method::Tar => "tar over ssh",
         }
     }
 }
@@ -88,37 +177,62 @@ struct Block {
     appended: u32,
 }
 
+/// What was measured, by case, user and method.
+type Measured = BTreeMap<(Case, &'static str, Method), Vec<Took>>;
+
 pub fn run(args: &BenchArgs) -> Result<()> {
     let (rounds, part) = if args.quick { (1, 10) } else { (args.rounds.max(1), 1) };
-    let mailboxes = [
-        Mailbox { user: "small", messages: 20_000 / part, size: Size::Median(8192) },
-        Mailbox { user: "large", messages: 200 / part, size: Size::Fixed(5 << 20) },
-    ];
-    let methods = if args.only.is_empty() { Method::ALL.to_vec() } else { args.only.clone() };
+    let is_asked = |part| args.parts.is_empty() || args.parts.contains(&part);
+    let (size, folders) = (Size::Median(8192), 1);
+    let small = Mailbox { user: "small", messages: 20_000 / part, size, folders };
+    let large =
+        Mailbox { user: "large", messages: 200 / part, size: Size::Fixed(5 << 20), folders };
+    let many = Mailbox { user: "many", messages: 50_000 / part, size, folders: 100 };
+    let mut cases: Vec<(Case, Mailbox, &[Method])> = Vec::new();
+    let (all, files) = (&Method::ALL, &[Method::Push, Method::Rsync, Method::Tar][..]);
+    for part in Part::ALL.into_iter().filter(|part| is_asked(*part)) {
+        match part {
+            Part::First => cases.extend([(Case::Near, small, &all[..]), (Case::Near, large, all)]),
+            Part::Ways => cases.extend(
+                [Case::Far(20), Case::Far(80), Case::Slow(10_000_000)]
+                    .map(|way| (way, small, files)),
+            ),
+            Part::Cold => cases.push((Case::Cold, many, files)),
+            Part::Again => cases.push((Case::Again, many, &files[..2])),
+            Part::Waits | Part::Others => {}
+        }
+    }
+    let waiting = [small, large].into_iter().filter(|_| is_asked(Part::Waits));
+    let others = is_asked(Part::Others).then_some(small);
+    let used = cases.iter().map(|(_, mailbox, _)| *mailbox).chain(waiting).chain(others);
+    let mailboxes: BTreeMap<_, _> = used.map(|mailbox| (mailbox.user, mailbox)).collect();
+    let mailboxes: Vec<Mailbox> = mailboxes.into_values().collect();
     let mut bench = Bench::prepare(args, &mailboxes)?;
-    let mut seconds: BTreeMap<(&str, Method), Vec<f64>> = BTreeMap::new();
+    let mut measured = Measured::new();
     for round in 0..rounds {
         bench.make_room()?;
-        for mailbox in &mailboxes {
+        for (case, mailbox, methods) in &cases {
+            let of_case = |m: &&Method| args.only.is_empty() || args.only.contains(*m);
+            let mut order: Vec<Method> = methods.iter().filter(of_case).copied().collect();
             // Nobody is always the first.
-            let mut order = methods.clone();
-            order.rotate_left(round % methods.len());
+            let turn = round % order.len().max(1);
+            order.rotate_left(turn);
             for method in order {
-                let took = bench.measure(method, mailbox).with_context(|| {
-                    format!("measuring {} of {}, round {}", method.name(), mailbox.user, round + 1)
-                })?;
-                eprintln!("round {}: {}, {}: {took:.2} s", round + 1, mailbox.user, method.name());
-                seconds.entry((mailbox.user, method)).or_default().push(took);
+                let (name, round) = (method.name(), round + 1);
+                let what = format!("round {round}: {}, {}, {name}", case.name(), mailbox.user);
+                let took = bench.measure(*case, method, mailbox).with_context(|| what.clone())?;
+                eprintln!("{what}: {:.2} s, {:.2} s of processors", took.wall, took.cpu);
+                measured.entry((*case, mailbox.user, method)).or_default().push(took);
             }
         }
     }
     let mut blocks: BTreeMap<(&str, Method), Vec<Block>> = BTreeMap::new();
-    let blocked = if args.only.is_empty() { rounds.min(3) } else { 0 };
+    let blocked = if is_asked(Part::Waits) { rounds.min(3) } else { 0 };
     for round in 0..blocked {
         bench.make_room()?;
-        for mailbox in &mailboxes {
+        for mailbox in [small, large] {
             for method in Method::MOVES {
-                let block = bench.block(method, mailbox).with_context(|| {
+                let block = bench.block(method, &mailbox).with_context(|| {
                     format!("working during {} of {}", method.name(), mailbox.user)
                 })?;
                 eprintln!(
@@ -133,13 +247,27 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             }
         }
     }
-    let result = bench.table(&mailboxes, &seconds, &blocks)?;
+    let mut others = BTreeMap::new();
+    for _ in 0..if is_asked(Part::Others) { rounds } else { 0 } {
+        bench.make_room()?;
+        for method in [None, Some(Method::Rsync), Some(Method::Push)] {
+            let waits = bench.others(method, &small).context("watching other users")?;
+            eprintln!("other users, {method:?}: {waits:.1?} ms");
+            let all: &mut [Vec<f64>; 2] = others.entry(method).or_default();
+            all.iter_mut().zip(waits).for_each(|(all, wait)| all.push(wait));
+        }
+    }
+    let result = bench.table(&mailboxes, &measured, &blocks, &others)?;
     print!("{result}");
     if let Some(file) = &args.out {
         std::fs::write(file, &result).with_context(|| format!("writing {}", file.display()))?;
     }
     bench.finish()
 }
+
+/// The waits of other users on the source and on the target that one in a hundred is longer
+/// than, in milliseconds, while somebody is moved.
+type Others = BTreeMap<Option<Method>, [Vec<f64>; 2]>;
 
 struct Bench {
     source: Host,
@@ -149,8 +277,8 @@ struct Bench {
     thrown_away: u32,
     /// What all mailboxes have, by user.
     bytes: BTreeMap<&'static str, u64>,
-    /// Each user's directory, on any host.
-    directories: BTreeMap<&'static str, String>,
+    /// The directories of each user's mailboxes, on any host.
+    directories: BTreeMap<&'static str, Vec<String>>,
     /// How busy the machine was before each measurement, in per cent.
     busy: Vec<f64>,
 }
@@ -158,7 +286,8 @@ struct Bench {
 impl Bench {
     /// Brings both hosts up, seeds the mailboxes, keeps what both hosts hold.
     fn prepare(args: &BenchArgs, mailboxes: &[Mailbox]) -> Result<Bench> {
-        let users: Vec<&str> = mailboxes.iter().map(|mailbox| mailbox.user).collect();
+        let mut users: Vec<&str> = mailboxes.iter().map(|mailbox| mailbox.user).collect();
+        users.push(canary::USER);
         let mbcopy = args.mbcopy.canonicalize();
         let mbcopy = mbcopy.with_context(|| format!("no mbcopy at {}", args.mbcopy.display()))?;
         let [source, target] = [&args.source, &args.target].map(|name| -> Result<Host> {
@@ -167,6 +296,8 @@ impl Bench {
             host.empty()?;
             host.add_users(&users)?;
             host.install(&mbcopy, PROGRAM)?;
+            host.install(&std::env::current_exe()?, link::PROGRAM)?;
+            Seed::new(&host, canary::USER).bulk(1, Size::Fixed(2000), 1)?;
             Ok(host)
         });
         let mut bench = Bench {
@@ -182,12 +313,18 @@ impl Bench {
         for mailbox in mailboxes {
             eprintln!("seeding {}: {} messages", mailbox.user, mailbox.messages);
             let seed = Seed::new(&bench.source, mailbox.user);
-            let report = seed.bulk(mailbox.messages, mailbox.size, 1)?;
+            let report = seed.bulk(mailbox.messages, mailbox.size, mailbox.folders)?;
             ensure!(report.warnings.is_empty(), "seeding: {:?}", report.warnings);
             bench.bytes.insert(mailbox.user, report.bytes as u64);
-            let name = format!("user.{}", mailbox.user);
-            let path = bench.source.run_as_cyrus(&["/usr/sbin/cyrus", "mbpath", &name])?;
-            bench.directories.insert(mailbox.user, path.trim().to_owned());
+            let mut command = vec!["/usr/sbin/cyrus".to_owned(), "mbpath".into()];
+            command.extend(mailbox.names().map(|name| match name.as_str() {
+                "INBOX" => format!("user.{}", mailbox.user),
+                name => format!("user.{}.{name}", mailbox.user),
+            }));
+            let paths = bench.source.run_as_cyrus(&command)?;
+            let paths: Vec<String> = paths.lines().map(str::to_owned).collect();
+            ensure!(paths.len() == mailbox.folders, "mbpath: {paths:?}");
+            bench.directories.insert(mailbox.user, paths);
         }
         bench.keep_mailbox_records(mailboxes)?;
         for host in [&bench.source, &bench.target] {
@@ -205,9 +342,11 @@ impl Bench {
             serde_json::from_str(&dump).context("what ctl_mboxlist -d wrote")?;
         for mailbox in mailboxes {
             let name = format!("user.{}", mailbox.user);
+            let below = format!("{name}.");
+            let is_own = |key: &str| key == name || key.starts_with(&below);
             let own: serde_json::Map<_, _> =
-                records.iter().filter(|(key, _)| **key == name).map(own).collect();
-            ensure!(own.len() == 1, "no record of {name}");
+                records.iter().filter(|(key, _)| is_own(key)).map(own).collect();
+            ensure!(own.len() >= mailbox.folders, "records of {name}: {own:?}");
             let file = self.target.root()?.join(&record_file(mailbox)[1..]);
             std::fs::write(&file, serde_json::to_string_pretty(&own)?)?;
         }
@@ -244,25 +383,64 @@ impl Bench {
         Ok(())
     }
 
-    /// Seconds that a method takes; what it brought is checked.
-    fn measure(&mut self, method: Method, mailbox: &Mailbox) -> Result<f64> {
+    /// What a method takes; what it brought is checked.
+    fn measure(&mut self, case: Case, method: Method, mailbox: &Mailbox) -> Result<Took> {
         self.fresh()?;
         let user = mailbox.user;
-        let directory = &self.directories[user];
-        let load = format!("/usr/sbin/cyrus ctl_mboxlist -u < {}", record_file(mailbox));
-        if let Method::Rsync | Method::RsyncReconstruct = method {
-            self.target.run_as_cyrus(&["mkdir", "-p", directory])?;
+        let way = case.way().map_or(String::new(), |options| {
+            let (name, to) = (self.target.name(), self.target.ip());
+            format!("Host {name}\n  ProxyCommand {} link {to}:22 {options}\n", link::PROGRAM)
+        });
+        let config = self.source.root()?.join("etc/ssh/ssh_config.d/bench.conf");
+        std::fs::create_dir_all(config.parent().context("no directory")?)?;
+        std::fs::write(&config, way)?;
+        if case == Case::Again {
+            self.copy(method, mailbox, &["--copy-only"])?;
         }
-        let there = format!("{}:{directory}/", self.target);
-        let here = format!("{directory}/");
-        let start = Instant::now();
+        if case == Case::Cold {
+            drop_caches()?;
+        }
+        let options: &[&str] = if case == Case::Again { &["--copy-only"] } else { &[] };
+        let (before, start) = (cpu_times()?, Instant::now());
+        self.copy(method, mailbox, options)?;
+        let wall = start.elapsed().as_secs_f64();
+        let after = cpu_times()?;
+        let ticks = (after.0 - before.0).saturating_sub(after.1 - before.1);
+        std::fs::write(&config, "")?;
+        let load = self.load(mailbox);
+        if let Method::Rsync | Method::Tar = method {
+            self.target.run_as_cyrus(&["sh", "-c", &load])?;
+        }
+        if (case, method) != (Case::Again, Method::Push) {
+            let found = messages(&self.target, mailbox)?;
+            let expected = mailbox.messages as u64;
+            ensure!(found == expected, "{found} of {expected} messages of {user} on the target");
+        }
+        Ok(Took { wall, cpu: ticks as f64 / TICKS })
+    }
+
+    /// Puts the records of a mailbox whose files were copied into mailboxes.db.
+    fn load(&self, mailbox: &Mailbox) -> String {
+        format!("/usr/sbin/cyrus ctl_mboxlist -u < {}", record_file(mailbox))
+    }
+
+    fn copy(&self, method: Method, mailbox: &Mailbox, options: &[&str]) -> Result<()> {
+        let user = mailbox.user;
+        let directories = &self.directories[user];
+        let rsync = |option: &str| -> Result<()> {
+            let there = format!("{}:/", self.target);
+            let mut command = vec!["rsync", "-aR", "-e", "ssh"];
+            command.extend(Some(option).filter(|option| !option.is_empty()));
+            command.extend(directories.iter().map(String::as_str));
+            command.push(&there);
+            self.source.run(&command).map(drop)
+        };
         match method {
-            Method::Push => drop(self.push(user, &[])?),
-            Method::Rsync => {
-                drop(self.source.run(&["rsync", "-a", "-e", "ssh", &here, &there])?);
-            }
+            Method::Push => drop(self.push(user, options)?),
+            Method::Rsync => rsync("")?,
             Method::RsyncReconstruct => {
-                self.source.run(&["rsync", "-a", "--fsync", "-e", "ssh", &here, &there])?;
+                rsync("--fsync")?;
+                let load = self.load(mailbox);
                 let reconstruct =
                     format!("{load} && /usr/sbin/cyrus reconstruct -r -f user.{user}");
                 self.target.run_as_cyrus(&["sh", "-c", &reconstruct])?;
@@ -272,15 +450,31 @@ impl Bench {
                 let program = "/usr/lib/cyrus/bin/sync_client";
                 self.source.run_as_cyrus(&[program, "-S", self.target.name(), "-u", user])?;
             }
+            Method::Tar => {
+                let script = "set -o pipefail; there=$1; shift; tar -C / -cf - \"${@#/}\" | \
+                              ssh $there tar -C / -xf -";
+                let mut command = vec!["bash", "-c", script, "tar", self.target.name()];
+                command.extend(directories.iter().map(String::as_str));
+                self.source.run(&command)?;
+            }
         }
-        let took = start.elapsed().as_secs_f64();
-        if method == Method::Rsync {
-            self.target.run_as_cyrus(&["sh", "-c", &load])?;
+        Ok(())
+    }
+
+    /// How long others wait on both servers while somebody is moved, or nobody.
+    fn others(&mut self, method: Option<Method>, mailbox: &Mailbox) -> Result<[f64; 2]> {
+        self.fresh()?;
+        let canaries = [Canary::start(&self.source)?, Canary::start(&self.target)?];
+        std::thread::sleep(Duration::from_secs(1));
+        match method {
+            Some(method) => self.copy(method, mailbox, &[])?,
+            None => std::thread::sleep(Duration::from_secs(5)),
         }
-        let found = messages(&self.target, user)?;
-        let expected = mailbox.messages as u64;
-        ensure!(found == expected, "{found} instead of {expected} messages on {}", self.target);
-        Ok(took)
+        let mut worst = [0.0; 2];
+        for (worst, canary) in worst.iter_mut().zip(canaries) {
+            *worst = canary::worst(&canary.stop()?);
+        }
+        Ok(worst)
     }
 
     /// How long a client who keeps appending to the INBOX waits while its user is moved.
@@ -326,7 +520,8 @@ impl Bench {
         ensure!(status.success(), "push: {status}: {stdout}{stderr}");
         let report: serde_json::Value =
             serde_json::from_str(stdout.lines().last().unwrap_or_default())?;
-        ensure!(report["outcome"] == "done", "push: {report}");
+        let outcome = if options.contains(&"--copy-only") { "copied" } else { "done" };
+        ensure!(report["outcome"] == outcome, "push: {report}");
         Ok(report)
     }
 
@@ -379,36 +574,57 @@ impl Bench {
     fn table(
         &self,
         mailboxes: &[Mailbox],
-        seconds: &BTreeMap<(&str, Method), Vec<f64>>,
+        measured: &Measured,
         blocks: &BTreeMap<(&str, Method), Vec<Block>>,
+        others: &Others,
     ) -> Result<String> {
         let mut text = String::new();
         writeln!(text, "{}\n", self.circumstances()?)?;
         for mailbox in mailboxes {
             let megabytes = self.bytes[mailbox.user] as f64 / 1e6;
-            let Mailbox { user, messages, .. } = mailbox;
-            writeln!(text, "- {user}: one INBOX of {messages} messages, {megabytes:.0} MB")?;
+            let Mailbox { user, messages, folders, .. } = mailbox;
+            writeln!(
+                text,
+                "- {user}: {messages} messages in {folders} folders, {megabytes:.0} MB"
+            )?;
         }
-        writeln!(text, "\n| mailbox | what | n | median s | min | max | : rsync -a | : XFER |")?;
-        writeln!(text, "|---|---|---|---|---|---|---|---|")?;
-        for mailbox in mailboxes {
-            let of = |method| seconds.get(&(mailbox.user, method)).map(|all| Sample::of(all));
-            for method in Method::ALL {
-                let Some(sample) = of(method) else { continue };
-                let to = |other: Method| {
-                    let ratio = of(other).map(|other| sample.median / other.median);
-                    ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.2}"))
-                };
-                writeln!(
-                    text,
-                    "| {} | {} | {} | {} | {} |",
-                    mailbox.user,
-                    method.name(),
-                    sample.show(2),
-                    to(Method::Rsync),
-                    to(Method::Xfer)
-                )?;
-            }
+        writeln!(
+            text,
+            "\n| circumstances | mailbox | what | n | median s | min | max | processors s | : rsync -a | : XFER |\n\
+             |---|---|---|---|---|---|---|---|---|---|"
+        )?;
+        for ((case, user, method), all) in measured {
+            let of = |all: &[Took], what: &dyn Fn(&Took) -> f64| {
+                Sample::of(&all.iter().map(what).collect::<Vec<_>>())
+            };
+            let sample = of(all, &|took| took.wall);
+            let to = |other: Method| {
+                let other = measured.get(&(*case, *user, other));
+                let ratio = other.map(|other| sample.median / of(other, &|took| took.wall).median);
+                ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.2}"))
+            };
+            writeln!(
+                text,
+                "| {} | {user} | {} | {} | {:.2} | {} | {} |",
+                case.name(),
+                method.name(),
+                sample.show(2),
+                of(all, &|took| took.cpu).median,
+                to(Method::Rsync),
+                to(Method::Xfer)
+            )?;
+        }
+        if !others.is_empty() {
+            text.push_str(
+                "\nHow long others wait who append and fetch, in ms: what one in a hundred of their \
+                 waits is longer than, median of the rounds:\n\n\
+                 | while | on the source | on the target |\n|---|---|---|\n",
+            );
+        }
+        for (method, [source, target]) in others {
+            let name = method.map_or("nothing happens", Method::name);
+            let [source, target] = [source, target].map(|waits| Sample::of(waits).median);
+            writeln!(text, "| {name} | {source:.1} | {target:.1} |")?;
         }
         if blocks.is_empty() {
             return Ok(text);
@@ -417,20 +633,16 @@ impl Bench {
             "\nHow long a client waited who appends every 5 ms, in runs of their own:\n\n",
         );
         writeln!(text, "| mailbox | what | n | median s | min | max |\n|---|---|---|---|---|---|")?;
-        for mailbox in mailboxes {
-            for method in Method::MOVES {
-                let all = &blocks[&(mailbox.user, method)];
-                let mut row = |what: &str, values: Vec<f64>| match values.is_empty() {
-                    true => Ok(()),
-                    false => {
-                        let shown = Sample::of(&values).show(3);
-                        let name = method.name();
-                        writeln!(text, "| {} | {name}: {what} | {shown} |", mailbox.user)
-                    }
-                };
-                row("longest APPEND", all.iter().map(|block| block.longest).collect())?;
-                row("freeze by its report", all.iter().filter_map(|b| b.freeze).collect())?;
-            }
+        for ((user, method), all) in blocks {
+            let mut row = |what: &str, values: Vec<f64>| match values.is_empty() {
+                true => Ok(()),
+                false => {
+                    let shown = Sample::of(&values).show(3);
+                    writeln!(text, "| {user} | {}: {what} | {shown} |", method.name())
+                }
+            };
+            row("longest APPEND", all.iter().map(|block| block.longest).collect())?;
+            row("freeze by its report", all.iter().filter_map(|b| b.freeze).collect())?;
         }
         Ok(text)
     }
@@ -465,40 +677,6 @@ impl Bench {
     }
 }
 
-/// Takes memory and gives it back: on a virtual machine the first use of a page may wait for the
-/// host, which would be charged to whatever is measured first.
-fn touch_memory() {
-    let mut memory = vec![0u8; 3 << 30];
-    memory.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
-    std::hint::black_box(&memory);
-}
-
-/// Copies lib, spool and sieve; messages are linked.
-const CLONE: &str = r#"
-for part in lib spool sieve; do
-  mkdir -p "$2/$part"
-  cp -al "$1/$part/." "$2/$part/"
-  cd "$1/$part"
-  find . -type f -regextype posix-extended ! -regex '.*/[0-9]+\.' -print0 |
-    xargs -0r cp -a --parents --remove-destination -t "$2/$part"
-done"#;
-
-/// Moves what lib, spool and sieve hold out of the way.
-const THROW_AWAY: &str = r#"
-for part in lib spool sieve; do
-  mkdir -p "$2/$part"
-  find "$1/$part" -mindepth 1 -maxdepth 1 -exec mv -t "$2/$part" {} +
-done"#;
-
-fn shell(script: &str, arguments: &[&Path]) -> Result<()> {
-    let mut command = Command::new("bash");
-    command.args(["-euo", "pipefail", "-c", script, "bench"]).args(arguments);
-    let output = command.stdin(Stdio::null()).output().context("starting bash")?;
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{}: {}", output.status, stderr.trim());
-    Ok(())
-}
-
 /// On the target.
 fn record_file(mailbox: &Mailbox) -> String {
     format!("/tmp/{}.json", mailbox.user)
@@ -509,57 +687,15 @@ fn own((key, value): (&String, &serde_json::Value)) -> (String, serde_json::Valu
 }
 
 /// How many messages a user has there.
-fn messages(host: &Host, user: &str) -> Result<u64> {
-    let reply = host.imap(user)?.command("STATUS INBOX (MESSAGES)")?;
-    let status = reply.of("STATUS").next().and_then(|status| status.get(2));
-    let count = status.and_then(|items| items.get("MESSAGES")?.number());
-    count.context("no MESSAGES in the answer to STATUS")
-}
-
-/// All of the processors' time since the machine started, and what was idle of it.
-fn cpu_times() -> Result<(u64, u64)> {
-    let stat = std::fs::read_to_string("/proc/stat")?;
-    let first = stat.lines().next().unwrap_or_default();
-    let times: Vec<u64> = first.split_whitespace().skip(1).filter_map(|n| n.parse().ok()).collect();
-    ensure!(times.len() >= 8, "strange /proc/stat: {first}");
-    // user nice system idle iowait irq softirq steal; the rest is part of these
-    Ok((times[..8].iter().sum(), times[3] + times[4]))
-}
-
-/// What was measured several times.
-struct Sample {
-    n: usize,
-    median: f64,
-    min: f64,
-    max: f64,
-}
-
-impl Sample {
-    /// Not of nothing.
-    fn of(values: &[f64]) -> Sample {
-        let mut sorted = values.to_vec();
-        sorted.sort_by(f64::total_cmp);
-        let n = sorted.len();
-        let median = (sorted[(n - 1) / 2] + sorted[n / 2]) / 2.0;
-        Sample { n, median, min: sorted[0], max: sorted[n - 1] }
+fn messages(host: &Host, mailbox: &Mailbox) -> Result<u64> {
+    let mut imap = host.imap(mailbox.user)?;
+    let mut all = 0;
+    for name in mailbox.names() {
+        let shown = if name == "INBOX" { name } else { format!("INBOX.{name}") };
+        let reply = imap.command(format!("STATUS {shown} (MESSAGES)"))?;
+        let status = reply.of("STATUS").next().and_then(|status| status.get(2));
+        let count = status.and_then(|items| items.get("MESSAGES")?.number());
+        all += count.context("no MESSAGES in the answer to STATUS")?;
     }
-
-    fn show(&self, digits: usize) -> String {
-        let Sample { n, median, min, max } = self;
-        format!("{n} | {median:.digits$} | {min:.digits$} | {max:.digits$}")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_median_is_in_the_middle() {
-        for (values, median) in [(&[3.0][..], 3.0), (&[9.0, 1.0, 2.0], 2.0), (&[1.0, 4.0], 2.5)] {
-            assert_eq!(Sample::of(values).median, median);
-        }
-        let sample = Sample::of(&[2.0, 1.0, 6.0]);
-        assert_eq!(sample.show(1), "3 | 2.0 | 1.0 | 6.0");
-    }
+    Ok(all)
 }

@@ -56,7 +56,8 @@ enum Command {
     /// Moves a user while clients work and mail arrives, and checks all that mbcopy promises;
     /// exits with 1 if anything is not as promised. What the two hosts hold is lost.
     Demo(demo::DemoArgs),
-    /// Measures push beside rsync, XFER and sync_client. What the two hosts hold is lost.
+    /// Measures push beside rsync, XFER, sync_client and tar: near, far, over a slow way, from a
+    /// cold disk, again, and what users and others notice. What the two hosts hold is lost.
     Bench(bench::BenchArgs),
     /// Measures what moves cost by the number of messages: how long clients wait, memory, time.
     /// What the two hosts hold is lost.
@@ -68,6 +69,9 @@ enum Command {
     /// command finishes each; exits with 1 if anything is not as promised. What the two hosts hold
     /// is lost.
     Power(power_command::PowerArgs),
+    /// Carries standard input and output to a server and back, late or slowly: for ssh's
+    /// ProxyCommand.
+    Link(bench::link::LinkArgs),
     /// Delivers a message from a file by LMTP.
     Deliver { host: String, recipient: String, file: PathBuf },
 }
@@ -180,6 +184,7 @@ fn main() -> Result<ExitCode> {
         }
         Command::Demo(args) => return demo::run(&args),
         Command::Bench(args) => bench::run(&args)?,
+        Command::Link(args) => bench::link::run(&args)?,
         Command::Growth(args) => growth::run(&args)?,
         Command::Chaos(args) => return lab::chaos::run_many(&args),
         Command::Power(args) => return power_command::run(&args),
