@@ -143,8 +143,9 @@ fn moved_and_forwarded(servers: &Servers) {
     let selected = late.command("SELECT INBOX").unwrap();
     assert_eq!(selected.numbered("EXISTS").count(), 1, "{selected:?}");
     late.command("STORE 1 +FLAGS (late)").unwrap();
-    late.command("CREATE INBOX.late").unwrap();
-    late.command("COPY 1 INBOX.late").unwrap();
+    // Outside of a Murder Cyrus makes a folder where it is told to, if it can.
+    let made = late.attempt("CREATE INBOX.late").unwrap();
+    assert!(!made.tagged.is_ok(), "a folder was made where nobody sees it");
     late.logout();
     assert_eq!(delivered(&servers.source, "forwarded").0, 250);
     let mut there = servers.target.imap("forwarded").unwrap();
@@ -153,7 +154,6 @@ fn moved_and_forwarded(servers: &Servers) {
         let found = there.command(search).unwrap();
         assert!(found.of("SEARCH").any(|uids| uids.len() > 1), "{search}: {found:?}");
     }
-    there.command("SELECT INBOX.late").unwrap();
     there.logout();
 }
 
