@@ -284,7 +284,7 @@ impl Routed {
             "n=0; while [ ! -e /run/stop ]; do n=$((n+1)); \
              printf 'Subject: flow-%s-\\n\\nhello\\n' $n | \
              {sendmail} -i -f sender@example.net {user}@example.org && echo $n >> /run/sent; \
-             sleep 0.05; done"
+             sleep 0.2; done"
         );
         self.mx.spawn(&["sh", "-c", &script]).unwrap()
     }
