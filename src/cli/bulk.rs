@@ -135,7 +135,7 @@ struct How {
 #[derive(Debug, Subcommand)]
 enum BulkCommand {
     /// Show what a run would do, and what stands against it; changes nothing
-    Plan(plan::PlanArgs),
+    Plan(Box<plan::PlanArgs>),
     /// Show how far a run is
     Status(status::StatusArgs),
     /// Write the report of a run
@@ -158,7 +158,7 @@ pub(super) fn run(common: &Common, args: BulkArgs) -> ExitCode {
     super::log::to_stderr(common.verbose);
     let done = match args.command {
         None => start::start(common, args.start),
-        Some(BulkCommand::Plan(args)) => plan::plan(common, args),
+        Some(BulkCommand::Plan(args)) => plan::plan(common, *args),
         Some(BulkCommand::Status(args)) => status::status(args),
         Some(BulkCommand::Report(args)) => status::report(args),
         Some(BulkCommand::Pause(args)) => admin::pause(&args),

@@ -26,7 +26,10 @@ pub(super) fn look(host: &Host, plan: &v1::PlanOldServer) -> v1::OldServerPlan {
     if manner == OldServer::Defer {
         return v1::OldServerPlan::default();
     }
-    let one = |problem| v1::OldServerPlan { problems: vec![problem], authname: String::new() };
+    let one = |problem: Box<v1::Problem>| v1::OldServerPlan {
+        problems: vec![*problem],
+        authname: String::new(),
+    };
     if host.offline.is_some() {
         return one(refuse(
             "old-server-stopped",
@@ -43,12 +46,12 @@ pub(super) fn look(host: &Host, plan: &v1::PlanOldServer) -> v1::OldServerPlan {
     }
     match manner {
         OldServer::Refuse => {
-            let problems = makes_inboxes(host).into_iter().collect();
+            let problems = makes_inboxes(host).into_iter().map(|problem| *problem).collect();
             v1::OldServerPlan { problems, authname: String::new() }
         }
         _ => match Proxy::of(host, &plan.server) {
             Ok(proxy) => {
-                let problems = proxy.look().err().into_iter().collect();
+                let problems = proxy.look().err().into_iter().map(|problem| *problem).collect();
                 v1::OldServerPlan { problems, authname: proxy.authname }
             }
             Err(problem) => one(problem),
@@ -57,7 +60,7 @@ pub(super) fn look(host: &Host, plan: &v1::PlanOldServer) -> v1::OldServerPlan {
 }
 
 /// Who is refused must not get a new INBOX instead.
-fn makes_inboxes(host: &Host) -> Option<v1::Problem> {
+fn makes_inboxes(host: &Host) -> Option<Box<v1::Problem>> {
     let quota = host.config.get("autocreate_quota").unwrap_or_else(|| "-1".into());
     let off = quota.trim().starts_with('-');
     (!off).then(|| {
@@ -82,7 +85,7 @@ struct Proxy {
 
 impl Proxy {
     /// As imapd.conf has it (imap/backend.c:backend_authenticate).
-    fn of(host: &Host, server: &str) -> Result<Self, v1::Problem> {
+    fn of(host: &Host, server: &str) -> Result<Self, Box<v1::Problem>> {
         let short = server.split('.').next().unwrap_or_default();
         let own = format!("{short}_password");
         let get = |option: &str| host.config.get(option).filter(|value| !value.is_empty());
@@ -111,7 +114,7 @@ impl Proxy {
     }
 
     /// Whether the other server's imapd and lmtpd are there, and lmtpd takes the login.
-    fn look(&self) -> Result<(), v1::Problem> {
+    fn look(&self) -> Result<(), Box<v1::Problem>> {
         let server = &self.server;
         let unreachable = |service: &str, e: io::Error| {
             refuse(
@@ -239,14 +242,15 @@ fn in_services(text: &str, service: &str) -> Option<u16> {
     })
 }
 
-fn refuse(code: &str, text: String, advice: &str) -> v1::Problem {
-    v1::Problem {
+/// A problem that stands against the move; boxed, since it is large for an error.
+fn refuse(code: &str, text: String, advice: &str) -> Box<v1::Problem> {
+    Box::new(v1::Problem {
         severity: v1::problem::Severity::Refuse.into(),
         code: code.into(),
         text,
         advice: advice.into(),
         ..v1::Problem::default()
-    }
+    })
 }
 
 #[cfg(test)]

@@ -74,9 +74,7 @@ fn late_ones_are_refused() {
     let said = selected(&servers.source, "refused");
     assert_eq!(said, "NO Mailbox does not exist");
     let mut imap = servers.source.imap("refused").unwrap();
-    for command in ["CREATE INBOX.new", "CREATE INBOX"] {
-        assert!(!imap.attempt(command).unwrap().tagged.is_ok(), "{command}");
-    }
+    assert!(!imap.attempt("CREATE INBOX.new").unwrap().tagged.is_ok());
     let listed = imap.attempt("LIST \"\" *").unwrap();
     assert_eq!(listed.of("LIST").count(), 0, "he still has mailboxes here");
     // Those of whom a nightly job cleans up after stay as they are.
@@ -126,9 +124,10 @@ fn late_ones_are_forwarded() {
         };
         let was = host.run(&["sed", "-n", &format!("s/^{option}: //p"), "/etc/imapd.conf"]);
         let was = was.unwrap().trim().to_owned();
-        edit(format!("s/^{option}: .*/{option}: {wrong}/; s/^admins: cyrus/admins: none/"));
+        let mark = if wrong.is_empty() { "#" } else { "" };
+        edit(format!("s/^{option}: .*/{mark}{option}: {wrong}/; s/^admins: cyrus/admins: none/"));
         refused(code);
-        edit(format!("s/^{option}:.*/{option}: {was}/; s/^admins: none/admins: cyrus/"));
+        edit(format!("s/^#\\?{option}:.*/{option}: {was}/; s/^admins: none/admins: cyrus/"));
     }
     moved_and_forwarded(&servers);
     comes_back_forwarded(&servers);
@@ -144,8 +143,9 @@ fn moved_and_forwarded(servers: &Servers) {
     let selected = late.command("SELECT INBOX").unwrap();
     assert_eq!(selected.numbered("EXISTS").count(), 1, "{selected:?}");
     late.command("STORE 1 +FLAGS (late)").unwrap();
-    late.command("CREATE INBOX.late").unwrap();
-    late.command("COPY 1 INBOX.late").unwrap();
+    // Outside of a Murder Cyrus makes a folder where it is told to, if it can.
+    let made = late.attempt("CREATE INBOX.late").unwrap();
+    assert!(!made.tagged.is_ok(), "a folder was made where nobody sees it");
     late.logout();
     assert_eq!(delivered(&servers.source, "forwarded").0, 250);
     let mut there = servers.target.imap("forwarded").unwrap();
@@ -154,7 +154,6 @@ fn moved_and_forwarded(servers: &Servers) {
         let found = there.command(search).unwrap();
         assert!(found.of("SEARCH").any(|uids| uids.len() > 1), "{search}: {found:?}");
     }
-    there.command("SELECT INBOX.late").unwrap();
     there.logout();
 }
 
