@@ -52,7 +52,7 @@ fn every_form_of_a_plan_means_whom_it_says_and_planning_changes_nothing() {
     // A limit is reckoned with.
     let slow = counted("user.form*", "", &[&to[..], &["--bwlimit=1000"]].concat());
     assert!(slow.1 >= slow.2["bytes"].as_u64().unwrap() / 1000, "{slow:?}");
-    let told = run.bulk(&["plan", "user.form*", "--to", "bw2"]).expect(0);
+    let told = run.servers.mbcopy(&["bulk", "plan", "user.form*", "--to", "bw2"]).expect(0);
     told.says(&["5 users (5 to bw2)", "preflight: 5 could move, 0 could not", "expected: "]);
     for (host, before) in [source, &run.servers.target].into_iter().zip(&before) {
         assert_eq!(&everything(host), before, "{host}");
