@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 const RETRIES: Retries = Retries { attempts: 2, pause: Duration::from_secs(30) };
 const LONG: Duration = Duration::from_secs(60);
-const SHORT: Duration = Duration::from_secs(1);
+/// Long enough to be kept on a busy machine.
+const SHORT: Duration = Duration::from_secs(3);
 
 /// Whom this source is found to have; empty: nobody has found him.
 fn planned(source: &str, mailbox: String) -> Planned {

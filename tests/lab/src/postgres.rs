@@ -38,8 +38,9 @@ impl Postgres {
 
     /// Starts one that is reached by a socket, and at `localhost` by nothing but TLS.
     pub fn start_encrypted() -> Result<Postgres> {
-        let free = std::net::TcpListener::bind(("127.0.0.1", 0))?;
-        Self::start_for(Reach::Tls(free.local_addr()?.port()))
+        // Free again once its listener is gone.
+        let port = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
+        Self::start_for(Reach::Tls(port))
     }
 
     fn start_for(reach: Reach) -> Result<Postgres> {
