@@ -51,6 +51,9 @@ const DATABASE_WAIT: Duration = Duration::from_secs(1);
 /// than a route command should take, and not for ever.
 const ROUTE_TIME: Duration = Duration::from_secs(30);
 
+/// The longest that clients are kept waiting for what frontends do not know yet.
+const MAX_LAG: Duration = Duration::from_secs(10);
+
 /// Longest freeze, whatever the coordinator asks for.
 const LONGEST_FREEZE: Duration = Duration::from_secs(3600);
 
@@ -126,7 +129,7 @@ impl Handler for Source {
             Op::FindStragglers(_) => {
                 session.find_stragglers(host, link).map(Answer::StragglersFound)
             }
-            Op::Retire(retire) => session.retire(host, &retire.server).map(Answer::Retired),
+            Op::Retire(retire) => session.retire(host, &retire).map(Answer::Retired),
             Op::TakeRoute(_) => murder::take(host, &session.top).map(Answer::RouteTaken),
             Op::Record(record) => {
                 session.note(host, &record)?;
@@ -254,7 +257,7 @@ impl Session {
         }
     }
 
-    fn retire(&mut self, host: &Host, server: &str) -> Result<v1::Retired, v1::Failure> {
+    fn retire(&mut self, host: &Host, retire: &v1::Retire) -> Result<v1::Retired, v1::Failure> {
         let limit = || {
             v1::Failure::new(
                 Kind::Limit,
@@ -264,13 +267,13 @@ impl Session {
             )
         };
         let freeze = self.freeze.take().ok_or_else(limit)?;
-        let done = freeze.pinned(|| self.put_away(host, server));
+        let done = freeze.pinned(|| self.put_away(host, retire));
         self.freeze = Some(freeze);
         done.unwrap_or_else(|| Err(limit()))
     }
 
     /// Retires, or goes on with a retirement that was interrupted.
-    fn put_away(&mut self, host: &Host, server: &str) -> Result<v1::Retired, v1::Failure> {
+    fn put_away(&mut self, host: &Host, retire: &v1::Retire) -> Result<v1::Retired, v1::Failure> {
         let failed = |text: String| {
             v1::Failure::new(
                 Kind::Internal,
@@ -287,10 +290,13 @@ impl Session {
         let state = self.entry.state.clone();
         let mut notes = Vec::new();
         if state != state::RETIRED {
+            // Who still comes here, from a frontend that does not know yet, waits, and is not
+            // told that there is no such mailbox.
+            std::thread::sleep(Duration::from_millis(u64::from(retire.lag_ms)).min(MAX_LAG));
             let retirement = if state == state::RETIRING {
                 Retirement::load(host, &self.id)
             } else {
-                Retirement::new(host, &self.listing, &self.id, server)
+                Retirement::new(host, &self.listing, &self.id, &retire.server)
             };
             let retirement = retirement.map_err(|e| failed(e.to_string()))?;
             // Where opening a mailbox does not take the user's lock, only looking tells.
