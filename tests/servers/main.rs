@@ -33,3 +33,4 @@ mod stragglers;
 mod support;
 mod verify;
 mod versions;
+mod wrecks;
