@@ -143,7 +143,7 @@ fn explain(state: State) -> [&'static str; 3] {
         ],
         State::ListStale => [
             "neither server has him, but the list of the Murder says so",
-            "frontends show mailboxes that cannot be opened, and nobody can make a user of his name",
+            "frontends show mailboxes that cannot be opened, and no other server can make a user of his name",
             "",
         ],
         State::Split => [

@@ -319,7 +319,12 @@ fn told(taken: TakenAway) -> v1::Problem {
             taken.lost
         ));
     }
-    plan::problem(Severity::Note, "put-back", text, "")
+    plan::problem(
+        Severity::Note,
+        "put-back",
+        text,
+        "nothing is to be done: clients look at them again",
+    )
 }
 
 /// What opening the journal for a move has come to.

@@ -186,16 +186,17 @@ fn a_list_that_is_wrong_is_made_right_and_what_no_server_has_is_forgotten() {
     murder.assert_served("top", &before);
     servers.mbcopy(&["doctor", "--all", "be2"]).expect(0);
 
-    // Nothing of him is left, but the list does not know it.
-    admin.command("SETACL user.top cyrus lrswipkxtecda").unwrap();
-    admin.command("LOCALDELETE user.top").unwrap();
-    let text = doctor(servers, "top", &[]).expect(9);
-    println!("{}", text.stdout);
-    is(&document(servers, "top", 9), "list-stale");
-    admin.attempt("CREATE user.top").map(|made| assert!(!made.tagged.is_ok())).unwrap();
-    doctor(servers, "top", &["--repair"]).expect(0).says(&["nothing names him any more"]);
-    is(&document(servers, "top", 9), "nobody");
-    admin.command("CREATE user.top").unwrap();
+    // Nothing of a user is left, but the list does not know it.
+    admin.command("CREATE user.gone").unwrap();
+    admin.command("SETACL user.gone cyrus lrswipkxtecda").unwrap();
+    admin.command("LOCALDELETE user.gone").unwrap();
+    println!("{}", doctor(servers, "gone", &[]).expect(9).stdout);
+    is(&document(servers, "gone", 9), "list-stale");
+    let made = servers.target.admin().unwrap().attempt("CREATE user.gone").unwrap();
+    assert!(!made.tagged.is_ok(), "{made:?}");
+    doctor(servers, "gone", &["--repair"]).expect(0).says(&["nothing names him any more"]);
+    is(&document(servers, "gone", 9), "nobody");
+    admin.command("CREATE user.gone").unwrap();
 
     // What the list says is not known: then nothing is judged, and nothing done.
     let port = |from: &str, to: &str| {
