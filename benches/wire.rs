@@ -27,6 +27,7 @@ fn frame() -> Bytes {
             gone: false,
             compressed: false,
             patch: false,
+            linked: false,
             size: MESSAGE as u64,
             offset: 0,
             mtime: 0,

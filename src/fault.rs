@@ -121,6 +121,12 @@ points! {
         MailReleased,
     }
 
+    /// The place of a repair by `mbcopy doctor` that is reached only in a Murder.
+    OF_REPAIR_IN_MURDERS {
+        /// mupdate names the server on which the user becomes whole.
+        RepairListed,
+    }
+
     /// The writes that must be durable, or fail.
     WRITES {
         /// A journal is written.
@@ -163,6 +169,21 @@ points! {
 /// A boundary between two steps.
 pub fn point(point: Point) {
     let _ = check(point);
+}
+
+/// Whether something is to happen at a place the next time it is passed: what is done in
+/// one go is done in two then, so that there is a place in between.
+pub fn is_armed(point: Point) -> bool {
+    #[cfg(feature = "faults")]
+    {
+        let wanted = std::fs::read_to_string("/run/mbcopy-fault").unwrap_or_default();
+        wanted.split_whitespace().next() == Some(&format!("{point:?}"))
+    }
+    #[cfg(not(feature = "faults"))]
+    {
+        let _ = point;
+        false
+    }
 }
 
 /// A write that may fail.

@@ -1,7 +1,7 @@
 //! `mbcopy doctor`: what has become of a user whose move has failed, and its repair.
 
-use super::Common;
 use super::push::{Lifeline, agent_there, local_agent};
+use super::{Asking, Common};
 use crate::doctor::diagnose::{Diagnosis, State, diagnose};
 use crate::doctor::look;
 use crate::doctor::plan::{NoPlan, Plan, plan};
@@ -52,15 +52,8 @@ pub(super) struct DoctorArgs {
     /// Agree to everything that a repair would ask
     #[arg(short, long, requires = "repair")]
     yes: bool,
-    /// mbcopy on the other server
-    #[arg(long, value_name = "PROGRAM", default_value = "mbcopy")]
-    remote_program: String,
-    /// Cyrus's configuration on the other server
-    #[arg(long, value_name = "FILE", default_value = "/etc/imapd.conf")]
-    remote_config: String,
-    /// Print one JSON document per user on standard output
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    asking: Asking,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -135,7 +128,14 @@ impl Doctor<'_> {
         let case = self.look(ask, &mut here, &mut there, role).await?;
         let diagnosis = diagnose(case.both());
         let to = self.args.to.map(|to| to.side(&diagnosis));
-        let plan = plan(case.both(), &diagnosis, to);
+        let plan = match plan(case.both(), &diagnosis, to) {
+            Ok(_) | Err(NoPlan::Other(_)) if needs_both(&diagnosis) && there.is_none() => {
+                Err(NoPlan::Other(format!(
+                    "a repair needs both servers: name the other one: mbcopy doctor {mailbox} DEST"
+                )))
+            }
+            plan => plan,
+        };
         let report = self.tell(&case, diagnosis, &plan);
         match (plan, there.as_mut()) {
             (Ok(plan), Some(there)) if self.args.repair => {
@@ -161,7 +161,7 @@ impl Doctor<'_> {
         let destination = host_of(there.peer.server()).to_owned();
         let mut peers =
             Peers { here: &mut here.peer, there: &mut there.peer, destination: &destination };
-        let quiet = self.args.json || self.common.quiet;
+        let quiet = self.args.asking.json || self.common.quiet;
         let tell = |text: &str| {
             if !quiet {
                 eprintln!("{text}");
@@ -182,18 +182,31 @@ impl Doctor<'_> {
             }
         };
         let serving = case.both().on(plan.right).server();
-        let text = format!(
-            "{}: repaired; {serving} has him whole: {} records made right, {} messages carried \
-             over, {} mailboxes put aside",
-            case.mailbox, done.records, done.messages, done.put_aside
-        );
-        match self.args.json {
+        let mut text = match plan.right_has_him(case.both()) {
+            true => format!("{}: repaired; {serving} has him whole", case.mailbox),
+            false => format!("{}: repaired; nothing names him any more", case.mailbox),
+        };
+        let mut separator = ':';
+        for (count, what) in [
+            (Some(done.records), "records made right"),
+            (Some(done.messages), "messages carried over"),
+            (Some(done.put_aside), "mailboxes put aside"),
+            (Some(done.listed).filter(|n| *n > 0), "in the list of the Murder"),
+            (Some(done.forgotten).filter(|n| *n > 0), "forgotten by it"),
+        ] {
+            if let Some(count) = count {
+                text.push_str(&format!("{separator} {count} {what}"));
+                separator = ',';
+            }
+        }
+        match self.args.asking.json {
             true => println!(
                 "{}",
                 serde_json::json!({
                     "schema": SCHEMA, "event": "repaired", "mailbox": case.mailbox,
                     "server": serving, "records": done.records, "messages": done.messages,
                     "mailboxes_made": done.mailboxes, "put_aside": done.put_aside, "push": push,
+                    "listed": done.listed, "forgotten": done.forgotten,
                 })
             ),
             false => println!("{text}"),
@@ -215,13 +228,13 @@ impl Doctor<'_> {
         };
         let mut command = std::process::Command::new(std::env::current_exe()?);
         command.args(["push", &case.mailbox, &destination]);
-        command.args(["--remote-program", &self.args.remote_program]);
-        command.args(["--remote-config", &self.args.remote_config]);
+        command.args(["--remote-program", &self.args.asking.remote_program]);
+        command.args(["--remote-config", &self.args.asking.remote_config]);
         command.arg("--config").arg(&self.common.config);
         if let Some(directory) = &self.common.cyrus_bin {
             command.arg("--cyrus-bin").arg(directory);
         }
-        if self.args.json {
+        if self.args.asking.json {
             command.arg("--json");
         }
         let status = command.status()?;
@@ -231,7 +244,7 @@ impl Doctor<'_> {
     async fn connect(&self, destination: &str, role: v1::Role) -> Result<There, Error> {
         let destination = Destination::parse(destination)?;
         let session = Session::connect(&destination, &ConnectOptions::from_env()).await?;
-        let program = (self.args.remote_program.as_str(), self.args.remote_config.as_str());
+        let program = self.args.asking.program();
         let peer = agent_there(&session, program, role).await?;
         Ok(There { peer, _keeps: session })
     }
@@ -285,7 +298,7 @@ impl Doctor<'_> {
     fn tell(&self, case: &Case, diagnosis: Diagnosis, plan: &Result<Plan, NoPlan>) -> Report {
         let report = Report::new(&case.mailbox, case.both(), diagnosis, plan);
         match serde_json::to_string(&report) {
-            Ok(text) if self.args.json => println!("{text}"),
+            Ok(text) if self.args.asking.json => println!("{text}"),
             _ => println!("{report}"),
         }
         report
@@ -295,12 +308,13 @@ impl Doctor<'_> {
     async fn all(&self, here: &mut Here, there: &mut Option<There>) -> Result<u8, Error> {
         // A user has the same internal name on both.
         let mut users: BTreeMap<Bytes, [v1::UserState; 2]> = BTreeMap::new();
-        for user in look::states(&mut here.peer).await? {
+        let mut trouble = false;
+        for user in self.states(&mut here.peer, &mut trouble).await? {
             let name = user.name.clone();
             users.entry(name).or_default()[0] = user;
         }
         if let Some(there) = there.as_mut() {
-            for user in look::states(&mut there.peer).await? {
+            for user in self.states(&mut there.peer, &mut trouble).await? {
                 let name = user.name.clone();
                 users.entry(name).or_default()[1] = user;
             }
@@ -317,26 +331,52 @@ impl Doctor<'_> {
             let plan = plan(case.both(), &diagnosis, None);
             wrong += usize::from(self.tell(&case, diagnosis, &plan).wrong);
         }
-        if !self.args.json {
+        if !self.args.asking.json {
             println!("{wrong} users with whom something is wrong");
         }
-        Ok(if wrong > 0 { WRONG } else { 0 })
+        Ok(if wrong > 0 || trouble { WRONG } else { 0 })
     }
+
+    /// Every user of a server; `trouble` is set if a Murder's list cannot be read.
+    async fn states(
+        &self,
+        peer: &mut Peer,
+        trouble: &mut bool,
+    ) -> Result<Vec<v1::UserState>, Error> {
+        let (users, text) = look::states(peer).await?;
+        if !text.is_empty() {
+            *trouble = true;
+            eprintln!("mbcopy: {}: {text}", peer.welcome.servername);
+        }
+        Ok(users)
+    }
+}
+
+/// Whether nothing is done as long as only one server is asked.
+fn needs_both(diagnosis: &Diagnosis) -> bool {
+    matches!(diagnosis.state, State::ListWrong | State::ListStale)
 }
 
 /// Whether records, without a look at files, tell that something may be wrong.
 fn is_suspect([here, there]: &[v1::UserState; 2]) -> bool {
-    let odd = |user: &v1::UserState| user.away > 0 || user.deleted > 0 || user.unfinished;
+    let odd = |user: &v1::UserState| {
+        let counts = [user.away, user.deleted, user.unlisted, user.listed_only];
+        user.unfinished || counts.iter().any(|count| *count > 0)
+    };
     odd(here) || odd(there) || here.live > 0 && there.live > 0
 }
 
-/// The other server, by what this one's records and journal say.
+/// The other server, by what this one's records, its journal and a Murder's list say.
 fn named(seen: &Seen) -> Option<String> {
     let away = [Standing::Moving, Standing::Remote, Standing::PutAway];
     let by_record = seen.mailboxes.iter().find(|m| away.contains(&m.standing));
     let by_record = by_record.map(|m| m.server.split('!').next().unwrap_or_default().to_owned());
     let by_journal = || Some(seen.unfinished()?.peer.clone());
-    by_record.or_else(by_journal).filter(|name| !name.is_empty())
+    let by_list = || {
+        let entries = &seen.list.as_ref()?.entries;
+        entries.iter().map(|e| e.server.clone()).find(|server| !seen.is_called(server))
+    };
+    by_record.or_else(by_journal).or_else(by_list).filter(|name| !name.is_empty())
 }
 
 /// The host of an SSH destination as it is shown: `root@bw2:22`.

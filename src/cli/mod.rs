@@ -27,6 +27,27 @@ struct Cli {
     command: Command,
 }
 
+/// How another server is asked, and how what it has is told.
+#[derive(Debug, Clone, Args)]
+struct Asking {
+    /// mbcopy on the other server
+    #[arg(long, value_name = "PROGRAM", default_value = "mbcopy")]
+    remote_program: String,
+    /// Cyrus's configuration on the other server
+    #[arg(long, value_name = "FILE", default_value = "/etc/imapd.conf")]
+    remote_config: String,
+    /// Print JSON on standard output, one document per line
+    #[arg(long)]
+    json: bool,
+}
+
+impl Asking {
+    /// The program and the configuration there.
+    fn program(&self) -> (&str, &str) {
+        (&self.remote_program, &self.remote_config)
+    }
+}
+
 /// Options of every command.
 #[derive(Debug, Clone, Args)]
 struct Common {
@@ -139,6 +160,7 @@ mod tests {
             "--partition-map=c=d",
             "--purge-after=2d",
             "--max-freeze=1500ms",
+            "--frontend-lag=700ms",
             "--max-rounds=7",
             "--route-command=postmap \"$X\"",
             "--route-timeout=3s",

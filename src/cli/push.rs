@@ -71,6 +71,12 @@ pub(super) struct MoveOptions {
     /// Longest time that the user may be frozen
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     max_freeze: Duration,
+    /// Between backends of a Murder: how long frontends may need to learn of the change;
+    /// who still comes to the old backend waits so long, and is then sent away to come
+    /// again, within --max-freeze
+    #[arg(long, value_name = "TIME", default_value = "300ms", value_parser = duration)]
+    #[serde(default)]
+    frontend_lag: Duration,
     /// Most rounds of copying before the freeze is tried
     #[arg(long, value_name = "N", default_value_t = 5)]
     max_rounds: u32,
@@ -151,6 +157,7 @@ impl MoveOptions {
             put("purge-after", time(after).into());
         }
         put("max-freeze", time(self.max_freeze).into());
+        put("frontend-lag", time(self.frontend_lag).into());
         put("max-rounds", self.max_rounds.to_string().into());
         if let Some(command) = &self.route_command {
             put("route-command", command.into());
@@ -193,7 +200,7 @@ impl MoveOptions {
 pub(super) struct Output {
     /// Print one JSON document per line on standard output
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -298,6 +305,7 @@ pub(super) fn perform(common: &Common, task: Task, request: &Request, output: Ou
         postpone_file: how.postpone_file.clone(),
         skip_bad: how.bad_messages == BadMessages::Skip,
         max_freeze: how.max_freeze,
+        frontend_lag: how.frontend_lag,
         max_rounds: how.max_rounds,
         freeze_attempts: 5,
         route_command: how.route_command.clone(),
@@ -406,7 +414,7 @@ async fn connect(
 }
 
 /// The server that has the user, as others reach it.
-fn near_host(common: &Common) -> String {
+pub(super) fn near_host(common: &Common) -> String {
     match common.from.first().map(|from| Destination::parse(from)) {
         Some(Ok(from)) => from.host().to_owned(),
         _ => rustix::system::uname().nodename().to_string_lossy().into_owned(),

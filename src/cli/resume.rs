@@ -1,13 +1,15 @@
 //! `mbcopy resume`, `cutover`, `abort` and `reverse`: what becomes of a move that an
 //! earlier push has begun.
 
-use super::push::{MoveOptions, OldServer, Output, Task, USAGE, perform};
+use super::push::{MoveOptions, OldServer, Output, Task, USAGE, near_host, perform};
 use super::request::Request;
 use super::{Common, status};
 use crate::moves::journal::state;
+use crate::push::report::Outcome;
 use crate::transport::Destination;
 use crate::wire::v1;
 use clap::Args;
+use std::io::Write as _;
 use std::process::ExitCode;
 
 /// Arguments of `mbcopy resume`.
@@ -55,7 +57,7 @@ pub(super) fn resume(common: &Common, args: ResumeArgs) -> ExitCode {
         };
         return on_one(common, one, push, |_| {});
     }
-    let moves = match unfinished(common, "") {
+    let moves = match unfinished(common) {
         Ok(moves) => moves,
         Err(error) => return failed(&error),
     };
@@ -148,11 +150,17 @@ fn on_one(
             Request { mailbox: args.mailbox, destination, options: args.options, reverse: false }
         }
         None => {
-            let moves = match unfinished(common, &args.mailbox) {
-                Ok(moves) => moves,
+            let moves = match status::ask(common, args.mailbox.clone()) {
+                Ok(moves) => moves.moves,
                 Err(error) => return failed(&error),
             };
-            let Some(known) = moves.last() else {
+            let unfinished = |m: &&v1::MoveRecord| !state::is_over(&m.state) && began_here(m);
+            let Some(known) = moves.iter().rfind(unfinished) else {
+                let newest = moves.iter().max_by_key(|m| m.updated_unix_ms);
+                let moved = newest.filter(|m| m.state != state::ABORTED && began_here(m));
+                if let Some(moved) = moved {
+                    return is_over(common, moved, task, args.output);
+                }
                 eprintln!(
                     "mbcopy: this server knows no unfinished move of {}\n  next: `mbcopy status {}` \
                      shows its last one",
@@ -176,17 +184,46 @@ fn on_one(
     ExitCode::from(perform(common, task, &request, args.output))
 }
 
+/// Says that a move is over: nothing is left of it to be done, or to be given up.
+fn is_over(common: &Common, moved: &v1::MoveRecord, task: Task, output: Output) -> ExitCode {
+    let mailbox = moved.identity.as_ref().map(|i| i.display.as_str()).unwrap_or_default();
+    let serving = match moved.role() {
+        v1::Role::Source => moved.peer.clone(),
+        _ => near_host(common),
+    };
+    let (outcome, what) = match task {
+        Task::Push { .. } => (Outcome::Done, "moved already"),
+        Task::Abort => (Outcome::Refused, "moved, and not put back"),
+    };
+    if output.json {
+        let id = &moved.move_id;
+        let line = serde_json::json!({
+            "event": "report", "outcome": outcome, "move_id": id, "mailbox": mailbox,
+            "serving": serving,
+        });
+        let _ = writeln!(std::io::stdout(), "{line}");
+    } else {
+        if task == Task::Abort {
+            eprintln!(
+                "mbcopy: the move of {mailbox} is over: there is nothing to give up\n  next: \
+                 `mbcopy reverse {mailbox}` moves the user back"
+            );
+        }
+        let _ = writeln!(std::io::stdout(), "{mailbox}: {what}; {serving} serves the user now");
+    }
+    ExitCode::from(outcome.exit_code())
+}
+
 /// The moves that began here and are not over.
-fn unfinished(
-    common: &Common,
-    mailbox: &str,
-) -> Result<Vec<v1::MoveRecord>, Box<dyn std::error::Error>> {
-    let moves = status::ask(common, mailbox.to_owned())?.moves;
-    // Of a move that brings a user back this server is the target.
-    let back = |m: &v1::MoveRecord| Request::load(&m.move_id).is_ok_and(|r| r.reverse);
-    let ours =
-        |m: &v1::MoveRecord| !state::is_over(&m.state) && (m.role() == v1::Role::Source || back(m));
-    Ok(moves.into_iter().filter(ours).collect())
+fn unfinished(common: &Common) -> Result<Vec<v1::MoveRecord>, Box<dyn std::error::Error>> {
+    let moves = status::ask(common, String::new())?.moves.into_iter();
+    Ok(moves.filter(|m| !state::is_over(&m.state) && began_here(m)).collect())
+}
+
+/// Of a move that brings a user back this server is the target.
+fn began_here(known: &v1::MoveRecord) -> bool {
+    let back = || Request::load(&known.move_id).is_ok_and(|request| request.reverse);
+    known.role() == v1::Role::Source || back()
 }
 
 fn copies(word: &str) -> bool {

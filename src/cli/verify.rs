@@ -1,7 +1,7 @@
 //! `mbcopy verify`: compares what two servers have of a user.
 
-use super::Common;
 use super::push::{agent_there, local_agent};
+use super::{Asking, Common};
 use crate::push::report::SCHEMA;
 use crate::transport::{ConnectOptions, Destination, Session};
 use crate::verify::finding::{Finding, Relation};
@@ -34,15 +34,8 @@ pub(super) struct VerifyArgs {
     /// with --json all]
     #[arg(long, value_name = "N")]
     max_differences: Option<u64>,
-    /// mbcopy on the other server
-    #[arg(long, value_name = "PROGRAM", default_value = "mbcopy")]
-    remote_program: String,
-    /// Cyrus's configuration on the other server
-    #[arg(long, value_name = "FILE", default_value = "/etc/imapd.conf")]
-    remote_config: String,
-    /// Print one JSON document per line on standard output
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    asking: Asking,
 }
 
 pub(super) fn run(common: &Common, args: VerifyArgs) -> ExitCode {
@@ -94,7 +87,7 @@ async fn connect_and_verify(
             return verify::stillborn(&options, error.to_string(), "mend the connection");
         }
     };
-    let program = (args.remote_program.as_str(), args.remote_config.as_str());
+    let program = args.asking.program();
     match agent_there(&session, program, role).await {
         Ok(there) => verify::verify(&options, here, there, printer).await,
         Err(error) => {
@@ -138,7 +131,7 @@ struct Told<'a> {
 
 impl Printer {
     fn new(common: &Common, args: &VerifyArgs) -> Self {
-        let draws = std::io::stderr().is_terminal() && !args.json && !common.quiet;
+        let draws = std::io::stderr().is_terminal() && !args.asking.json && !common.quiet;
         let target =
             if draws { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(None, target);
@@ -146,10 +139,10 @@ impl Printer {
             bar.set_style(style);
         }
         Self {
-            json: args.json,
+            json: args.asking.json,
             quiet: common.quiet,
             verbose: common.verbose > 0,
-            limit: args.max_differences.unwrap_or(if args.json { u64::MAX } else { 100 }),
+            limit: args.max_differences.unwrap_or(if args.asking.json { u64::MAX } else { 100 }),
             named: Cell::new(0),
             later: Cell::new(0),
             names: std::cell::RefCell::default(),

@@ -1,5 +1,6 @@
 //! Which known state a user is in: a pure function of what both servers have.
 
+use super::list::{self, Standings};
 use super::seen::{Mailbox, Seen, Standing};
 use crate::moves::journal::state;
 use crate::verify::finding::Side;
@@ -36,7 +37,13 @@ pub enum State {
     OurMove,
     /// A repair by this command is not over.
     OurRepair,
-    /// Records name a server that was not asked.
+    /// One server serves him, but a Murder's list says something else.
+    ListWrong,
+    /// Neither server has him, but a Murder's list says so.
+    ListStale,
+    /// His mailboxes are in use here and there, and each server has lost some.
+    Split,
+    /// Records, or a Murder's list, name a server that was not asked.
     Elsewhere,
     /// None of these.
     Unknown,
@@ -84,8 +91,11 @@ pub struct Diagnosis {
     pub here: Has,
     /// What the other has.
     pub there: Has,
-    /// Servers that records name and that were not asked.
+    /// Servers that records or a Murder's list name and that were not asked.
     pub elsewhere: Vec<String>,
+    /// How a Murder's list compares with that; none: neither server is of a Murder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub list: Option<Standings>,
 }
 
 impl Diagnosis {
@@ -99,7 +109,7 @@ impl Diagnosis {
 
     /// Whether there is anything that should not be.
     pub fn is_wrong(&self) -> bool {
-        self.state != State::Well
+        self.state != State::Well || self.list.as_ref().is_some_and(|l| !l.trouble.is_empty())
     }
 }
 
@@ -125,10 +135,20 @@ impl<'a> Both<'a> {
 /// Says which state it is.
 pub fn diagnose(both: Both<'_>) -> Diagnosis {
     let (state, origin) = known(both);
+    let list = list::compare(both);
+    let ours = [State::OurMove, State::OurRepair, State::Elsewhere];
+    let state = match (state, &list) {
+        (state, _) if !ours.contains(&state) && !list::taken_away(both).is_empty() => {
+            State::Unknown
+        }
+        (State::Well, Some(list)) if list.is_wrong() => State::ListWrong,
+        (State::Nobody, Some(list)) if list.is_wrong() => State::ListStale,
+        (state, _) => state,
+    };
     let since = since(both, state, origin);
     let has = |side: Side| numbers(both.on(side), both.on(side.other()), since);
     let (here, there) = (has(Side::Here), has(Side::There));
-    Diagnosis { state, origin, since, here, there, elsewhere: elsewhere(both) }
+    Diagnosis { state, origin, since, here, there, elsewhere: elsewhere(both), list }
 }
 
 fn known(both: Both<'_>) -> (State, Side) {
@@ -171,11 +191,10 @@ fn live(both: Both<'_>) -> (State, Side) {
         }
         [true, true] => {}
     }
-    let shared = |side: Side| {
-        let other = both.on(side.other());
-        both.on(side).of(Standing::Live).filter(|m| has_live_id(other, m)).count()
-    };
-    if shared(Side::Here) == 0 {
+    if let Some(origin) = split(both) {
+        return (State::Split, origin);
+    }
+    if shared(both, Side::Here) == 0 {
         // Whose ids were once on the other server is the one who has moved.
         let made_anew = |side: &Side| {
             let was = |m: &&Mailbox| {
@@ -192,6 +211,54 @@ fn live(both: Both<'_>) -> (State, Side) {
     let origin = older(both);
     let lacks = both.on(origin).of(Standing::Live).any(|m| !holds(both.on(origin.other()), m));
     (if lacks { State::PartialCopy } else { State::SecondCopy }, origin)
+}
+
+/// Whether parts of him are in use here and there, as after an XFER that was killed in its
+/// deletion and restarts of the backends of a Murder (imap/ctl_mboxlist.c:do_pop_mupdate):
+/// the server that had him.
+fn split(both: Both<'_>) -> Option<Side> {
+    let deleting = Side::BOTH.map(|side| deletes(both.on(side), both.on(side.other())));
+    match deleting {
+        [true, false] if lacks(both, Side::Here) => Some(Side::Here),
+        [false, true] if lacks(both, Side::There) => Some(Side::There),
+        [true, true] if shared(both, Side::Here) == 0 => Some(older(both)),
+        _ => None,
+    }
+}
+
+/// Whether the other server has not all either; else whether this one is the elder, and not
+/// one that he has left, and was to go to again.
+fn lacks(both: Both<'_>, side: Side) -> bool {
+    let (seen, other) = (both.on(side), both.on(side.other()));
+    match shared(both, side) {
+        0 => live_was_there(seen, other),
+        _ => older(both) == side,
+    }
+}
+
+/// Whether XFER has begun to delete mailboxes that are in use on the other server: nobody
+/// deletes his INBOX, and what he deletes leaves no tombstones with files.
+fn deletes(seen: &Seen, other: &Seen) -> bool {
+    let top = seen.mailboxes.iter().find(|m| !m.kept).map(|m| m.name.as_slice());
+    let taken = |m: &Mailbox| match m.standing {
+        Standing::Deleted => true,
+        Standing::Gone => Some(m.name.as_slice()) == top,
+        _ => false,
+    };
+    let lives = |m: &Mailbox| seen.of(Standing::Live).any(|live| live.id == m.id);
+    seen.mailboxes.iter().any(|m| taken(m) && !lives(m) && has_live_id(other, m))
+}
+
+/// Whether the other server has had mailboxes that are in use on this one.
+fn live_was_there(seen: &Seen, other: &Seen) -> bool {
+    let known = |m: &Mailbox| !m.id.is_empty() && other.mailboxes.iter().any(|o| o.id == m.id);
+    seen.of(Standing::Live).any(known)
+}
+
+/// How many mailboxes are in use on both servers.
+fn shared(both: Both<'_>, side: Side) -> usize {
+    let other = both.on(side.other());
+    both.on(side).of(Standing::Live).filter(|m| has_live_id(other, m)).count()
 }
 
 /// Which of two live copies is the original.
@@ -254,6 +321,8 @@ impl Pair<'_> {
         match live.next() {
             None => Some(State::Leftovers),
             Some(_) if copy => None,
+            // What is in use here has been there, too: that is no new user.
+            Some(_) if live_was_there(self.origin, self.other) => None,
             Some(_) => Some(State::NewInbox),
         }
     }
@@ -298,6 +367,7 @@ fn elsewhere(both: Both<'_>) -> Vec<String> {
             }
         }
     }
+    names.extend(list::strangers(both));
     names.into_iter().collect()
 }
 
@@ -315,7 +385,7 @@ fn since(both: Both<'_>, state: State, origin: Side) -> i64 {
     let copied = of(other, &[Standing::Live]).into_iter().min();
     let told = match state {
         State::PartialCopy | State::SecondCopy => copied,
-        State::StoppedSwitching | State::StoppedDeleting | State::Scattered => {
+        State::StoppedSwitching | State::StoppedDeleting | State::Scattered | State::Split => {
             let away = [Standing::Moving, Standing::Remote, Standing::Deleted];
             of(origin, &away).into_iter().min().or(copied)
         }

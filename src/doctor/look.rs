@@ -1,5 +1,6 @@
 //! Asking an agent what its server has.
 
+use super::list::{List, Listed};
 use super::seen::{Mailbox, Message, Move, Seen, Standing};
 use crate::push::peer::{Peer, PeerError};
 use crate::wire::frame::Kind;
@@ -37,18 +38,25 @@ pub async fn examine(
     seen.quota_roots = done.quota_roots;
     seen.repairable = done.repairable;
     seen.moves = done.moves.iter().map(of_move).collect();
+    let in_murder = !done.master.is_empty() || !done.list_trouble.is_empty();
+    seen.list = in_murder.then(|| List {
+        master: printable(&done.master),
+        trouble: printable(&done.list_trouble),
+        entries: done.listed.into_iter().map(of_list).collect(),
+    });
     Ok((seen, done.identity.unwrap_or_default()))
 }
 
-/// Every user of a server, with the states of his records.
-pub async fn states(peer: &mut Peer) -> Result<Vec<v1::UserState>, PeerError> {
+/// Every user of a server, with the states of his records; and why a Murder's list cannot
+/// be read, if it cannot.
+pub async fn states(peer: &mut Peer) -> Result<(Vec<v1::UserState>, String), PeerError> {
     peer.begin(Op::ListStates(v1::ListStates {})).await?;
     let mut users = Vec::new();
     loop {
         let frame = peer.next().await?;
         if frame.kind != Kind::Part {
             return match peer.decode_reply(&frame)? {
-                Answer::StatesListed(_) => Ok(users),
+                Answer::StatesListed(end) => Ok((users, printable(&end.list_trouble))),
                 _ => Err(peer.unexpected("list of users")),
             };
         }
@@ -77,6 +85,7 @@ fn take(mailboxes: &mut Vec<Mailbox>, told: v1::SeenMailbox) {
         server: printable(&told.server),
         name_only: told.name_only,
         kept: told.kept,
+        original: told.original.into(),
         changed: told.changed,
         modseqs: [told.folder_modseq, told.created_modseq],
         has_index: told.has_index,
@@ -98,6 +107,15 @@ fn standing(told: &v1::SeenMailbox) -> Standing {
         _ if told.remote => Standing::Remote,
         _ if told.moving => Standing::Moving,
         _ => Standing::Live,
+    }
+}
+
+fn of_list(told: v1::Listed) -> Listed {
+    Listed {
+        name: told.name.into(),
+        display: printable(&told.display),
+        server: printable(&told.server),
+        reserved: told.reserved,
     }
 }
 

@@ -7,6 +7,7 @@
 //! diagnosed again.
 
 pub mod diagnose;
+pub mod list;
 pub mod look;
 pub mod plan;
 pub mod repair;

@@ -1,6 +1,7 @@
 //! What a repair does: a pure function of the diagnosis and of what was seen.
 
 use super::diagnose::{Both, Diagnosis, State};
+use super::list::{self, Standings};
 use super::seen::{Mailbox, Seen, Standing};
 use crate::verify::finding::Side;
 use crate::wire::v1::FileKind;
@@ -43,6 +44,10 @@ pub struct Plan {
     pub right: Side,
     /// Records of that server.
     pub restore: Vec<Restored>,
+    /// Whether a Murder's list is made to name that server for all that it has.
+    pub list: bool,
+    /// What a Murder's list forgets, by the server that it names.
+    pub forget: Vec<(Side, Vec<Vec<u8>>)>,
     /// From the other server to that one.
     pub carry: Vec<Carried>,
     /// Whether all that the other server has is put away.
@@ -65,13 +70,27 @@ pub enum NoPlan {
 /// Plans the repair after which the user is whole on `to`, or wherever that is
 /// possible.
 pub fn plan(both: Both<'_>, diagnosis: &Diagnosis, to: Option<Side>) -> Result<Plan, NoPlan> {
+    let list = diagnosis.list.as_ref();
+    if let Some(list) = list.filter(|list| !list.trouble.is_empty()) {
+        return Err(NoPlan::Other(format!(
+            "mend what keeps the servers from asking their mupdate master: {}",
+            list.trouble
+        )));
+    }
+    let plan = of_servers(both, diagnosis, to)?;
+    // Records first: until they are right, nobody may be led to them.
+    let list = list.is_some_and(Standings::keeps_away) && plan.right_has_him(both);
+    Ok(Plan { list, ..plan })
+}
+
+fn of_servers(both: Both<'_>, diagnosis: &Diagnosis, to: Option<Side>) -> Result<Plan, NoPlan> {
     let origin = diagnosis.origin;
     let mailbox = both.on(origin).mailboxes.first().map(|m| m.display.clone()).unwrap_or_default();
     let other = |text: &str| Err(NoPlan::Other(text.replace("{}", &mailbox)));
     match diagnosis.state {
         State::Well => Err(NoPlan::Nothing),
         State::Nobody => other("look at the name of the mailbox"),
-        State::Elsewhere => other("name the server that the records name: mbcopy doctor {} DEST"),
+        State::Elsewhere => other("name the server that is named: mbcopy doctor {} DEST"),
         State::Unknown => {
             other("this is not touched: look at what each server has, and decide by hand")
         }
@@ -83,6 +102,15 @@ pub fn plan(both: Both<'_>, diagnosis: &Diagnosis, to: Option<Side>) -> Result<P
         _ if Side::BOTH.iter().any(|side| !both.on(*side).repairable) => {
             other("a repair needs Cyrus 3.6 or later, in use, on both servers")
         }
+        State::ListWrong | State::ListStale => {
+            let right = match both.here.any(Standing::Live) {
+                true => Side::Here,
+                false => Side::There,
+            };
+            let forget = list::stale(both).into_iter().filter(|(_, names)| !names.is_empty());
+            Ok(Plan { forget: forget.collect(), ..Plan::of(right) })
+        }
+        State::Split => split(both, origin, to).map_err(NoPlan::Other),
         State::PartialCopy | State::SecondCopy => Ok(onto(both, origin, to)),
         State::Leftovers | State::NewInbox if to == Some(origin) => other(
             "the user is on the other server: repair without --to, then take him back: mbcopy \
@@ -101,22 +129,100 @@ impl Plan {
         Self {
             right,
             restore: Vec::new(),
+            list: false,
+            forget: Vec::new(),
             carry: Vec::new(),
             put_aside: false,
             push: false,
             asks: Vec::new(),
         }
     }
+
+    /// Whether anything of him is or becomes usable on the right server.
+    pub fn right_has_him(&self, both: Both<'_>) -> bool {
+        both.on(self.right).any(Standing::Live) || !self.restore.is_empty()
+    }
 }
 
 /// The user is whole on `right`: what only the other server has is carried over.
 fn onto(both: Both<'_>, right: Side, to: Option<Side>) -> Plan {
     Plan {
-        carry: carry(both.on(right.other()), both.on(right), &[], true),
+        carry: carry(both.on(right.other()), both.on(right), &[], Gone::Copied),
         put_aside: true,
         push: to.is_some_and(|to| to != right),
         ..Plan::of(right)
     }
+}
+
+/// Parts of him are in use here and there: whole he becomes where all of him still is.
+fn split(both: Both<'_>, side: Side, to: Option<Side>) -> Result<Plan, String> {
+    let (origin, other) = (both.on(side), both.on(side.other()));
+    let has_all = |seen: &Seen, of: &Seen, deleted: bool| {
+        let usable = |m: &Mailbox| {
+            m.standing == Standing::Live && !m.kept
+                || deleted && m.standing == Standing::Deleted && m.has_files()
+        };
+        of.of(Standing::Live)
+            .all(|live| seen.mailboxes.iter().any(|m| usable(m) && m.id == live.id))
+    };
+    let push = |plan: Plan| Plan { push: to.is_some_and(|to| to != plan.right), ..plan };
+    if has_all(other, origin, false) {
+        // What clients have changed on the part here since is carried over as mail.
+        let carry = carry(origin, other, &[], Gone::Deleted);
+        return Ok(push(Plan { carry, put_aside: true, ..Plan::of(side.other()) }));
+    }
+    let lost = |m: &&Mailbox| {
+        let there = other.of(Standing::Live).any(|o| o.id == m.id);
+        let here = origin.of(Standing::Live).any(|o| o.id == m.id || o.name == m.name);
+        m.standing == Standing::Deleted && m.has_files() && there && !here
+    };
+    let restore: Vec<Restored> =
+        origin.mailboxes.iter().filter(lost).map(|m| restored(m, other)).collect();
+    let plan = Plan { restore: restore.clone(), ..with_restored(both, side, to, &restore) };
+    if has_all(origin, other, true) && has_his_own(origin, other) {
+        return Ok(plan);
+    }
+    let right = to.unwrap_or(side);
+    let restore = if right == side { restore } else { Vec::new() };
+    let (from, onto) = (both.on(right.other()), both.on(right));
+    let carry = carry(from, onto, &restore, Gone::Taken);
+    let mut plan = Plan { restore, carry, put_aside: true, ..Plan::of(right) };
+    plan.asks.extend(made_anew(both, &plan));
+    let (from, onto) = (both.on(right.other()), both.on(right));
+    if !has_his_own(onto, from) {
+        plan.asks.push(format!(
+            "{} has lost subscriptions, scripts or quota roots that {} has: they have to be set \
+             again",
+            onto.server(),
+            from.server()
+        ));
+    }
+    Ok(plan)
+}
+
+fn restored(mailbox: &Mailbox, other: &Seen) -> Restored {
+    Restored {
+        name: mailbox.name.clone(),
+        id: mailbox.id.clone(),
+        remove: !mailbox.has_files(),
+        modseqs: other.twin(mailbox).map(|twin| twin.modseqs).unwrap_or_default(),
+    }
+}
+
+/// What the admin must agree to where folders have to be made.
+fn made_anew(both: Both<'_>, plan: &Plan) -> Option<String> {
+    let made = plan.carry.iter().filter(|c| c.create).map(|c| c.display.as_str());
+    let made: Vec<&str> = made.collect();
+    (!made.is_empty()).then(|| {
+        format!(
+            "{} folders are only on {} and are made anew on {}, so that their messages get new \
+             UIDs and clients load them again: {}",
+            made.len(),
+            both.on(plan.right.other()).server(),
+            both.on(plan.right).server(),
+            shortened(&made)
+        )
+    })
 }
 
 /// The first server has begun to send clients away, or to delete.
@@ -125,13 +231,7 @@ fn stopped(both: Both<'_>, diagnosis: &Diagnosis, to: Option<Side>) -> Result<Pl
     let (origin, other) = (both.on(side), both.on(side.other()));
     let gone_away = [Standing::Moving, Standing::Remote, Standing::Deleted];
     let changed = || origin.mailboxes.iter().filter(|m| gone_away.contains(&m.standing));
-    let restored = |m: &Mailbox| Restored {
-        name: m.name.clone(),
-        id: m.id.clone(),
-        remove: !m.has_files(),
-        modseqs: other.twin(m).map(|twin| twin.modseqs).unwrap_or_default(),
-    };
-    let restore: Vec<Restored> = changed().map(restored).collect();
+    let restore: Vec<Restored> = changed().map(|m| restored(m, other)).collect();
     // All that the other has in use has its files here, too.
     let has_twin = |m: &Mailbox| origin.mailboxes.iter().any(|o| o.id == m.id && o.has_files());
     let split = |m: &&Mailbox| !m.kept && !has_twin(m) && !m.id.is_empty();
@@ -148,7 +248,7 @@ fn stopped(both: Both<'_>, diagnosis: &Diagnosis, to: Option<Side>) -> Result<Pl
     if whole_there && to != Some(side) {
         // What clients could change here since is carried over as mail.
         return Ok(Plan {
-            carry: carry(origin, other, &[], false),
+            carry: carry(origin, other, &[], Gone::Deleted),
             put_aside: true,
             ..Plan::of(side.other())
         });
@@ -161,29 +261,20 @@ fn stopped(both: Both<'_>, diagnosis: &Diagnosis, to: Option<Side>) -> Result<Pl
     let right = to.unwrap_or(side);
     let mut plan = match right == side {
         true => Plan { restore: restore.clone(), ..with_restored(both, side, None, &restore) },
-        false => {
-            Plan { carry: carry(origin, other, &[], false), put_aside: true, ..Plan::of(right) }
-        }
+        false => Plan {
+            carry: carry(origin, other, &[], Gone::Deleted),
+            put_aside: true,
+            ..Plan::of(right)
+        },
     };
-    let made: Vec<&str> =
-        plan.carry.iter().filter(|c| c.create).map(|c| c.display.as_str()).collect();
-    if !made.is_empty() {
-        plan.asks.push(format!(
-            "{} folders are only on {} and are made anew on {}, so that their messages get new \
-             UIDs and clients load them again: {}",
-            made.len(),
-            both.on(right.other()).server(),
-            both.on(right).server(),
-            shortened(&made)
-        ));
-    }
+    plan.asks.extend(made_anew(both, &plan));
     Ok(plan)
 }
 
 fn with_restored(both: Both<'_>, right: Side, to: Option<Side>, restore: &[Restored]) -> Plan {
     let wrong = both.on(right.other());
     Plan {
-        carry: carry(wrong, both.on(right), restore, true),
+        carry: carry(wrong, both.on(right), restore, Gone::Copied),
         put_aside: wrong.mailboxes.iter().any(|m| m.standing == Standing::Live),
         push: to.is_some_and(|to| to != right),
         ..Plan::of(right)
@@ -192,7 +283,7 @@ fn with_restored(both: Both<'_>, right: Side, to: Option<Side>, restore: &[Resto
 
 /// What is left to be carried over to `right`, whose records are live again.
 pub fn rest(both: Both<'_>, right: Side) -> Vec<Carried> {
-    carry(both.on(right.other()), both.on(right), &[], true)
+    carry(both.on(right.other()), both.on(right), &[], Gone::Copied)
 }
 
 /// The first names, and how many there are more.
@@ -218,12 +309,23 @@ fn has_his_own(seen: &Seen, other: &Seen) -> bool {
     kept.iter().all(has) && seen.quota_roots >= other.quota_roots
 }
 
+/// What a mailbox of the wrong server is, of which the right one has no more than a trace.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Gone {
+    /// A copy: what is older than the copy was expunged or deleted on the right server.
+    Copied,
+    /// What was deleted on the right server, or has come since.
+    Deleted,
+    /// What XFER or `ctl_mboxlist -m` has taken from the right server.
+    Taken,
+}
+
 /// What `wrong` has and `right` has never had, by content.
-fn carry(wrong: &Seen, right: &Seen, restore: &[Restored], is_copy: bool) -> Vec<Carried> {
+fn carry(wrong: &Seen, right: &Seen, restore: &[Restored], gone: Gone) -> Vec<Carried> {
     // What came with the copy is older than the copy: if the original does not list it
     // any more, it was expunged there.
     let copied = wrong.of(Standing::Live).map(|m| m.changed).min();
-    let copied = copied.filter(|_| is_copy).unwrap_or_default();
+    let copied = copied.filter(|_| gone == Gone::Copied).unwrap_or_default();
     let mut all = Vec::new();
     let usable = |m: &&Mailbox| matches!(m.standing, Standing::Live | Standing::Moving);
     for mailbox in wrong.mailboxes.iter().filter(usable) {
@@ -237,7 +339,7 @@ fn carry(wrong: &Seen, right: &Seen, restore: &[Restored], is_copy: bool) -> Vec
         let same = |m: &&Mailbox| !mailbox.id.is_empty() && m.id == mailbox.id;
         let twin = right.mailboxes.iter().filter(usable).find(same);
         let removed = |m: &&Mailbox| restore.iter().any(|r| r.remove && r.name == m.name);
-        let known = right.mailboxes.iter().any(|m| same(&m) && !removed(&m));
+        let known = gone != Gone::Taken && right.mailboxes.iter().any(|m| same(&m) && !removed(&m));
         let by_name = || right.mailboxes.iter().filter(usable).find(|m| m.name == mailbox.name);
         let twin = twin.or_else(by_name);
         let mut had: BTreeMap<[u8; 20], usize> = twin.map(Mailbox::guids).unwrap_or_default();

@@ -67,6 +67,10 @@ pub struct Done {
     pub mailboxes: usize,
     /// Mailboxes that were put aside.
     pub put_aside: usize,
+    /// Mailboxes for which a Murder's list was made right.
+    pub listed: usize,
+    /// Mailboxes that a Murder's list has forgotten.
+    pub forgotten: usize,
 }
 
 /// Why a repair stopped.
@@ -117,6 +121,9 @@ pub async fn repair(
         let diagnosis = diagnose(case.both());
         let plan = match plan::plan(case.both(), &diagnosis, to) {
             Ok(plan) => plan,
+            Err(NoPlan::Other(_)) if diagnosis.state == State::Nobody && done.forgotten > 0 => {
+                return Ok((done, false));
+            }
             Err(NoPlan::Nothing) => {
                 // A push that follows works on him.
                 for side in Side::BOTH {
@@ -127,7 +134,9 @@ pub async fn repair(
             Err(NoPlan::Other(text)) => return Err(RepairError::Stopped(text)),
         };
         push |= plan.push;
-        Run { peers: &mut *peers, tell, done: &mut done }.once(&case, &diagnosis, plan).await?;
+        let murder = diagnosis.list.is_some();
+        let mut run = Run { peers: &mut *peers, tell, done: &mut done, murder };
+        run.once(&case, &diagnosis, plan).await?;
     }
     Err(RepairError::Stopped("something changes again and again: look at it once more".into()))
 }
@@ -185,6 +194,8 @@ struct Run<'a, 'p> {
     peers: &'a mut Peers<'p>,
     tell: &'a dyn Fn(&str),
     done: &'a mut Done,
+    /// Whether the servers are of a Murder.
+    murder: bool,
 }
 
 impl Run<'_, '_> {
@@ -208,6 +219,20 @@ impl Run<'_, '_> {
             self.peers.call(right, op, |a| matches!(a, Answer::RestoreDone(_))).await?;
             self.done.records += plan.restore.len();
             (self.tell)(&format!("{} records are made right", plan.restore.len()));
+        }
+        if plan.list {
+            // What frontends reach again is right, if not yet all that there is.
+            let op = Op::TakeRoute(v1::TakeRoute {});
+            let taken = self.peers.call(right, op, |a| matches!(a, Answer::RouteTaken(_))).await?;
+            if let Answer::RouteTaken(taken) = taken {
+                self.done.listed = taken.mailboxes as usize;
+                let server = case.both().on(right).server();
+                (self.tell)(&format!("the list leads to {server}: {} mailboxes", taken.mailboxes));
+            }
+            fault::point(Point::RepairListed);
+        }
+        for (side, names) in &plan.forget {
+            self.forget(*side, names).await?;
         }
         // First while both are in use, then the rest of it.
         self.carry(&plan).await?;
@@ -238,9 +263,27 @@ impl Run<'_, '_> {
         Ok(())
     }
 
+    /// Has a Murder's list forget what it has on a server.
+    async fn forget(&mut self, side: Side, names: &[Vec<u8>]) -> Result<(), RepairError> {
+        let names = names.iter().map(|name| Bytes::copy_from_slice(name)).collect();
+        let op = Op::ForgetListed(v1::ForgetListed { names });
+        let answer = self.peers.call(side, op, |a| matches!(a, Answer::ListedForgotten(_))).await?;
+        if let Answer::ListedForgotten(forgotten) = answer
+            && forgotten.mailboxes > 0
+        {
+            self.done.forgotten += forgotten.mailboxes as usize;
+            (self.tell)(&format!("the list has forgotten {} mailboxes", forgotten.mailboxes));
+        }
+        Ok(())
+    }
+
     async fn carry(&mut self, plan: &Plan) -> Result<(), RepairError> {
         for mailbox in &plan.carry {
             if mailbox.create {
+                if self.murder {
+                    // No server makes a mailbox that the list has on another one.
+                    self.forget(plan.right.other(), std::slice::from_ref(&mailbox.to)).await?;
+                }
                 let name = mailbox.to.clone().into();
                 let op = Op::MakeMailbox(v1::MakeMailbox { name });
                 self.peers.call(plan.right, op, |a| matches!(a, Answer::MailboxMade(_))).await?;

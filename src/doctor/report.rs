@@ -1,6 +1,7 @@
 //! What is said of a diagnosis, in words and as a document.
 
 use super::diagnose::{Both, Diagnosis, Has, State};
+use super::list::{self, Standings};
 use super::plan::{NoPlan, Plan};
 use crate::verify::finding::Side;
 use serde::Serialize;
@@ -134,9 +135,30 @@ fn explain(state: State) -> [&'static str; 3] {
             "mailboxes whose records lead away are listed, but do not work; the others do",
             "the mailboxes that are there work; the others are not seen",
         ],
+        State::ListWrong => [
+            "one server serves him, but the list of the Murder does not say so",
+            "who comes directly is served; through the frontends mailboxes are missing, reserved \
+             or looked for elsewhere: they cannot be opened, and deliveries to them fail",
+            "",
+        ],
+        State::ListStale => [
+            "neither server has him, but the list of the Murder says so",
+            "frontends show mailboxes that cannot be opened, and no other server can make a user of his name",
+            "",
+        ],
+        State::Split => [
+            "an XFER from {origin} to {other} died while it deleted, and servers were started \
+             since: his mailboxes are in use here and there",
+            "the mailboxes that are in use there work, the others are not seen",
+            "the mailboxes that are in use there work, the others are not seen",
+        ],
         State::OurMove => ["a move by mbcopy is not over", "", ""],
         State::OurRepair => ["a repair by mbcopy doctor is not over", "", ""],
-        State::Elsewhere => ["records of the user name a server that was not asked", "", ""],
+        State::Elsewhere => [
+            "records of the user, or the list of the Murder, name a server that was not asked",
+            "",
+            "",
+        ],
         State::Unknown => ["a state that mbcopy does not know", "", ""],
     }
 }
@@ -167,13 +189,39 @@ fn notes(both: Both<'_>, diagnosis: &Diagnosis) -> Vec<String> {
         }
     }
     if !diagnosis.elsewhere.is_empty() {
-        notes.push(format!("the records name {}", diagnosis.elsewhere.join(", ")));
+        notes.push(format!("what is named is {}", diagnosis.elsewhere.join(", ")));
+    }
+    notes.extend(diagnosis.list.as_ref().and_then(listed));
+    let taken = list::taken_away(both);
+    if let Some(first) = taken.first() {
+        notes.push(format!(
+            "{} mailboxes that no server has in use any more were taken away by ctl_mboxlist -m, \
+             and are kept as {} and so on",
+            taken.len(),
+            first.display
+        ));
     }
     let both_since = diagnosis.here.since > 0 && diagnosis.there.since > 0;
     if both_since {
         notes.push("both servers have had mail of their own since".into());
     }
     notes
+}
+
+/// What is wrong with a Murder's list.
+fn listed(list: &Standings) -> Option<String> {
+    if !list.trouble.is_empty() {
+        return Some(format!("what the mupdate master says is not known: {}", list.trouble));
+    }
+    let counts = [
+        (list.reserved, "are reserved: nobody reaches them through a frontend"),
+        (list.missing, "are missing: frontends know nothing of them"),
+        (list.elsewhere, "are listed on a server where they are not in use"),
+        (list.stale, "are listed, and no server has them"),
+    ];
+    let wrong = counts.iter().filter(|(count, _)| *count > 0);
+    let wrong: Vec<String> = wrong.map(|(count, what)| format!("{count} {what}")).collect();
+    (!wrong.is_empty()).then(|| format!("in the list of {}: {}", list.master, wrong.join("; ")))
 }
 
 /// What a plan does, in words.
@@ -187,6 +235,13 @@ fn steps(both: Both<'_>, plan: &Plan) -> Vec<String> {
     let removed = plan.restore.len() - back;
     if removed > 0 {
         steps.push(format!("remove {removed} records on {right} that lead to nothing there"));
+    }
+    if plan.list {
+        steps.push(format!("make the list of the Murder say that what {right} has is on {right}"));
+    }
+    let forgotten: usize = plan.forget.iter().map(|(_, names)| names.len()).sum();
+    if forgotten > 0 {
+        steps.push(format!("make the list of the Murder forget {forgotten} mailboxes"));
     }
     let messages: usize = plan.carry.iter().map(|c| c.messages.len()).sum();
     if messages > 0 || !plan.carry.is_empty() {

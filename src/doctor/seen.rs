@@ -1,5 +1,6 @@
 //! What was seen on one server of a user: values only.
 
+use super::list::List;
 use crate::wire::v1;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -83,6 +84,8 @@ pub struct Mailbox {
     pub name_only: bool,
     /// Kept by delayed delete.
     pub kept: bool,
+    /// The name that it had before it was.
+    pub original: Vec<u8>,
     /// When its record was changed, seconds since 1970; 0: not known.
     pub changed: i64,
     /// MODSEQs of its last change as a folder and of its creation; 0: its record has none.
@@ -156,6 +159,8 @@ pub struct Seen {
     pub moves: Vec<Move>,
     /// Whether a repair is possible on this release of Cyrus.
     pub repairable: bool,
+    /// What it was told of a Murder's list; none: it is of no Murder.
+    pub list: Option<List>,
 }
 
 impl Seen {

@@ -1,6 +1,7 @@
 //! Tables of what two servers can have, and what becomes of it.
 
 use super::diagnose::{Both, State, diagnose};
+use super::list::{List, Listed};
 use super::plan::{NoPlan, Plan, plan};
 use super::report::Report;
 use super::seen::{Mailbox, Message, Move, Seen, Standing};
@@ -142,6 +143,23 @@ fn every_state_is_told_from_both_sides() {
         (State::Scattered, &["remote- user.x i1", "live user.x.a i2 3"], &["live user.x i1 1,2"]),
         (State::Scattered, &["remote user.x i1 1,2"], &["live user.x i1 1,2"]),
         (State::Unknown, &["remote- user.x i1"], &[]),
+        // XFER died while it deleted, and the first backend of a Murder was started.
+        (
+            State::Split,
+            &["deleted user.x i1 1", "live user.x.a i2 3"],
+            &["live user.x i1 1 @60", "live user.x.a i2 3 @60"],
+        ),
+        (
+            State::Split,
+            &["gone user.x i1", "live user.x.a i2 3"],
+            &["live user.x i1 1 @60", "live user.x.a i2 3 @60"],
+        ),
+        // Then the second one, too.
+        (
+            State::Split,
+            &["deleted user.x i1 1", "live user.x.a i2 3"],
+            &["live user.x i1 1 @60", "gone user.x.a i2"],
+        ),
         (State::Unknown, &["reserved user.x i1 1"], &["live user.x i1 1"]),
     ];
     for (expected, here, there) in cases {
@@ -294,6 +312,143 @@ fn a_new_inbox_is_merged_into_the_old_one() {
     let plan = plan.unwrap();
     assert_eq!((plan.right, carried(&plan)), (Side::There, vec!["user.x user.x 70".into()]));
     assert!(matches!(found(&one, &two, Some(Side::Here)).2, Err(NoPlan::Other(_))));
+}
+
+#[test]
+fn a_user_who_is_split_comes_together_where_all_of_him_still_is() {
+    let here = ["deleted user.x i1 1", "live user.x.a i2 3,61"];
+    // The second server has all of him.
+    let (one, two) = case(&here, &["live user.x i1 1,70 @60", "live user.x.a i2 3 @60"]);
+    let plan = found(&one, &two, None).2.unwrap();
+    assert!(plan.restore.is_empty() && plan.put_aside && plan.asks.is_empty());
+    assert_eq!(
+        (plan.right, carried(&plan)),
+        (Side::There, vec!["user.x.a user.x.a 61".to_owned()])
+    );
+    // The second has lost what the first has in use: the first still has the files of all.
+    let (one, two) = case(&here, &["live user.x i1 1,70 @60", "gone user.x.a i2"]);
+    let plan = found(&one, &two, None).2.unwrap();
+    let restored: Vec<_> = plan.restore.iter().map(|r| (r.id.as_str(), r.remove)).collect();
+    assert_eq!(restored, [("i1", false)]);
+    assert_eq!((plan.right, carried(&plan)), (Side::Here, vec!["user.x user.x 70".to_owned()]));
+    assert!(plan.asks.is_empty() && found(&one, &two, Some(Side::There)).2.unwrap().push);
+    // Neither has all of him any more.
+    let (one, two) = case(
+        &["gone user.x i1", "live user.x.a i2 3"],
+        &["live user.x i1 1 @60", "gone user.x.a i2"],
+    );
+    let plan = found(&one, &two, None).2.unwrap();
+    assert_eq!((plan.right, carried(&plan)), (Side::Here, vec!["user.x user.x made 1".to_owned()]));
+    assert_eq!(plan.asks.len(), 1);
+    let plan = found(&one, &two, Some(Side::There)).2.unwrap();
+    let made = vec!["user.x.a user.x.a made 3".to_owned()];
+    assert_eq!((plan.right, carried(&plan), plan.asks.len()), (Side::There, made, 1));
+}
+
+/// What both servers were told by the mupdate master: `name server`, `!` if it is reserved.
+fn in_murder(servers: &mut [&mut Seen; 2], lines: &[&str]) {
+    for seen in servers {
+        let entry = |line: &&str| {
+            let (name, server) = line.split_once(' ').unwrap();
+            Listed {
+                name: name.into(),
+                display: name.into(),
+                server: server.trim_end_matches('!').into(),
+                reserved: server.ends_with('!'),
+            }
+        };
+        let entries = lines.iter().map(entry).collect();
+        seen.list = Some(List { master: "mup".into(), entries, trouble: String::new() });
+    }
+}
+
+#[test]
+fn a_murders_list_is_compared_with_what_the_servers_have() {
+    let user: &[&str] = &["live user.x i1 1", "live user.x.a i2 2"];
+    type Row<'a> = (State, &'a [&'a str], &'a [&'a str], [usize; 4]);
+    let cases: &[Row<'_>] = &[
+        (State::Well, user, &["user.x one", "user.x.a one"], [0, 0, 0, 0]),
+        (State::ListWrong, user, &["user.x one!", "user.x.a one"], [1, 0, 0, 0]),
+        (State::ListWrong, user, &["user.x.a one"], [0, 1, 0, 0]),
+        (State::ListWrong, user, &["user.x two", "user.x.a one"], [0, 0, 1, 0]),
+        (State::ListWrong, user, &["user.x one", "user.x.a one", "user.x.b two"], [0, 0, 0, 1]),
+        (State::ListWrong, user, &[], [0, 2, 0, 0]),
+        (State::Nobody, &[], &[], [0, 0, 0, 0]),
+        (State::ListStale, &[], &["user.x one", "user.x.a two!"], [1, 0, 0, 2]),
+        (State::ListStale, &["gone user.x i1"], &["user.x one"], [0, 0, 0, 1]),
+        // Another backend has him, or says so.
+        (State::Elsewhere, user, &["user.x three", "user.x.a one"], [0, 0, 1, 0]),
+        (State::Elsewhere, &[], &["user.x three"], [0, 0, 0, 0]),
+    ];
+    for (expected, here, list, counts) in cases {
+        let (mut one, mut two) = case(here, &[]);
+        in_murder(&mut [&mut one, &mut two], list);
+        for (one, two) in [(&one, &two), (&two, &one)] {
+            assert_eq!(found(one, two, None).0, *expected, "{here:?} {list:?}");
+            let said = diagnose(Both { here: one, there: two }).list.unwrap();
+            let said = [said.reserved, said.missing, said.elsewhere, said.stale];
+            assert_eq!(said, *counts, "{here:?} {list:?}");
+        }
+    }
+}
+
+#[test]
+fn what_a_backends_start_has_taken_away_and_nobody_has_any_more_is_not_forgotten() {
+    let (mut one, mut two) = case(&["gone user.x i1", "moving user.x.a i2 3"], &[]);
+    let mut kept = server("two", &["live DELETED.user.x.5F i1 1"]).mailboxes.remove(0);
+    (kept.kept, kept.original) = (true, b"user.x".to_vec());
+    two.mailboxes.push(kept);
+    in_murder(&mut [&mut one, &mut two], &["user.x one!", "user.x.a one!"]);
+    assert_eq!(found(&one, &two, None).0, State::Unknown);
+    // The files are there: the record becomes live again.
+    one.mailboxes[0].standing = Standing::Deleted;
+    one.mailboxes[0].has_index = true;
+    let (state, _, plan) = found(&one, &two, None);
+    assert_eq!((state, plan.unwrap().restore.len()), (State::StoppedDeleting, 2));
+    // What was deleted on the server that the list names is none of it.
+    let (mut one, mut two) = case(&["gone user.x i1"], &[]);
+    let mut kept = server("one", &["live DELETED.user.x.5F i1 1"]).mailboxes.remove(0);
+    (kept.kept, kept.original) = (true, b"user.x".to_vec());
+    one.mailboxes.push(kept);
+    in_murder(&mut [&mut one, &mut two], &["user.x one"]);
+    assert_eq!(found(&one, &two, None).0, State::ListStale);
+}
+
+#[test]
+fn a_murders_list_is_made_right_after_the_records() {
+    // Where nobody is in the way, only the list is changed.
+    let (mut one, mut two) = case(&["live user.x i1 1"], &[]);
+    in_murder(&mut [&mut one, &mut two], &["user.x two!", "user.x.old one", "user.x.b two"]);
+    let plan = found(&one, &two, None).2.unwrap();
+    let forgotten: Vec<(Side, usize)> = plan.forget.iter().map(|(s, n)| (*s, n.len())).collect();
+    assert_eq!((plan.right, plan.list), (Side::Here, true));
+    assert_eq!(forgotten, [(Side::Here, 1), (Side::There, 1)]);
+    assert!(plan.restore.is_empty() && plan.carry.is_empty() && !plan.put_aside);
+    // He is nowhere.
+    let (mut one, mut two) = case(&[], &[]);
+    in_murder(&mut [&mut one, &mut two], &["user.x two"]);
+    let plan = found(&one, &two, None).2.unwrap();
+    assert_eq!((plan.list, plan.forget), (false, vec![(Side::There, vec![b"user.x".to_vec()])]));
+    // XFER was killed.
+    let (mut one, mut two) = case(
+        &["moving user.x i1 1", "live user.x.a i2 3"],
+        &["live user.x i1 1 @60", "live user.x.a i2 3 @60"],
+    );
+    in_murder(&mut [&mut one, &mut two], &["user.x one!", "user.x.a one!"]);
+    let (state, _, plan) = found(&one, &two, None);
+    let plan = plan.unwrap();
+    assert_eq!((state, plan.right), (State::StoppedSwitching, Side::Here));
+    assert!(plan.list && plan.put_aside && plan.forget.is_empty() && plan.restore.len() == 1);
+    // A copy that the list knows nothing of is none of its business.
+    in_murder(&mut [&mut one, &mut two], &["user.x one", "user.x.a one"]);
+    one.mailboxes[0].standing = Standing::Live;
+    let (state, _, plan) = found(&one, &two, None);
+    assert_eq!((state, plan.unwrap().list), (State::SecondCopy, false));
+    // What it says is not known.
+    two.list.as_mut().unwrap().trouble = "no answer".into();
+    let (.., plan) = found(&one, &two, None);
+    assert!(matches!(plan, Err(NoPlan::Other(text)) if text.contains("no answer")));
+    assert!(diagnose(Both { here: &one, there: &two }).is_wrong());
 }
 
 #[test]

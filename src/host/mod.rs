@@ -255,6 +255,45 @@ impl Host {
             .map_err(|e| DatabaseError { path, reason: e.to_string() })
     }
 
+    /// Changes records of mailboxes.db in one transaction, and reads back that it has
+    /// happened. Each is a key and what becomes of it; none: it is removed.
+    ///
+    /// Errors: it has not happened, or that cannot be read.
+    pub fn change_records<'a>(
+        &self,
+        changes: impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)> + Clone,
+    ) -> Result<(), DatabaseError> {
+        let op = |(key, new)| match new {
+            Some(new) => DbOp::Set(key, new),
+            None => DbOp::Delete(key),
+        };
+        let said = self.change(DbKind::Mailboxes, &changes.clone().map(op).collect::<Vec<_>>());
+        // Only what is read back tells whether the transaction happened.
+        match (self.holds(changes)?, said) {
+            (true, _) => Ok(()),
+            (false, Err(error)) => Err(error),
+            (false, Ok(())) => Err(DatabaseError {
+                path: self.database_path(DbKind::Mailboxes)?,
+                reason: "it was not changed: the records are as before".into(),
+            }),
+        }
+    }
+
+    /// Whether mailboxes.db is as these changes leave it.
+    pub fn holds<'a>(
+        &self,
+        mut changes: impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)>,
+    ) -> Result<bool, DatabaseError> {
+        let database = self.mailboxes()?;
+        let path = self.database_path(DbKind::Mailboxes)?;
+        changes.try_fold(true, |all, (key, new)| {
+            let now = database.get(key);
+            let now =
+                now.map_err(|e| DatabaseError { path: path.clone(), reason: e.to_string() })?;
+            Ok(all && now.as_deref() == new)
+        })
+    }
+
     fn database_path(&self, kind: DbKind) -> Result<PathBuf, DatabaseError> {
         Layout::new(&self.config)
             .server_db(kind)

@@ -15,6 +15,7 @@ use crate::doctor::seen::Message;
 use crate::host::Host;
 use crate::moves::Journal;
 use crate::moves::journal::{Entry, state};
+use crate::murder;
 use crate::source::inventory::{Listing, SourceMailbox};
 use crate::source::mailbox::read_index;
 use crate::source::retire::NOWHERE;
@@ -179,6 +180,13 @@ pub(super) fn tell(
         }
     }
     let (files, quota_roots) = of_user(host, top, &found).map_err(unreadable)?;
+    let (master, listed, list_trouble) = match murder::listed(host, top) {
+        None => Default::default(),
+        Some(Ok((master, entries))) => {
+            (master, entries.iter().map(|e| listed(host, e)).collect(), String::new())
+        }
+        Some(Err(text)) => (String::new(), Vec::new(), text),
+    };
     Ok(v1::Examined {
         identity: Some(v1::Identity {
             name: Bytes::copy_from_slice(top.as_bytes()),
@@ -189,7 +197,22 @@ pub(super) fn tell(
         quota_roots: quota_roots as u32,
         moves: moves(host, top)?.into_iter().map(v1::MoveRecord::from).collect(),
         repairable: host.keeps_by_id() && host.offline.is_none() && host.release().is_some(),
+        master,
+        listed,
+        list_trouble,
     })
+}
+
+/// What a Murder's list says of a mailbox.
+fn listed(host: &Host, entry: &murder::Entry) -> v1::Listed {
+    let name = MailboxName::from_internal(&entry.name);
+    let display = name.map(|name| host.external(&name));
+    v1::Listed {
+        name: Bytes::copy_from_slice(&entry.name),
+        display: display.unwrap_or_else(|_| String::from_utf8_lossy(&entry.name).into_owned()),
+        server: entry.server(),
+        reserved: entry.acl.is_none(),
+    }
 }
 
 fn describe(host: &Host, found: &Found) -> (v1::SeenMailbox, Vec<Message>) {
@@ -207,6 +230,7 @@ fn describe(host: &Host, found: &Found) -> (v1::SeenMailbox, Vec<Message>) {
         reserved: has(Flag::Reserve),
         name_only: has(Flag::Intermediate),
         kept: found.kept,
+        original: original(host, &entry.name).into(),
         unnamed: found.unnamed,
         put_away: found.is_put_away(),
         folder_modseq: entry.foldermodseq,
@@ -224,6 +248,12 @@ fn describe(host: &Host, found: &Found) -> (v1::SeenMailbox, Vec<Message>) {
             (told, Vec::new())
         }
     }
+}
+
+/// The name that a mailbox had which delayed delete keeps; empty: it keeps it not.
+fn original(host: &Host, name: &MailboxName) -> Vec<u8> {
+    let original = name.deleted_original(&host.config.deletedprefix());
+    original.map(|(name, _)| name.as_bytes().to_vec()).unwrap_or_default()
 }
 
 fn messages(
@@ -316,12 +346,27 @@ pub(super) fn states(host: &Host, to: &Sender) -> Result<v1::StatesListed, v1::F
     let database = host.mailboxes_recovered().map_err(|e| failed(&e))?;
     let list = MailboxList::from_database(&database).map_err(|e| failed(&e))?;
     let mut users: BTreeMap<MailboxName, v1::UserState> = BTreeMap::new();
+    let top_of = |name: &MailboxName| name.inbox().unwrap_or_else(|| name.clone());
     let deleted = format!("{}.", host.config.deletedprefix());
+    let is_kept = |name: &MailboxName| name.without_domain().starts_with(deleted.as_bytes());
+    // What a Murder's list has on this server, and whether clients can reach it there.
+    let mut reachable: BTreeMap<Vec<u8>, bool> = BTreeMap::new();
+    let told = murder::list_all(host, |entry| {
+        reachable.insert(entry.name, entry.acl.is_some());
+    });
+    let (in_murder, list_trouble) = match told {
+        None => (false, String::new()),
+        Some(told) => (told.is_ok(), told.err().unwrap_or_default()),
+    };
     let each = list.each(|entry| {
         let name = &entry.name;
-        let top = name.inbox().unwrap_or_else(|| name.clone());
-        let kept = name.without_domain().starts_with(deleted.as_bytes());
+        let top = top_of(name);
+        let kept = is_kept(name);
         let found = Found { unnamed: false, kept, entry };
+        let listed = match found.entry.is_deleted() {
+            true => None,
+            false => reachable.remove(found.entry.name.as_bytes()),
+        };
         if kept || found.is_put_away() || !host.allows(&top) {
             return;
         }
@@ -337,10 +382,21 @@ pub(super) fn states(host: &Host, to: &Sender) -> Result<v1::StatesListed, v1::F
                     told.servers.push(server);
                 }
             }
-            false => told.live += 1,
+            false => {
+                told.live += 1;
+                let in_list = in_murder && !entry.mbtype.has(Flag::Intermediate);
+                told.unlisted += u32::from(in_list && listed != Some(true));
+            }
         }
     });
     each.map_err(|e| failed(&e))?;
+    for name in reachable.keys() {
+        let name = MailboxName::from_internal(name).ok().filter(|name| !is_kept(name));
+        let top = name.map(|name| top_of(&name)).filter(|top| host.allows(top));
+        if let Some(top) = top {
+            users.entry(top).or_default().listed_only += 1;
+        }
+    }
     for entry in all_moves(host)? {
         if let Ok(name) = MailboxName::from_internal(&entry.name)
             && !state::is_over(&entry.state)
@@ -359,7 +415,7 @@ pub(super) fn states(host: &Host, to: &Sender) -> Result<v1::StatesListed, v1::F
         let part = v1::StateList { users: part.to_vec() };
         to.part(v1::part::Part::StateList(part)).map_err(gone)?;
     }
-    Ok(v1::StatesListed {})
+    Ok(v1::StatesListed { list_trouble })
 }
 
 fn all_moves(host: &Host) -> Result<Vec<Entry>, v1::Failure> {

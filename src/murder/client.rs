@@ -1,9 +1,10 @@
 //! A connection to the master: TLS where it offers it, SASL PLAIN, and the few
 //! commands that a move needs.
 //!
-//! DEACTIVATE and DELETE are never sent: of a name that it does not know, either ends
+//! A move never sends DEACTIVATE or DELETE: of a name that it does not know, either ends
 //! the master of 2.5 to 3.10 by a fault, and both would leave a moment in which nobody
-//! can reach the mailbox.
+//! can reach the mailbox. A repair sends DELETE of what no server has, and that the
+//! master has just been found to know.
 
 use super::Settings;
 use super::protocol::{Entry, Line, LineError, command, parse};
@@ -16,8 +17,12 @@ use std::time::Duration;
 /// How long the master may take to answer anything.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Commands that are under way at once: fewer than fill what lies between.
-const AT_ONCE: usize = 64;
+/// Questions that are under way at once: their answers must fit into what lies between,
+/// since nobody reads them before all are sent.
+const ASKED_AT_ONCE: usize = 64;
+
+/// Changes that are under way at once: their answers are short.
+const CHANGED_AT_ONCE: usize = 1000;
 
 /// Why the master cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -213,7 +218,7 @@ impl Client {
     /// What the master says of each of these names; none: nothing.
     pub fn find(&mut self, names: &[&[u8]]) -> Result<Vec<Option<Entry>>, MupdateError> {
         let commands = |tag: &str, name: &&[u8]| command(tag, "FIND", &[name]);
-        let answers = self.each("FIND", names, commands)?;
+        let answers = self.each("FIND", ASKED_AT_ONCE, names, commands)?;
         let entry = |(lines, name): (Vec<Line>, &&[u8])| {
             lines.iter().filter_map(Line::entry).find(|entry| entry.name == *name)
         };
@@ -222,15 +227,32 @@ impl Client {
 
     /// Makes the master say these of mailboxes, whatever it said before.
     pub fn activate(&mut self, entries: &[Entry]) -> Result<(), MupdateError> {
-        self.each("ACTIVATE", entries, |tag, entry| entry.activate(tag)).map(drop)
+        let activate = |tag: &str, entry: &Entry| entry.activate(tag);
+        self.each("ACTIVATE", CHANGED_AT_ONCE, entries, activate).map(drop)
     }
 
-    /// All that the master says of mailboxes on a server.
-    pub fn list(&mut self, server: &str) -> Result<Vec<Entry>, MupdateError> {
-        let prefix = format!("{server}!");
-        let answers =
-            self.each("LIST", &[prefix], |tag, prefix| command(tag, "LIST", &[prefix.as_bytes()]))?;
-        Ok(answers.iter().flatten().filter_map(Line::entry).collect())
+    /// Gives `take` all that the master says of mailboxes on a server, one by one.
+    pub fn list(&mut self, server: &str, mut take: impl FnMut(Entry)) -> Result<(), MupdateError> {
+        let tag = self.tag();
+        self.write(&command(&tag, "LIST", &[format!("{server}!").as_bytes()]))?;
+        let end = self.each_answer(&tag, |line| {
+            line.entry().into_iter().for_each(&mut take);
+        })?;
+        self.succeeded("LIST", &end)
+    }
+
+    /// Makes the master forget those of these mailboxes that it has on `server`; how many.
+    pub fn forget(&mut self, server: &str, names: &[&[u8]]) -> Result<usize, MupdateError> {
+        let mut forgotten = 0;
+        for name in names {
+            let found = self.find(&[name])?;
+            if found.iter().flatten().any(|entry| entry.server() == server) {
+                let delete = |tag: &str, name: &&[u8]| command(tag, "DELETE", &[name]);
+                self.each("DELETE", 1, &[*name], delete)?;
+                forgotten += 1;
+            }
+        }
+        Ok(forgotten)
     }
 
     /// Sends a command for each of `things`, several at once, and gives the answers to
@@ -238,11 +260,12 @@ impl Client {
     fn each<T>(
         &mut self,
         name: &'static str,
+        at_once: usize,
         things: &[T],
         command: impl Fn(&str, &T) -> Vec<u8>,
     ) -> Result<Vec<Vec<Line>>, MupdateError> {
         let mut all = Vec::with_capacity(things.len());
-        for some in things.chunks(AT_ONCE) {
+        for some in things.chunks(at_once) {
             let tags: Vec<String> = some.iter().map(|_| self.tag()).collect();
             let mut bytes = Vec::new();
             for (tag, thing) in tags.iter().zip(some) {
@@ -283,12 +306,18 @@ impl Client {
     /// The answers to the command of this tag, and the one that ends them.
     fn answers(&mut self, tag: &str) -> Result<(Vec<Line>, Line), MupdateError> {
         let mut lines = Vec::new();
+        let end = self.each_answer(tag, |line| lines.push(line))?;
+        Ok((lines, end))
+    }
+
+    /// The answer that ends the command of this tag; `take` gets those before it.
+    fn each_answer(&mut self, tag: &str, mut take: impl FnMut(Line)) -> Result<Line, MupdateError> {
         loop {
             let line = self.line()?;
             let end = ["OK", "NO", "BAD"].contains(&line.word.as_str());
             match line.tag == tag.as_bytes() {
-                true if end => return Ok((lines, line)),
-                true => lines.push(line),
+                true if end => return Ok(line),
+                true => take(line),
                 false if line.word == "BYE" => {
                     let source = io::Error::new(io::ErrorKind::ConnectionAborted, line.text());
                     return Err(self.broken(source));

@@ -23,6 +23,7 @@ use crate::cyrus::release::Release;
 use crate::fault::{self, Point};
 use crate::host::Host;
 use crate::wire::v1::{self, failure::Kind, problem::Severity};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 /// How a server reaches the master, by its imapd.conf.
@@ -148,14 +149,14 @@ fn standing(
                 "mupdate has {reserved} of the {all} mailboxes of {shown} reserved: nobody \
                      can reach them, as after an XFER that was killed"
             ),
-            "let this server say what it has: ctl_mboxlist -m, as the user that Cyrus runs as",
+            "look what it is, and put it right: mbcopy doctor",
         ));
     }
     if missing > 0 {
         problems.push(refuse(
             "mupdate-missing",
             format!("mupdate knows nothing of {missing} of the {all} mailboxes of {shown}"),
-            "let this server say what it has: ctl_mboxlist -m, as the user that Cyrus runs as",
+            "look what it is, and put it right: mbcopy doctor",
         ));
     }
     Ok(problems)
@@ -184,11 +185,25 @@ pub fn take(host: &Host, top: &MailboxName) -> Result<v1::RouteTaken, v1::Failur
     if !entries.iter().any(|entry| entry.name == top.as_bytes()) {
         return Err(failed(format!("{} is not on this server", host.external(top))));
     }
+    // What delayed delete keeps comes first: from a backend that starts in between,
+    // `ctl_mboxlist -m` removes for good what of it the list has elsewhere.
+    let kept = host.config.deletedprefix();
+    let is_kept = |e: &Entry| {
+        let name = MailboxName::from_internal(&e.name).ok();
+        name.is_some_and(|name| name.deleted_original(&kept).is_some())
+    };
+    let (kept, live): (Vec<Entry>, Vec<Entry>) = entries.into_iter().partition(is_kept);
+    let first_live = kept.len() + 1;
+    let entries = [kept, live].concat();
     let mut client = Client::connect(&settings).map_err(|e| failed(e.to_string()))?;
-    let (first, rest) = entries.split_at(1.min(entries.len()));
+    // All in one go: a process that dies cannot leave a part of it unsaid.
+    let in_between = fault::is_armed(Point::MupdateTakenOne);
+    let (first, rest) = entries.split_at(if in_between { first_live } else { entries.len() });
     client.activate(first).map_err(|e| failed(e.to_string()))?;
-    fault::point(Point::MupdateTakenOne);
-    client.activate(rest).map_err(|e| failed(e.to_string()))?;
+    if in_between {
+        fault::point(Point::MupdateTakenOne);
+        client.activate(rest).map_err(|e| failed(e.to_string()))?;
+    }
     fault::point(Point::MupdateTaken);
     let names: Vec<&[u8]> = entries.iter().map(|e| e.name.as_slice()).collect();
     let found = client.find(&names).map_err(|e| failed(e.to_string()))?;
@@ -199,6 +214,60 @@ pub fn take(host: &Host, top: &MailboxName) -> Result<v1::RouteTaken, v1::Failur
         return Err(failed(format!("it says {found:?} of {name}, although it took another")));
     }
     Ok(v1::RouteTaken { mailboxes: entries.len() as u32 })
+}
+
+/// What the master says of a user on this server, and of whatever this server has of him;
+/// and the master's own name. None: this is no member of a Murder.
+pub fn listed(host: &Host, top: &MailboxName) -> Option<Result<(String, Vec<Entry>), String>> {
+    let settings = Settings::of(&host.config).filter(|_| is_member(host))?;
+    Some(read_list(host, top, &settings))
+}
+
+fn read_list(
+    host: &Host,
+    top: &MailboxName,
+    settings: &Settings,
+) -> Result<(String, Vec<Entry>), String> {
+    let kept = host.config.deletedprefix();
+    let mut client = client(settings)?;
+    let mut entries = Vec::new();
+    let take = |entry: Entry| {
+        let Ok(name) = MailboxName::from_internal(&entry.name) else { return };
+        let name = name.deleted_original(&kept).map_or(name, |(original, _)| original);
+        if name == *top || name.is_below(top) {
+            entries.push(entry);
+        }
+    };
+    client.list(&host.welcome().servername, take).map_err(|e| e.to_string())?;
+    let here = owned(host, top)?;
+    let listed: BTreeSet<&[u8]> = entries.iter().map(|e| e.name.as_slice()).collect();
+    let names = here.iter().map(|e| e.name.as_bytes());
+    let others: Vec<&[u8]> = names.filter(|name| !listed.contains(name)).collect();
+    let found = client.find(&others).map_err(|e| e.to_string())?;
+    entries.extend(found.into_iter().flatten());
+    Ok((client.master().to_owned(), entries))
+}
+
+/// Gives `take` all that the master says of this server; none: no member of a Murder.
+pub fn list_all(host: &Host, take: impl FnMut(Entry)) -> Option<Result<(), String>> {
+    let settings = Settings::of(&host.config).filter(|_| is_member(host))?;
+    let server = host.welcome().servername;
+    Some(client(&settings).and_then(|mut c| c.list(&server, take).map_err(|e| e.to_string())))
+}
+
+/// Makes the master forget what it says of these mailboxes on this server; how many.
+pub fn forget(host: &Host, names: &[&[u8]]) -> Result<usize, String> {
+    let settings = Settings::of(&host.config).filter(|_| is_member(host));
+    let settings = settings.ok_or("imapd.conf names no mupdate_server")?;
+    client(&settings)?.forget(&host.welcome().servername, names).map_err(|e| e.to_string())
+}
+
+/// A connection to the master of a standard Murder.
+fn client(settings: &Settings) -> Result<Client, String> {
+    match settings.config.as_str() {
+        "standard" => Client::connect(settings).map_err(|e| e.to_string()),
+        other => Err(format!("mupdate_config is {other}, which is not looked into")),
+    }
 }
 
 /// What this server tells the master of a user: whatever has a place here, what

@@ -11,12 +11,14 @@
 //! of it any more: that one stays deleted.
 
 use super::{Client, Settings, is_member};
-use crate::cyrus::config::DbKind;
 use crate::cyrus::db::Database;
 use crate::cyrus::dlist::Dlist;
 use crate::cyrus::name::MailboxName;
 use crate::host::Host;
-use crate::host::tools::DbOp;
+use std::time::Duration;
+
+/// How long the mailboxes of one user may take to be counted.
+const COUNTING: Duration = Duration::from_secs(120);
 
 /// A key of mailboxes.db and its value.
 pub type KeyValue = (Vec<u8>, Vec<u8>);
@@ -40,24 +42,33 @@ pub fn put_back(host: &Host, records: &[KeyValue]) -> Result<usize, String> {
     let found = client.find(&names).map_err(|e| e.to_string())?;
     let mut known = found.iter().map(Option::is_some);
     wiped.retain(|_| known.next().unwrap_or(false));
-    let ops: Vec<DbOp<'_>> = wiped
-        .iter()
-        .flat_map(|w| {
-            let set = w.records.iter().map(|(key, value)| DbOp::Set(key, value));
-            set.chain([DbOp::Delete(&w.kept_as)])
-        })
-        .collect();
-    if ops.is_empty() {
+    if wiped.is_empty() {
         return Ok(0);
     }
-    host.change(DbKind::Mailboxes, &ops).map_err(|e| e.to_string())?;
-    let database = host.mailboxes().map_err(|e| e.to_string())?;
-    for (key, value) in wiped.iter().flat_map(|w| &w.records) {
-        if database.get(key).map_err(|e| e.to_string())?.as_deref() != Some(value) {
-            return Err("mailboxes.db was not changed".into());
-        }
-    }
+    let changes = wiped.iter().flat_map(|w| {
+        let set = w.records.iter().map(|(key, value)| (&key[..], Some(&value[..])));
+        set.chain([(&w.kept_as[..], None)])
+    });
+    host.change_records(changes).map_err(|e| e.to_string())?;
     Ok(wiped.len())
+}
+
+/// Counts the user's mailboxes into their quota roots again: those that are taken away are
+/// counted out of them, and name none any more (imap/mboxlist.c:mboxlist_renamemailbox).
+/// Nobody may hold the user's lock.
+pub fn count_again(host: &Host, top: &MailboxName) -> Result<(), String> {
+    let userid = top.userid().map(|id| String::from_utf8_lossy(id.as_bytes()).into_owned());
+    let whom = match userid {
+        Some(userid) => vec!["-u".to_owned(), userid],
+        None => vec![host.external(top)],
+    };
+    let arguments = [vec!["-f".to_owned()], whom].concat();
+    let output = host.tools.run(&host.conf, "quota", &arguments, Vec::new(), COUNTING);
+    let output = output.map_err(|e| e.to_string())?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(format!("quota: {}", String::from_utf8_lossy(&output.stderr).trim())),
+    }
 }
 
 /// A mailbox whose records were changed.

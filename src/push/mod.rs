@@ -60,6 +60,9 @@ pub struct Options {
     pub skip_bad: bool,
     /// Longest freeze.
     pub max_freeze: Duration,
+    /// In a Murder: how long after the change of the list clients who still come to the old
+    /// backend are kept waiting.
+    pub frontend_lag: Duration,
     /// Most rounds of copying before a freeze is tried all the same.
     pub max_rounds: u32,
     /// Freezes that are tried before giving up.

@@ -503,9 +503,13 @@ impl Push<'_> {
     }
 
     pub(super) async fn retire(&mut self) -> Result<(), Trouble> {
-        let server = self.report.target.clone();
-        let old_server = self.options.old_server.into();
-        let op = Op::Retire(v1::Retire { server, old_server });
+        // No longer than the admin lets him be frozen.
+        let lag = self.options.frontend_lag.min(self.left());
+        let op = Op::Retire(v1::Retire {
+            server: self.report.target.clone(),
+            old_server: self.options.old_server.into(),
+            lag_ms: if self.murder { lag.as_millis() as u32 } else { 0 },
+        });
         let Answer::Retired(retired) = self.source.call(op).await? else {
             return Err(self.source.unexpected("retirement").into());
         };

@@ -17,6 +17,7 @@ use crate::host::userlock::UserLock;
 use crate::inspect::Inspector;
 use crate::moves::journal::{Entry, Hold, REPAIR, now_ms, state};
 use crate::moves::{Journal, MoveId};
+use crate::murder;
 use crate::source::freeze::Freeze;
 use crate::source::journal_failure;
 use crate::wire::v1::{self, failure::Kind, reply::Result as Answer, request::Op};
@@ -126,6 +127,15 @@ impl Handler for Repairer {
             Op::AppendMessage(append) => {
                 session.append(host, &append, link).map(Answer::MessageAppended)
             }
+            Op::TakeRoute(_) => {
+                // Nobody may make or delete a mailbox meanwhile.
+                let _lock = session.lock(host)?;
+                murder::take(host, &session.top).map(Answer::RouteTaken)
+            }
+            Op::ForgetListed(forget) => {
+                let mailboxes = session.forget(host, &forget.names)?;
+                Ok(Answer::ListedForgotten(v1::ListedForgotten { mailboxes }))
+            }
             Op::PutAside(aside) => session.put_aside(host, &aside).map(Answer::PutAsideDone),
             Op::EndRepair(end) => {
                 session.end()?;
@@ -148,6 +158,22 @@ impl Session {
         let freeze = Freeze::hold(lock, limit).map_err(|e| unchanged(e.to_string()))?;
         self.freeze = Some(freeze);
         Ok(())
+    }
+
+    /// Has a Murder's list forget mailboxes of the user that it has on this server.
+    fn forget(&self, host: &Host, names: &[bytes::Bytes]) -> Result<u32, v1::Failure> {
+        let kept = host.config.deletedprefix();
+        for name in names {
+            let name = MailboxName::from_internal(name);
+            let name = name.map_err(|e| agent::protocol(e.to_string()))?;
+            let name = name.deleted_original(&kept).map_or(name, |(original, _)| original);
+            if name != self.top && !name.is_below(&self.top) {
+                return Err(agent::protocol("a mailbox of somebody else"));
+            }
+        }
+        let names: Vec<&[u8]> = names.iter().map(|name| &name[..]).collect();
+        let forgotten = murder::forget(host, &names).map_err(unchanged)?;
+        Ok(forgotten as u32)
     }
 
     /// The user's lock, or those of each mailbox of a shared tree.

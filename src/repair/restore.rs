@@ -1,7 +1,7 @@
 //! Making records live again that XFER has marked or deleted.
 
 use super::{Session, refused, unchanged};
-use crate::cyrus::config::{DbKind, MetaFile};
+use crate::cyrus::config::MetaFile;
 use crate::cyrus::header::MailboxHeader;
 use crate::cyrus::index::IndexView;
 use crate::cyrus::mboxlist::MailboxList;
@@ -9,7 +9,6 @@ use crate::cyrus::mboxlist::edit::{Counters, RecordEdit, ServerEdit};
 use crate::cyrus::mboxlist::mbtype::Flag;
 use crate::fault::{self, Point};
 use crate::host::Host;
-use crate::host::tools::DbOp;
 use crate::inspect::examine::{self, Found};
 use crate::moves::journal::state;
 use crate::moves::sealed;
@@ -71,23 +70,8 @@ impl Session {
             .map_err(|e| unchanged(format!("cannot write {}: {e}", path.display())))?;
         self.record(state::PLANNED)?;
         fault::point(Point::RestoreSaved);
-        let ops: Vec<DbOp<'_>> = changes
-            .iter()
-            .map(|(key, _, new)| match new {
-                Some(new) => DbOp::Set(key, new),
-                None => DbOp::Delete(key),
-            })
-            .collect();
-        let said = host.change(DbKind::Mailboxes, &ops);
-        // Only what is read back tells whether the transaction happened.
-        let database = host.mailboxes().map_err(|e| unchanged(e.to_string()))?;
-        for (key, _, new) in changes {
-            let now = database.get(key).map_err(|e| unchanged(e.to_string()))?;
-            if now.as_deref() != new.as_deref() {
-                let why = said.err().map_or("the records are as before".into(), |e| e.to_string());
-                return Err(unchanged(format!("mailboxes.db was not changed: {why}")));
-            }
-        }
+        let changed = changes.iter().map(|(key, _, new)| (&key[..], new.as_deref()));
+        host.change_records(changed).map_err(|e| unchanged(e.to_string()))?;
         // The journal goes on saying that a repair is under way: what is left to be done,
         // records alone do not tell any more.
         fault::point(Point::RestoreCommitted);

@@ -59,6 +59,9 @@ const DATABASE_WAIT: Duration = Duration::from_secs(1);
 /// than a route command should take, and not for ever.
 const ROUTE_TIME: Duration = Duration::from_secs(30);
 
+/// The longest that clients are kept waiting for what frontends do not know yet.
+const MAX_LAG: Duration = Duration::from_secs(10);
+
 /// Longest freeze, whatever the coordinator asks for.
 const LONGEST_FREEZE: Duration = Duration::from_secs(3600);
 
@@ -307,6 +310,9 @@ impl Session {
         let state = self.entry.state.clone();
         let mut notes = Vec::new();
         if state != state::RETIRED {
+            // Who still comes here, from a frontend that does not know yet, waits, and is not
+            // told that there is no such mailbox.
+            std::thread::sleep(Duration::from_millis(u64::from(retire.lag_ms)).min(MAX_LAG));
             let retirement = if state == state::RETIRING {
                 Retirement::load(host, &self.id)
             } else {

@@ -33,7 +33,6 @@ use crate::cyrus::path::Layout;
 use crate::fault::{self, Point};
 use crate::host::Host;
 use crate::host::durable;
-use crate::host::tools::DbOp;
 use crate::moves::MoveId;
 use crate::moves::sealed::{self, PathBytes};
 use crate::murder;
@@ -86,8 +85,8 @@ pub enum RetireError {
     /// A record cannot be changed.
     #[error("{0}")]
     Record(String),
-    /// mailboxes.db was not changed as it should be.
-    #[error("mailboxes.db was not changed: {0}")]
+    /// mailboxes.db cannot be read, or was not changed as it should be.
+    #[error("{0}")]
     Database(String),
 }
 
@@ -241,21 +240,13 @@ impl Retirement {
     }
 
     fn commit(&self, host: &Host) -> Result<(), RetireError> {
-        let ops: Vec<DbOp<'_>> = self
-            .changes
-            .iter()
-            .map(|(key, _, new)| match new {
-                Some(new) => DbOp::Set(key, new),
-                None => DbOp::Delete(key),
-            })
-            .collect();
-        let said = host.change(DbKind::Mailboxes, &ops);
-        // Only what is read back tells whether the transaction happened.
-        if !self.is_committed(host)? {
-            let why = said.err().map_or("the records are as before".into(), |e| e.to_string());
-            return Err(RetireError::Database(why));
-        }
-        Ok(())
+        let changed = host.change_records(self.left());
+        changed.map_err(|e| RetireError::Database(e.to_string()))
+    }
+
+    /// What becomes of each record.
+    fn left(&self) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> + Clone {
+        self.changes.iter().map(|(key, _, new)| (&key[..], new.as_deref()))
     }
 
     /// The files that keep directories from being made, as they were left.
@@ -295,14 +286,7 @@ impl Retirement {
 
     /// Whether mailboxes.db is as this has left it.
     pub fn is_committed(&self, host: &Host) -> Result<bool, RetireError> {
-        let database = host.mailboxes().map_err(|e| RetireError::Database(e.to_string()))?;
-        for (key, _, new) in &self.changes {
-            let now = database.get(key).map_err(|e| RetireError::Database(e.to_string()))?;
-            if now.as_deref() != new.as_deref() {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        host.holds(self.left()).map_err(|e| RetireError::Database(e.to_string()))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::base::Base;
 use super::offer::Inventory;
-use super::publish::{Publication, Standing};
+use super::publish::{Publication, Standing, TakenAway};
 use super::shadow::Top;
 use super::share::Share;
 use super::stage::Stage;
@@ -14,10 +14,10 @@ use crate::agent;
 use crate::cyrus::name::MailboxName;
 use crate::host::userlock::UserLock;
 use crate::moves::journal::{Entry, Hold, now_ms, state};
-use crate::moves::verdict::has_user;
+use crate::moves::verdict::{has_user, route_is_changed};
 use crate::moves::{Journal, MoveId, sealed};
 use crate::murder;
-use crate::wire::v1::{self, failure::Kind};
+use crate::wire::v1::{self, failure::Kind, problem::Severity};
 use std::collections::BTreeMap;
 
 impl Target {
@@ -59,7 +59,8 @@ impl Target {
                 }
             }
         }
-        let publication = self.settle(&mut entry)?;
+        let mut taken_away = Vec::new();
+        let publication = self.settle(&mut entry, &mut taken_away)?;
         answer.snapshot = entry.note().to_owned().into();
         answer.mail_held = entry.mail_is_held();
         let partitions = plan::partitions(&self.host, plan, &mut answer.problems);
@@ -91,6 +92,7 @@ impl Target {
         let (mupdate, found) = murder::look(&self.host, None);
         answer.mupdate = mupdate;
         answer.problems.extend(found);
+        answer.problems.extend(taken_away);
         let refused = answer.problems.iter().any(|p| p.severity() == v1::problem::Severity::Refuse);
         match (&journal, refused) {
             (Some(journal), false) => journal.write(&entry).map_err(|e| journal_failure(&e))?,
@@ -126,7 +128,7 @@ impl Target {
         let Some(mut entry) = known.filter(|e| e.name == top.as_bytes()) else {
             return Ok(v1::Attached::default());
         };
-        let publication = self.settle(&mut entry)?;
+        let publication = self.settle(&mut entry, &mut Vec::new())?;
         journal.write(&entry).map_err(|e| journal_failure(&e))?;
         let record = v1::MoveRecord::from(entry.clone());
         let session = self.begin(top, entry, Some(journal), Some(hold))?;
@@ -173,7 +175,11 @@ impl Target {
 
     /// Finds out what a move has come to that had begun to publish, or had a
     /// plan of it.
-    pub(super) fn settle(&self, entry: &mut Entry) -> Result<Option<Publication>, v1::Failure> {
+    pub(super) fn settle(
+        &self,
+        entry: &mut Entry,
+        problems: &mut Vec<v1::Problem>,
+    ) -> Result<Option<Publication>, v1::Failure> {
         let path = Stage::new(&self.host.config, &entry.id)
             .map_err(|e| internal(e.to_string(), "nothing was changed"))?
             .publication();
@@ -188,13 +194,29 @@ impl Target {
         };
         let mut loaded: Publication = sealed::load(&path).map_err(|e| damaged(&e))?;
         if murder::is_member(&self.host) {
-            let _lock = self.lock_of(entry)?;
+            let lock = self.lock_of(entry)?;
             if loaded.put_back(&self.host).map_err(|e| damaged(&e))? {
                 sealed::save(&path, &loaded).map_err(|e| damaged(&e))?;
+            }
+            drop(lock);
+            // What is not routed is taken back as a whole.
+            if route_is_changed(&entry.state) && loaded.taken_away.mailboxes > 0 {
+                if loaded.taken_away.uncounted {
+                    self.count_again(entry).map_err(|e| damaged(&e))?;
+                    loaded.taken_away.uncounted = false;
+                    sealed::save(&path, &loaded).map_err(|e| damaged(&e))?;
+                }
+                problems.push(told(loaded.taken_away));
             }
         }
         self.settle_publication(entry, &loaded)?;
         Ok(began_to_publish(&entry.state).then_some(loaded))
+    }
+
+    /// Counts the quota of a user again whose mailboxes were taken away.
+    fn count_again(&self, entry: &Entry) -> Result<(), String> {
+        let top = MailboxName::from_internal(&entry.name).map_err(|e| e.to_string())?;
+        murder::wiped::count_again(&self.host, &top)
     }
 
     /// Opens the journal and takes the right to work on the user; what the
@@ -286,6 +308,28 @@ impl Target {
         let top = MailboxName::from_internal(&entry.name);
         lock(&self.host, &top.map_err(|e| agent::protocol(e.to_string()))?)
     }
+}
+
+/// What is not as it was after mailboxes were taken away and put back.
+fn told(taken: TakenAway) -> v1::Problem {
+    let mut text = format!(
+        "this backend was started while mupdate named the other one for {} mailboxes: what \
+         ctl_mboxlist had taken away is put back and counted into the quota again; \
+         HIGHESTMODSEQ is higher than before",
+        taken.mailboxes
+    );
+    if taken.lost > 0 {
+        text.push_str(&format!(
+            "; what delayed delete kept of {} mailboxes is only in the retired copy of the source",
+            taken.lost
+        ));
+    }
+    plan::problem(
+        Severity::Note,
+        "put-back",
+        text,
+        "nothing is to be done: clients look at them again",
+    )
 }
 
 /// What opening the journal for a move has come to.

@@ -71,6 +71,9 @@ pub struct Publication {
     /// after `ctl_mboxlist -m` has renamed a mailbox.
     #[serde(default)]
     pub index_records: Vec<[u8; 32]>,
+    /// On a backend of a Murder: what `ctl_mboxlist -m` had taken away since.
+    #[serde(default)]
+    pub taken_away: TakenAway,
 }
 
 /// What the live mailboxes.db has of a publication.
@@ -120,6 +123,17 @@ pub enum PublishError {
     /// The records are not those that were published.
     #[error("the user's records on this server have changed since they were published")]
     Changed,
+}
+
+/// What became of mailboxes that `ctl_mboxlist -m` has taken away.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct TakenAway {
+    /// How many were put back.
+    pub mailboxes: usize,
+    /// How many that delayed delete kept are gone.
+    pub lost: usize,
+    /// Whether the quota is to be counted again.
+    pub uncounted: bool,
 }
 
 impl Publication {
@@ -271,14 +285,18 @@ impl Publication {
     /// started again before mupdate named it. What delayed delete keeps it has really
     /// deleted; the source has that still. Whether anything has changed here.
     pub fn put_back(&mut self, host: &Host) -> Result<bool, String> {
-        if murder::wiped::put_back(host, &self.records)? == 0 {
+        let mailboxes = murder::wiped::put_back(host, &self.records)?;
+        if mailboxes == 0 {
             return Ok(false);
         }
         let database = host.mailboxes().map_err(|e| e.to_string())?;
         let mut records = Vec::new();
+        self.taken_away.mailboxes += mailboxes;
+        self.taken_away.uncounted = true;
         for record in std::mem::take(&mut self.records) {
-            if database.get(&record.0).map_err(|e| e.to_string())?.is_some() {
-                records.push(record);
+            match database.get(&record.0).map_err(|e| e.to_string())? {
+                Some(_) => records.push(record),
+                None => self.taken_away.lost += usize::from(record.0.starts_with(b"N")),
             }
         }
         self.records = records;

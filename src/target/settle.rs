@@ -4,7 +4,7 @@
 use super::by_name;
 use super::offer::Inventory;
 use super::plan;
-use super::publish::{KeyValue, Publication, hash_of_records};
+use super::publish::{KeyValue, Publication, TakenAway, hash_of_records};
 use super::shadow::{Shadow, Top};
 use super::stage::Stage;
 use super::staged::{Compared, StagedMailbox};
@@ -335,6 +335,7 @@ pub fn publication(
         stale_records: Vec::new(),
         indexes,
         index_records,
+        taken_away: TakenAway::default(),
     })
 }
 

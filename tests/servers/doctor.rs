@@ -55,7 +55,7 @@ fn xfer(servers: &Servers, user: &str) -> Vec<String> {
 
 /// Kills the source's imapd some time after it has written a line to syslog; whether it
 /// was not over by then.
-fn xfer_killed(servers: &Servers, user: &str, line: &str, delay: f64) -> bool {
+pub fn xfer_killed(servers: &Servers, user: &str, line: &str, delay: f64) -> bool {
     let script = format!(
         "tail -n0 -F /var/log/messages | while read -r l; do case \"$l\" in *'{line}'*) \
          p=${{l#*imap[}}; p=${{p%%]*}}; sleep {delay}; kill -9 $p; exit;; esac; done"
@@ -90,7 +90,7 @@ fn wreck(
 }
 
 /// The mailboxes of a user by the type of their records.
-fn records(host: &Host, user: &str) -> BTreeMap<String, usize> {
+pub fn records(host: &Host, user: &str) -> BTreeMap<String, usize> {
     let text = host.run_as_cyrus(&["/usr/sbin/cyrus", "ctl_mboxlist", "-d"]).unwrap();
     let all: Value = serde_json::from_str(&text).unwrap();
     let mut counts = BTreeMap::new();
@@ -102,27 +102,27 @@ fn records(host: &Host, user: &str) -> BTreeMap<String, usize> {
     counts
 }
 
-fn doctor(servers: &Servers, user: &str, options: &[&str]) -> Pushed {
+pub fn doctor(servers: &Servers, user: &str, options: &[&str]) -> Pushed {
     let mailbox = format!("user.{user}");
     let arguments = ["doctor", &mailbox, servers.target.name()];
     servers.mbcopy(&[&arguments, options].concat())
 }
 
 /// The document that it prints.
-fn document(servers: &Servers, user: &str, code: i32) -> Value {
+pub fn document(servers: &Servers, user: &str, code: i32) -> Value {
     let said = doctor(servers, user, &["--json"]).expect(code);
     serde_json::from_str(said.last_line()).unwrap()
 }
 
 #[track_caller]
-fn is(document: &Value, state: &str) {
+pub fn is(document: &Value, state: &str) {
     assert_eq!(document["state"], state, "{document:#}");
 }
 
 /// Message-IDs of what comes while the wreck lies there.
-const LATE: &str = "@late.example";
+pub const LATE: &str = "@late.example";
 
-fn letter(what: &str) -> Vec<u8> {
+pub fn letter(what: &str) -> Vec<u8> {
     format!(
         "From: a@example.org\r\nTo: b@example.org\r\nSubject: {what}\r\n\
          Message-ID: <{what}{LATE}>\r\n\r\n{what}\r\n"
@@ -130,17 +130,24 @@ fn letter(what: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-fn deliver(host: &Host, user: &str, what: &str) {
+pub fn deliver(host: &Host, user: &str, what: &str) {
     lab::lmtp::deliver(host, user, &letter(what)).accepted().unwrap();
 }
 
 /// Mail and a folder that a user of the target makes, who does not know that it is a copy;
 /// what of it must be found, by folder.
-fn work_on_the_copy(servers: &Servers, user: &str) -> BTreeSet<(String, String)> {
+pub fn work_on_the_copy(servers: &Servers, user: &str) -> BTreeSet<(String, String)> {
     for what in ["one", "two"] {
         deliver(&servers.target, user, what);
     }
-    let mut imap = servers.target.imap(user).unwrap();
+    let came = [("INBOX", "one"), ("INBOX", "two")];
+    let came = came.map(|(folder, what)| (folder.to_owned(), format!("<{what}{LATE}>")));
+    came.into_iter().chain(work_by_imap(&servers.target, user)).collect()
+}
+
+/// The same, by IMAP only.
+pub fn work_by_imap(host: &Host, user: &str) -> BTreeSet<(String, String)> {
+    let mut imap = host.imap(user).unwrap();
     imap.command("CREATE INBOX.Neu").unwrap();
     for (folder, what) in [("INBOX", "three"), ("INBOX.Neu", "four")] {
         let message = NewMessage {
@@ -151,13 +158,13 @@ fn work_on_the_copy(servers: &Servers, user: &str) -> BTreeSet<(String, String)>
         imap.append(folder, &[message]).unwrap();
     }
     imap.logout();
-    let came = [("INBOX", "one"), ("INBOX", "two"), ("INBOX", "three"), ("INBOX.Neu", "four")];
+    let came = [("INBOX", "three"), ("INBOX.Neu", "four")];
     came.map(|(folder, what)| (folder.to_owned(), format!("<{what}{LATE}>"))).into()
 }
 
 /// Fails unless all is as before, but for these messages, each of which is there once.
 #[track_caller]
-fn assert_whole(
+pub fn assert_whole(
     before: &Fingerprint,
     after: &Fingerprint,
     came: &BTreeSet<(String, String)>,
@@ -214,7 +221,7 @@ fn assert_whole(
 
 /// Repairs, and looks that nothing is wrong then and that the copy is out of the way.
 #[track_caller]
-fn repair(servers: &Servers, user: &str, options: &[&str]) -> Pushed {
+pub fn repair(servers: &Servers, user: &str, options: &[&str]) -> Pushed {
     let said = doctor(servers, user, &[&["--repair"], options].concat()).expect(0);
     is(&document(servers, user, 0), "well");
     said
@@ -302,10 +309,10 @@ fn killed(
 }
 
 const INITIAL: (&str, f64) = ("XFER: initial sync of user", 0.1);
-const FINAL: (&str, f64) = ("XFER: final sync of user", 0.0);
-const DELETING: (&str, f64) = ("XFER: deleting mailboxes on source", 0.0);
+pub const FINAL: (&str, f64) = ("XFER: final sync of user", 0.0);
+pub const DELETING: (&str, f64) = ("XFER: deleting mailboxes on source", 0.0);
 
-fn is_being_deleted(records: &BTreeMap<String, usize>) -> bool {
+pub fn is_being_deleted(records: &BTreeMap<String, usize>) -> bool {
     records.contains_key("em") && records.contains_key("ed")
 }
 

@@ -39,3 +39,4 @@ mod stragglers;
 mod support;
 mod verify;
 mod versions;
+mod wrecks;

@@ -15,6 +15,7 @@ use crate::workload::Route;
 use anyhow::{Context, Result, ensure};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -232,7 +233,7 @@ impl Rig {
         let start = Instant::now();
         let (user, before) = self.newcomer()?;
         let Routed { route, command } = self.route(&user)?;
-        let judge = Judge { before: &before, mail: trial.mail };
+        let mut judge = Judge { before: before.clone(), mail: trial.mail };
         let mail = trial.mail.then(|| Deliverer::start(&route));
         let mut violations = Vec::new();
 
@@ -240,13 +241,13 @@ impl Rig {
             self.tell("mbcopy-sabotage", &trial.sabotage)?;
         }
         let mut blow = self.strike(trial, &trial.when, &user, &command)?;
-        let mut reconstructed = self.stand_up(trial, &user, &route)?;
+        let mut reconstructed = self.stand_up(trial, &user, &route, &mut judge)?;
         let mut between = self.look(&user, &judge, &mut violations)?;
         if let (Some(time), true) = (trial.once_more, blow.code != 0) {
             let second = self.strike(trial, &When::After(time), &user, &command)?;
             let loss = blow.loss.and(second.loss);
             blow = Blow { loss, at: blow.at, ..second };
-            reconstructed |= self.stand_up(trial, &user, &route)?;
+            reconstructed |= self.stand_up(trial, &user, &route, &mut judge)?;
             between = self.look(&user, &judge, &mut violations)?;
         }
         let Blow { code: first, loss, at: cut, back, push } = blow;
@@ -255,7 +256,7 @@ impl Rig {
         if first != 0 {
             let mut failed = self.recover(trial.recovery, &user, &command, &push)?;
             if let Some((Some(REFUSED), _)) = failed
-                && self.reconstruct(trial, &user, &route)?
+                && self.reconstruct(trial, &user, &route, &mut judge)?
             {
                 reconstructed = true;
                 failed = self.recover(trial.recovery, &user, &command, &push)?;
@@ -307,7 +308,7 @@ impl Rig {
         }
         violations.extend(self.leftovers()?);
         if let Some((other, print)) = &self.before {
-            let judge = Judge { before: print, mail: false };
+            let judge = Judge { before: print.clone(), mail: false };
             let wrong = judge.differences(&take(&self.target, other)?)?;
             let other = |w: &String| format!("{other}, who was moved before, has {w}");
             violations.extend(wrong.iter().map(other));
@@ -360,25 +361,46 @@ impl Rig {
     }
 
     /// Has Cyrus reconstruct a mailbox that it cannot open any more.
-    fn stand_up(&self, trial: &Trial, user: &str, route: &Route) -> Result<bool> {
+    fn stand_up(
+        &self,
+        trial: &Trial,
+        user: &str,
+        route: &Route,
+        judge: &mut Judge,
+    ) -> Result<bool> {
         for host in self.hosts() {
             if sees(host, user)?.is_some() {
                 return Ok(false);
             }
         }
-        self.reconstruct(trial, user, route)
+        self.reconstruct(trial, user, route, judge)
     }
 
     /// Cyrus's own remedy for what a power cut leaves of a mailbox that it was just writing to:
     /// a file whose record is not on the disk, an index shorter than its header says. Whether
-    /// that may be, and it was done.
-    fn reconstruct(&self, trial: &Trial, user: &str, route: &Route) -> Result<bool> {
+    /// that may be, and it was done. What Cyrus makes of it, an index without flags perhaps, is
+    /// what counts from then on.
+    fn reconstruct(
+        &self,
+        trial: &Trial,
+        user: &str,
+        route: &Route,
+        judge: &mut Judge,
+    ) -> Result<bool> {
         let host = route.host()?;
         if !trial.mail || !fails(trial.side, host == self.target) {
             return Ok(false);
         }
         let mailbox = format!("user.{user}");
         host.run_as_cyrus(&["/usr/lib/cyrus/bin/reconstruct", "-r", &mailbox])?;
+        let now = take(&host, user)?;
+        let contents = |print: &Fingerprint| -> BTreeSet<(String, u32, String)> {
+            let all = print.messages();
+            all.map(|(folder, uid, m)| (folder.to_owned(), uid, m.sha1.clone())).collect()
+        };
+        let missing = contents(&judge.before).difference(&contents(&now)).count();
+        ensure!(missing == 0, "Cyrus itself has lost {missing} messages of {user}");
+        judge.before = now;
         Ok(true)
     }
 
@@ -500,24 +522,24 @@ struct Routed {
 }
 
 /// What the user must be.
-struct Judge<'a> {
-    before: &'a Fingerprint,
+struct Judge {
+    before: Fingerprint,
     /// Whether more may have come.
     mail: bool,
 }
 
-impl Judge<'_> {
+impl Judge {
     fn differences(&self, now: &Fingerprint) -> Result<Vec<String>> {
         if !self.mail {
             let always = [volatile::LASTUPDATE, volatile::SERVER];
             let ignored: Vec<_> = volatile::ALWAYS.iter().chain(&always).copied().collect();
-            let found = fingerprint::diff(self.before, now, &ignored)?;
+            let found = fingerprint::diff(&self.before, now, &ignored)?;
             return Ok(if found.is_empty() { vec![] } else { vec![fingerprint::report(&found)] });
         }
         let mut wrong = Vec::new();
         let folders =
             |print: &Fingerprint| -> Vec<String> { print.own.mailboxes.keys().cloned().collect() };
-        if folders(self.before) != folders(now) {
+        if folders(&self.before) != folders(now) {
             wrong.push(format!("other folders: {:?}", folders(now)));
         }
         let now: std::collections::BTreeMap<_, _> =
