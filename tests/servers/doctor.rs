@@ -37,7 +37,7 @@ fn with_user(user: &str) -> Servers {
 /// Servers with a user who has so many folders that XFER can be killed in between.
 fn with_many_folders(user: &str) -> Servers {
     let servers = with_user(user);
-    Seed::new(&servers.source, user).bulk(200, Size::Median(1000), 60).unwrap();
+    Seed::new(&servers.source, user).bulk(300, Size::Median(1000), 120).unwrap();
     servers
 }
 
@@ -56,9 +56,11 @@ fn xfer(servers: &Servers, user: &str) -> Vec<String> {
 /// Kills the source's imapd some time after it has written a line to syslog; whether it
 /// was not over by then.
 pub fn xfer_killed(servers: &Servers, user: &str, line: &str, delay: f64) -> bool {
+    // Even a process that does nothing may take too long.
+    let wait = if delay > 0.0 { format!("sleep {delay};") } else { String::new() };
     let script = format!(
         "tail -n0 -F /var/log/messages | while read -r l; do case \"$l\" in *'{line}'*) \
-         p=${{l#*imap[}}; p=${{p%%]*}}; sleep {delay}; kill -9 $p; exit;; esac; done"
+         p=${{l#*imap[}}; p=${{p%%]*}}; {wait} kill -9 $p; exit;; esac; done"
     );
     let mut killer = servers.source.spawn(&["timeout", "60", "bash", "-c", &script]).unwrap();
     std::thread::sleep(Duration::from_millis(400));
@@ -480,7 +482,7 @@ fn killed_in_the_deletion_by_a_later_release() {
     let servers = Servers::between("trix", "sid");
     servers.accounts(&["late"]);
     Seed::new(&servers.source, "late").small().unwrap();
-    Seed::new(&servers.source, "late").bulk(200, Size::Median(1000), 60).unwrap();
+    Seed::new(&servers.source, "late").bulk(400, Size::Median(1000), 180).unwrap();
     assert!(xfer_killed(&servers, "late", DELETING.0, DELETING.1), "XFER was over too soon");
     println!("{:?} {:?}", records(&servers.source, "late"), records(&servers.target, "late"));
     let before = fingerprint(&servers.target, "late", &[]);

@@ -42,7 +42,7 @@ fn comes_back(servers: &Servers, user: &str) {
     servers.mbcopy(&["doctor", &mailbox, "bw2"]).expect(0);
     servers.mbcopy(&["status", &mailbox]).expect(0).says(&["the target serves the user"]);
     let known = servers.mbcopy(&["abort", &mailbox]);
-    assert_eq!(known.code, 2, "{}", known.stderr);
+    assert_eq!(known.code, 4, "{}", known.stderr);
     servers.mbcopy(&["verify", &mailbox, "bw2"]).expect(0);
     let there = fingerprint(&servers.target, user, &[]);
     let back = servers.mbcopy(&["reverse", &mailbox]).expect(0);

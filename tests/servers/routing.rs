@@ -219,10 +219,11 @@ impl Routed {
         let servers = Servers::fresh();
         servers.accounts(&[user]);
         Seed::new(&servers.source, user).small().unwrap();
-        let mx = Host::new("mx");
         // What a test that was killed has left.
-        let _ = mx.down();
-        mx.up_alone().expect("`make lab` builds the root mx");
+        let _ = Host::new("mx").down();
+        Host::new("mx").up_alone().expect("`make lab` builds the root mx");
+        // Its address is known from now on.
+        let mx = Host::new("mx");
         let contrib = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/route");
         for host in [&mx, &servers.source] {
             host.run(&["mkdir", "-p", COMMANDS]).unwrap();
@@ -236,8 +237,11 @@ impl Routed {
         let on = |command: &str| format!("{COMMANDS}/on mx {COMMANDS}/{command}");
         let route: Vec<String> = commands.map(on).collect();
         let routed = Routed { servers, mx, user: user.into(), route: route.join(" && ") };
-        routed.run("rm -f /etc/postfix/mbcopy* /etc/exim4/mbcopy* /etc/dovecot/mbcopy* \
-                    /etc/nginx/mbcopy* /var/log/mail.log /var/log/exim4/mainlog /run/stop /run/sent; rm -rf /var/spool/exim4 /var/spool/postfix/{maildrop,incoming,active,deferred,bounce,defer}/*");
+        routed.run(
+            "rm -f /etc/{postfix,exim4,dovecot,nginx}/mbcopy* /var/log/mail.log \
+             /var/log/exim4/mainlog /run/stop /run/sent; rm -rf /var/spool/exim4 \
+             /var/spool/postfix/{maildrop,incoming,active,deferred,bounce,defer}/*",
+        );
         if let Some(mta) = mta {
             let start = match (mta.sendmail, mta.command.starts_with("ldap")) {
                 ("sendmail", true) => format!("{START_SLAPD}\n{}\nINITIAL=\n{POSTFIX}", mta.start),
