@@ -364,7 +364,11 @@ impl Session {
                     Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
                     file => file.map_err(|e| format!("cyrus.index: {e}"))?,
                 };
-                let index = IndexFile::open(&file).map_err(|e| format!("cyrus.index: {e}"))?;
+                let index = match IndexFile::open(&file) {
+                    // Read while Cyrus was writing: it comes again.
+                    Err(_) if !mailbox.files_complete() => continue,
+                    index => index.map_err(|e| format!("cyrus.index: {e}"))?,
+                };
                 if index.header().minor < newest {
                     return Ok(Some(mailbox.name.display()));
                 }
