@@ -12,9 +12,9 @@ fn a_push_that_is_killed_while_it_copies_goes_on_where_it_was() {
     let before = fingerprint(&servers.source, "again", &[]);
     let mut first = servers
         .source
-        .spawn(&["/usr/local/bin/mbcopy", "push", "user.again", "bw2", "--bwlimit", "20000000"])
+        .spawn(&["/usr/local/bin/mbcopy", "push", "user.again", "bw2", "--bwlimit", "4000000"])
         .unwrap();
-    std::thread::sleep(Duration::from_millis(1500));
+    std::thread::sleep(Duration::from_millis(2000));
     servers.source.run(&["pkill", "-KILL", "-f", "mbcopy push"]).unwrap();
     first.wait().unwrap();
     assert_same(&before, &fingerprint(&servers.source, "again", &[]), &[]);
@@ -30,7 +30,7 @@ fn an_interrupted_push_stops_at_a_safe_point_and_says_so() {
     let servers = Servers::fresh();
     servers.accounts(&["stop"]);
     Seed::new(&servers.source, "stop").bulk(3000, Size::Fixed(20_000), 1).unwrap();
-    let push = "mbcopy push user.stop bw2 --bwlimit 20000000 & sleep 1.2; kill -INT $!; wait $!; \
+    let push = "mbcopy push user.stop bw2 --bwlimit 4000000 & sleep 1.2; kill -INT $!; wait $!; \
                 echo \"code $?\"";
     let said = servers.source.run(&["bash", "-c", push]).unwrap();
     assert!(said.contains("user.stop: interrupted, not moved; bw1 serves the user now"), "{said}");
