@@ -255,7 +255,7 @@ fn two_moves_of_one_user_are_one() {
     Seed::new(&servers.source, "once").bulk(3000, lab::seed::Size::Fixed(20_000), 1).unwrap();
     let mut first = servers
         .source
-        .spawn(&["/usr/local/bin/mbcopy", "push", "user.once", "bw2", "--bwlimit", "20000000"])
+        .spawn(&["/usr/local/bin/mbcopy", "push", "user.once", "bw2", "--bwlimit", "5000000"])
         .unwrap();
     std::thread::sleep(std::time::Duration::from_millis(1500));
     servers.push("user.once", &[]).expect(6).says(&["somebody else is moving this user"]);

@@ -190,7 +190,7 @@ fn a_stage_of_which_only_a_part_has_come_is_only_behind() {
     let servers = Servers::fresh();
     servers.accounts(&["part"]);
     Seed::new(&servers.source, "part").bulk(3000, Size::Fixed(10_000), 4).unwrap();
-    let push = "mbcopy push user.part bw2 --bwlimit 10000000 >/dev/null 2>&1 & \
+    let push = "mbcopy push user.part bw2 --bwlimit 3000000 >/dev/null 2>&1 & \
                 sleep 1.5; kill -KILL $!; wait $!; true";
     servers.source.run(&["bash", "-c", push]).unwrap();
     let said = verify(&servers, "user.part", &["--json", "--content"]).expect(0);
