@@ -5,7 +5,7 @@ use super::push::{MoveOptions, OldServer, Output, Task, USAGE, near_host, perfor
 use super::request::Request;
 use super::{Common, status};
 use crate::moves::journal::state;
-use crate::push::report::Outcome;
+use crate::push::report::{Outcome, SCHEMA};
 use crate::transport::Destination;
 use crate::wire::v1;
 use clap::Args;
@@ -198,7 +198,7 @@ fn is_over(common: &Common, moved: &v1::MoveRecord, task: Task, output: Output) 
     if output.json {
         let id = &moved.move_id;
         let line = serde_json::json!({
-            "event": "report", "outcome": outcome, "move_id": id, "mailbox": mailbox,
+            "schema": SCHEMA, "event": "report", "outcome": outcome, "move_id": id, "mailbox": mailbox,
             "serving": serving,
         });
         let _ = writeln!(std::io::stdout(), "{line}");

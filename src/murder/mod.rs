@@ -22,7 +22,7 @@ use crate::cyrus::name::MailboxName;
 use crate::cyrus::release::Release;
 use crate::fault::{self, Point};
 use crate::host::Host;
-use crate::wire::v1::{self, failure::Kind, problem::Severity};
+use crate::wire::v1::{self, failure::Kind};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
@@ -80,26 +80,31 @@ pub fn look(host: &Host, source: Option<&MailboxName>) -> (String, Vec<v1::Probl
         let text = format!("mupdate_config is {} on this server", settings.config);
         let advice = "in such a Murder every server keeps a copy of the list for itself; mbcopy \
                       moves between backends of a standard one only";
-        return (String::new(), vec![refuse("mupdate-config", text, advice)]);
+        return (String::new(), vec![v1::Problem::refuse("mupdate-config", text, advice)]);
     }
     let by_id = host.release().is_some_and(|release| Release::of(release).by_id);
     if !by_id {
         let text = "this backend's Cyrus is older than 3.6".to_owned();
         let advice = "its ctl_mboxlist -m copies what it takes away, which mbcopy cannot put back";
-        return (String::new(), vec![refuse("murder-release", text, advice)]);
+        return (String::new(), vec![v1::Problem::refuse("murder-release", text, advice)]);
     }
     let mut client = match Client::connect(&settings) {
         Ok(client) => client,
         Err(error) => {
             let advice = "mend mupdate_server, mupdate_authname and mupdate_password in this \
                           server's imapd.conf, or the master";
-            return (String::new(), vec![refuse("mupdate-unusable", error.to_string(), advice)]);
+            return (
+                String::new(),
+                vec![v1::Problem::refuse("mupdate-unusable", error.to_string(), advice)],
+            );
         }
     };
     let problems = match source.map(|top| standing(host, top, &mut client)) {
         None => Vec::new(),
         Some(Ok(problems)) => problems,
-        Some(Err(error)) => vec![refuse("mupdate-unusable", error, "look at the master's log")],
+        Some(Err(error)) => {
+            vec![v1::Problem::refuse("mupdate-unusable", error, "look at the master's log")]
+        }
     };
     (client.master().to_owned(), problems)
 }
@@ -132,7 +137,7 @@ fn standing(
     let all = found.len();
     let shown = host.external(top);
     if let Some(other) = elsewhere.first() {
-        problems.push(refuse(
+        problems.push(v1::Problem::refuse(
             "mupdate-elsewhere",
             format!(
                 "mupdate says of {} of the {all} mailboxes of {shown} that they are on {other}, \
@@ -143,7 +148,7 @@ fn standing(
         ));
     }
     if reserved > 0 {
-        problems.push(refuse(
+        problems.push(v1::Problem::refuse(
             "mupdate-reserved",
             format!(
                 "mupdate has {reserved} of the {all} mailboxes of {shown} reserved: nobody \
@@ -153,7 +158,7 @@ fn standing(
         ));
     }
     if missing > 0 {
-        problems.push(refuse(
+        problems.push(v1::Problem::refuse(
             "mupdate-missing",
             format!("mupdate knows nothing of {missing} of the {all} mailboxes of {shown}"),
             "look what it is, and put it right: mbcopy doctor",
@@ -279,16 +284,6 @@ fn owned(host: &Host, top: &MailboxName) -> Result<Vec<MailboxEntry>, String> {
     let others = [Flag::Deleted, Flag::Moving, Flag::Remote, Flag::Reserve, Flag::Intermediate];
     let ours = |e: &MailboxEntry| e.partition.is_some() && !others.iter().any(|f| e.mbtype.has(*f));
     Ok(owned.into_iter().filter(ours).collect())
-}
-
-fn refuse(code: &str, text: String, advice: &str) -> v1::Problem {
-    v1::Problem {
-        severity: Severity::Refuse.into(),
-        code: code.into(),
-        text,
-        advice: advice.into(),
-        ..v1::Problem::default()
-    }
 }
 
 #[cfg(test)]

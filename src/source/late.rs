@@ -244,13 +244,7 @@ fn in_services(text: &str, service: &str) -> Option<u16> {
 
 /// A problem that stands against the move; boxed, since it is large for an error.
 fn refuse(code: &str, text: String, advice: &str) -> Box<v1::Problem> {
-    Box::new(v1::Problem {
-        severity: v1::problem::Severity::Refuse.into(),
-        code: code.into(),
-        text,
-        advice: advice.into(),
-        ..v1::Problem::default()
-    })
+    Box::new(v1::Problem::refuse(code, text, advice))
 }
 
 #[cfg(test)]

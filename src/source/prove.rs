@@ -33,13 +33,6 @@ impl Session {
     }
 }
 
-fn keyed(key: &[u8; 32], mut file: impl Read) -> io::Result<blake3::Hash> {
-    let mut hasher = blake3::Hasher::new_keyed(key);
-    let mut buffer = vec![0; 64 << 10];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(hasher.finalize()),
-            n => hasher.update(buffer.get(..n).unwrap_or_default()),
-        };
-    }
+fn keyed(key: &[u8; 32], file: impl Read) -> io::Result<blake3::Hash> {
+    Ok(blake3::Hasher::new_keyed(key).update_reader(file)?.finalize())
 }

@@ -324,7 +324,7 @@ fn told(taken: TakenAway) -> v1::Problem {
             taken.lost
         ));
     }
-    plan::problem(
+    v1::Problem::new(
         Severity::Note,
         "put-back",
         text,

@@ -3,7 +3,6 @@
 //! it of what is staged. What the messages do not tell it makes anew: the times of creation.
 
 use super::offer::Inventory;
-use super::plan::problem;
 use super::shadow::Top;
 use super::stage::Stage;
 use super::staged::StagedMailbox;
@@ -34,7 +33,7 @@ pub fn make(host: &Host, stage: &Stage, inventory: &Inventory, top: &Top) -> Opt
             format!("dav_reconstruct made none: {}", crate::wire::printable(said.trim()))
         }
     };
-    Some(problem(
+    Some(v1::Problem::new(
         Severity::Note,
         "no-dav-database",
         format!("clients of calendars and address books see none of what is in them yet: {why}"),

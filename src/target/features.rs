@@ -1,7 +1,6 @@
 //! What the user has that this server does not serve: it is built or set up without it.
 //! His data move all the same, and lie here as they would anywhere.
 
-use super::plan::problem;
 use crate::cyrus::dlist::Dlist;
 use crate::cyrus::mboxlist::mbtype::{Kind, Mbtype};
 use crate::host::Host;
@@ -25,7 +24,7 @@ pub fn unserved(host: &Host, mailboxes: &[v1::Mailbox]) -> Vec<v1::Problem> {
             (true, true) => continue,
         };
         if has(kind) {
-            notes.push(problem(
+            notes.push(v1::Problem::new(
                 Severity::Note,
                 &format!("no-{module}"),
                 format!(
@@ -36,7 +35,7 @@ pub fn unserved(host: &Host, mailboxes: &[v1::Mailbox]) -> Vec<v1::Problem> {
         }
     }
     if has(Kind::Sieve) && !installed("timsieved") {
-        notes.push(problem(
+        notes.push(v1::Problem::new(
             Severity::Note,
             "no-sieve",
             "the user has sieve scripts, and Cyrus's timsieved is not installed on this server"

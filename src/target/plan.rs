@@ -18,21 +18,6 @@ use std::path::{Path, PathBuf};
 /// Free space that must be left on a partition, in bytes.
 const SPACE_RESERVE: u64 = 64 << 20;
 
-/// A problem of preflight.
-pub fn problem(severity: Severity, code: &str, text: String, advice: &str) -> v1::Problem {
-    v1::Problem {
-        severity: severity.into(),
-        code: code.into(),
-        text,
-        advice: advice.into(),
-        ..v1::Problem::default()
-    }
-}
-
-fn refuse(code: &str, text: String, advice: &str) -> v1::Problem {
-    problem(Severity::Refuse, code, text, advice)
-}
-
 /// Which partition of this server each partition of the source becomes.
 pub fn partitions(
     host: &Host,
@@ -56,7 +41,7 @@ pub fn partitions(
             Some(name) => {
                 map.insert(source.to_owned(), name);
             }
-            None => problems.push(refuse(
+            None => problems.push(v1::Problem::refuse(
                 "unknown-partition",
                 format!("this server has no partition {asked:?}; it has: {}", names()),
                 "name one of them, as in: mbcopy push MAILBOX DEST:PARTITION, or by \
@@ -96,7 +81,7 @@ pub fn conflicts(
         let away = away.is_some_and(|entry| base.is_some_and(|base| base.left_entry(&entry)));
         let other = other.filter(|_| !away);
         if let Some(other) = other.filter(|other| *other != name) {
-            problems.push(refuse(
+            problems.push(v1::Problem::refuse(
                 "uniqueid-in-use",
                 format!(
                     "the id {} of {} belongs to {} on this server",
@@ -172,7 +157,7 @@ impl There {
     fn problems(&self, shown: &str) -> Vec<v1::Problem> {
         let mut problems = Vec::new();
         if self.same_id > 0 {
-            problems.push(refuse(
+            problems.push(v1::Problem::refuse(
                 "xfer-leftover",
                 format!(
                     "{shown} exists on this server, and {} of its {} mailboxes have the same ids \
@@ -186,14 +171,14 @@ impl There {
                 ),
             ));
         } else if self.live > 0 {
-            problems.push(refuse(
+            problems.push(v1::Problem::refuse(
                 "exists-on-target",
                 format!("{shown} exists on this server, with {} mailboxes of its own", self.live),
                 "rename or delete it there first; mbcopy never merges two users",
             ));
         }
         if self.tombstones_with_files > 0 {
-            problems.push(refuse(
+            problems.push(v1::Problem::refuse(
                 "tombstone-with-files",
                 format!(
                     "{} mailboxes of {shown} are marked as deleted on this server, but their \
@@ -205,7 +190,7 @@ impl There {
             ));
         }
         if self.tombstones > 0 {
-            problems.push(problem(
+            problems.push(v1::Problem::new(
                 Severity::Note,
                 "tombstones",
                 format!(
@@ -251,7 +236,7 @@ fn leftovers(
     let refusal = |place: std::path::PathBuf| v1::Problem {
         path: place.display().to_string(),
         mailbox: shown.clone(),
-        ..refuse(
+        ..v1::Problem::refuse(
             "leftover-directory",
             format!("{} is in the way of {shown}", place.display()),
             "no record names it; look at it, and move it away",
@@ -271,7 +256,7 @@ pub fn is_vacant(path: &Path) -> bool {
 /// What this server's release of Cyrus cannot keep.
 pub fn release(host: &Host, mailboxes: &[v1::Mailbox]) -> Vec<v1::Problem> {
     let Some(version) = host.release() else {
-        return vec![refuse(
+        return vec![v1::Problem::refuse(
             "no-cyrus",
             "Cyrus's programs were not found on this server, or do not answer".into(),
             "name their directory by --cyrus-bin",
@@ -281,14 +266,14 @@ pub fn release(host: &Host, mailboxes: &[v1::Mailbox]) -> Vec<v1::Problem> {
     let version = format!("{}.{}", version.0, version.1);
     // Before it nobody locked a user.
     if release.since < (3, 2) {
-        return vec![refuse(
+        return vec![v1::Problem::refuse(
             "target-too-old",
             format!("this server's Cyrus {version} has no lock on a user"),
             "move to a server with Cyrus 3.2 or later",
         )];
     }
     if !release.by_id && host.config.improved_mboxlist_sort().unwrap_or(false) {
-        return vec![refuse(
+        return vec![v1::Problem::refuse(
             "improved-mboxlist-sort",
             "this server has improved_mboxlist_sort, and other databases of users for it".into(),
             "move to another server; from this one users can be moved",
@@ -306,7 +291,7 @@ pub fn release(host: &Host, mailboxes: &[v1::Mailbox]) -> Vec<v1::Problem> {
     let unknown = mailboxes.iter().filter(unknown);
     let problem = |mailbox: &v1::Mailbox| v1::Problem {
         mailbox: String::from_utf8_lossy(&mailbox.name).into_owned(),
-        ..refuse(
+        ..v1::Problem::refuse(
             "unknown-mailbox-type",
             format!(
                 "this server's Cyrus {version} does not know what the mailbox holds, and its \
@@ -323,7 +308,7 @@ pub fn release(host: &Host, mailboxes: &[v1::Mailbox]) -> Vec<v1::Problem> {
 pub fn programs(host: &Host, needed: &[&str]) -> Vec<v1::Problem> {
     let missing = needed.iter().filter_map(|program| host.tools.find(program).err());
     let advice = "install it, or name the directory of Cyrus's programs by --cyrus-bin";
-    missing.map(|error| refuse("missing-program", error.to_string(), advice)).collect()
+    missing.map(|error| v1::Problem::refuse("missing-program", error.to_string(), advice)).collect()
 }
 
 /// Room on the partitions: whether the stage can be made, and free space.
@@ -350,7 +335,7 @@ pub fn room(
         let stat = match rustix::fs::statvfs(&path) {
             Ok(stat) => stat,
             Err(e) => {
-                plan.problems.push(refuse(
+                plan.problems.push(v1::Problem::refuse(
                     "partition-unusable",
                     format!("the partition {} at {}: {e}", partition.as_str(), path.display()),
                     "make it, owned by the user that Cyrus runs as",
@@ -361,7 +346,7 @@ pub fn room(
         if rustix::fs::access(&path, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)
             .is_err()
         {
-            plan.problems.push(refuse(
+            plan.problems.push(v1::Problem::refuse(
                 "partition-unusable",
                 format!(
                     "the partition {} at {} is not writable for the user that Cyrus runs as",
@@ -377,7 +362,7 @@ pub fn room(
         // What an earlier try of this move has staged need not come again.
         let staged = staged_bytes(&path.join(OUR_DIRECTORY).join(&plan.move_id));
         if bytes.saturating_add(SPACE_RESERVE) > free.saturating_add(staged) {
-            plan.problems.push(refuse(
+            plan.problems.push(v1::Problem::refuse(
                 "no-space",
                 format!(
                     "{bytes} bytes are to come, and {} at {} has {free} bytes free",
@@ -390,7 +375,7 @@ pub fn room(
         // Some filesystems make inodes as they are needed, and report none.
         let files = totals.messages.saturating_add(totals.mailboxes).saturating_add(1000);
         if stat.f_files > 0 && stat.f_favail < files {
-            plan.problems.push(refuse(
+            plan.problems.push(v1::Problem::refuse(
                 "no-inodes",
                 format!(
                     "{} messages are to come, and {} at {} has {} inodes free",
@@ -429,7 +414,7 @@ pub fn proxies(host: &Host, authname: &str) -> Option<v1::Problem> {
     let may = named.split_whitespace().chain(["*"]).any(|name| name == authname);
     let admin = host.config.admins().iter().any(|name| name == authname);
     (!may && !admin).then(|| {
-        refuse(
+        v1::Problem::refuse(
             "forward-proxyservers",
             format!("{authname} may not log in for others here: proxyservers does not name it"),
             "set proxyservers in imapd.conf here, and start Cyrus again",
@@ -439,7 +424,7 @@ pub fn proxies(host: &Host, authname: &str) -> Option<v1::Problem> {
 
 /// The problem of a directory on another filesystem than its root.
 pub fn crossing(path: &Path) -> v1::Problem {
-    refuse(
+    v1::Problem::refuse(
         "other-filesystem",
         format!("{} is on another filesystem than what it belongs to", path.display()),
         "mbcopy renames directories into and out of it, which cannot be done across \

@@ -2,7 +2,6 @@
 //! one of the source goes under that of this server, or under none.
 
 use super::offer::Inventory;
-use super::plan::problem;
 use super::stage::Stage;
 use super::staged::StagedMailbox;
 use crate::cyrus::config::DbKind;
@@ -33,7 +32,7 @@ pub fn adopt(
         adopted |= adopt_one(stage, mailbox, &moved, above.as_ref()).map_err(failed)?;
     }
     let tree = host.external(top);
-    let told = |text: String| problem(Severity::Note, "quota-root-above", text, "");
+    let told = |text: String| v1::Problem::new(Severity::Note, "quota-root-above", text, "");
     Ok(adopted.then(|| match &above {
         Some(root) => {
             let root = host.external(root);

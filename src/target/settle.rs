@@ -3,7 +3,6 @@
 
 use super::by_name;
 use super::offer::Inventory;
-use super::plan;
 use super::publish::{KeyValue, Publication, TakenAway, hash_of_records};
 use super::shadow::{Shadow, Top};
 use super::stage::Stage;
@@ -33,7 +32,7 @@ use std::time::Duration;
 pub fn compare(stage: &Stage, inventory: &mut Inventory, skipped: &[v1::Problem]) -> v1::Prepared {
     let mut prepared = v1::Prepared::default();
     if !inventory.user_files_complete() {
-        prepared.problems.push(plan::problem(
+        prepared.problems.push(v1::Problem::new(
             Severity::Refuse,
             "incomplete-user-files",
             "the user's own files changed while they were copied".into(),
@@ -61,7 +60,7 @@ pub fn compare(stage: &Stage, inventory: &mut Inventory, skipped: &[v1::Problem]
             }
             Err(text) => prepared.problems.push(v1::Problem {
                 mailbox: mailbox.name.display(),
-                ..plan::problem(
+                ..v1::Problem::new(
                     Severity::Refuse,
                     "not-equal",
                     format!("what was copied is not what the source has: {text}"),
@@ -155,7 +154,12 @@ pub fn drop_skipped(
     let limit = Duration::from_secs(3600);
     let ran = host.tools.run(&stage.imapd_conf, "reconstruct", &arguments, Vec::new(), limit);
     let problem = |text: String| {
-        plan::problem(Severity::Refuse, "skipping-failed", text, "mend the messages on the source")
+        v1::Problem::new(
+            Severity::Refuse,
+            "skipping-failed",
+            text,
+            "mend the messages on the source",
+        )
     };
     if let Err(error) = ran {
         return Some(problem(error.to_string()));
@@ -235,7 +239,7 @@ pub fn unknown_scripts(
                  later do not know: no client is shown the script"
             );
             let advice = "have it written anew with imap4flags; its file is kept";
-            Some(plan::problem(Severity::Note, "unknown-sieve-extension", text, advice))
+            Some(v1::Problem::new(Severity::Note, "unknown-sieve-extension", text, advice))
         })
         .collect()
 }

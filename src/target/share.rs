@@ -265,11 +265,8 @@ fn join(other: &Path, staged: &StagedDirectory, name: &str) -> io::Result<()> {
         return Ok(());
     }
     let hash = |path: &Path| -> io::Result<blake3::Hash> {
-        let mut hasher = blake3::Hasher::new();
-        read(path, &mut |piece| {
-            hasher.update(piece);
-        })?;
-        Ok(hasher.finalize())
+        let file = crate::source::send::open(path)?;
+        Ok(blake3::Hasher::new().update_reader(file)?.finalize())
     };
     if hash(other)? == hash(&own)? {
         let temporary = format!("{name}.mbcopy-new");

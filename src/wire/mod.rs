@@ -25,6 +25,24 @@ pub const USER: u32 = u32::MAX;
 /// How this program names itself to its peer.
 pub const SOFTWARE: &str = concat!("mbcopy ", env!("CARGO_PKG_VERSION"));
 
+impl v1::Problem {
+    /// What preflight has found of the whole user: a stable word, what it is, what to do.
+    pub fn new(severity: v1::problem::Severity, code: &str, text: String, advice: &str) -> Self {
+        Self {
+            severity: severity.into(),
+            code: code.into(),
+            text,
+            advice: advice.into(),
+            ..Self::default()
+        }
+    }
+
+    /// One that stands against the move.
+    pub fn refuse(code: &str, text: String, advice: &str) -> Self {
+        Self::new(v1::problem::Severity::Refuse, code, text, advice)
+    }
+}
+
 impl v1::Failure {
     /// A failure of `kind`: what failed, what state things are in, what to do next.
     pub fn new(
