@@ -1,6 +1,7 @@
 //! `mbcopy doctor`: wrecks made by the real XFER, named and put right.
 
 use crate::support::{Pushed, Servers, assert_same, fingerprint};
+use anyhow::Result;
 use lab::fingerprint::Fingerprint;
 use lab::host::Host;
 use lab::imap::NewMessage;
@@ -8,6 +9,7 @@ use lab::seed::{Seed, Size};
 use mbcopy::fault::Point;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader};
 use std::time::Duration;
 
 fn shell(host: &Host, script: &str) -> String {
@@ -44,7 +46,7 @@ fn with_many_folders(user: &str) -> Servers {
 /// What XFER says besides its tagged answer, which is worth nothing; nothing when it dies.
 fn xfer(servers: &Servers, user: &str) -> Vec<String> {
     let mut admin = servers.source.admin().unwrap();
-    admin.set_patience(Duration::from_secs(60)).unwrap();
+    admin.set_patience(Duration::from_secs(300)).unwrap();
     let reply = admin.attempt(format!("XFER user.{user} {}", servers.target.name()));
     let notes = reply.map(|reply| reply.notes).unwrap_or_default();
     notes
@@ -53,55 +55,74 @@ fn xfer(servers: &Servers, user: &str) -> Vec<String> {
         .collect()
 }
 
-/// Kills the source's imapd some time after it has written a line to syslog; whether it
-/// was not over by then.
-pub fn xfer_killed(servers: &Servers, user: &str, line: &str, delay: f64) -> bool {
-    // Even a process that does nothing may take too long.
-    let wait = if delay > 0.0 { format!("sleep {delay};") } else { String::new() };
-    let script = format!(
-        "tail -n0 -F /var/log/messages | while read -r l; do case \"$l\" in *'{line}'*) \
-         p=${{l#*imap[}}; p=${{p%%]*}}; {wait} kill -9 $p; exit;; esac; done"
-    );
-    let mut killer = servers.source.spawn(&["timeout", "60", "bash", "-c", &script]).unwrap();
+/// The mailboxes of a user by the type of their records.
+pub type Records = BTreeMap<String, usize>;
+
+/// Lets XFER run for some milliseconds at a time and kills it when the records on the source
+/// and on the target say what is wanted; whether they did before it was over.
+pub fn xfer_killed(
+    servers: &Servers,
+    user: &str,
+    wanted: impl Fn(&Records, &Records) -> bool,
+) -> bool {
+    let script = "tail -n0 -F /var/log/messages | while read -r l; do case \"$l\" in \
+                  *'XFER: initial sync of user'*) \
+                  p=${l#*imap[}; p=${p%%]*}; kill -STOP $p; echo $p; exit;; esac; done";
+    let mut stopper = servers.source.spawn(&["timeout", "60", "bash", "-c", script]).unwrap();
     std::thread::sleep(Duration::from_millis(400));
-    let killed = xfer(servers, user).is_empty();
-    // It ends with the next line.
-    shell(&servers.source, "logger ended");
-    killer.wait().unwrap();
-    killed
+    std::thread::scope(|scope| {
+        let xfer = scope.spawn(|| xfer(servers, user));
+        let mut pid = String::new();
+        let mut said = BufReader::new(stopper.stdout.take().unwrap());
+        said.read_line(&mut pid).unwrap();
+        // It ends with the next line.
+        shell(&servers.source, "logger ended");
+        stopper.wait().unwrap();
+        let pid = pid.trim();
+        let mut killed = false;
+        let mut step = "0.05";
+        while !killed && !xfer.is_finished() {
+            // It may have been stopped while it has the list locked.
+            if let [Ok(old), Ok(new)] = servers.both().map(|host| records(host, user)) {
+                killed = wanted(&old, &new);
+                // It deletes a hundred in no time.
+                let near = old.contains_key("em") && old.get("e").is_none_or(|rest| *rest < 20);
+                step = if near { "0" } else { step };
+            }
+            let next = if killed { "KILL" } else { &format!("CONT $p; sleep {step}; kill -STOP") };
+            shell(&servers.source, &format!("p={pid}; kill -{next} $p || true"));
+        }
+        xfer.join().unwrap().is_empty() && killed
+    })
 }
 
 /// A user with many folders whose XFER was killed, so that his records on the source say
 /// what is wanted; and what he was before. A busy machine may need several tries.
-fn wreck(
-    user: &str,
-    (line, delay): (&str, f64),
-    wanted: impl Fn(&BTreeMap<String, usize>) -> bool,
-) -> (Servers, Fingerprint) {
+fn wreck(user: &str, wanted: impl Fn(&Records, &Records) -> bool) -> (Servers, Fingerprint) {
     for _ in 0..6 {
         let servers = with_many_folders(user);
         let before = fingerprint(&servers.source, user, &[]);
-        let killed = xfer_killed(&servers, user, line, delay);
-        let [old, new] = servers.both().map(|host| records(host, user));
-        println!("records on the source: {old:?}, on the target: {new:?}");
-        if killed && wanted(&old) {
+        if xfer_killed(&servers, user, &wanted) {
             return (servers, before);
         }
     }
     panic!("XFER is never killed in time");
 }
 
-/// The mailboxes of a user by the type of their records.
-pub fn records(host: &Host, user: &str) -> BTreeMap<String, usize> {
-    let text = host.run_as_cyrus(&["/usr/sbin/cyrus", "ctl_mboxlist", "-d"]).unwrap();
-    let all: Value = serde_json::from_str(&text).unwrap();
+/// # Errors
+///
+/// If the list cannot be read now.
+fn records(host: &Host, user: &str) -> Result<Records> {
+    let dump = ["timeout", "1", "/usr/sbin/cyrus", "ctl_mboxlist", "-d"];
+    let all: Value = serde_json::from_str(&host.run_as_cyrus(&dump)?)?;
     let mut counts = BTreeMap::new();
     for (name, record) in all.as_object().unwrap() {
         if name == &format!("user.{user}") || name.starts_with(&format!("user.{user}.")) {
             *counts.entry(record["mbtype"].as_str().unwrap_or("?").to_owned()).or_default() += 1;
         }
     }
-    counts
+    println!("records on {}: {counts:?}", host.name());
+    Ok(counts)
 }
 
 pub fn doctor(servers: &Servers, user: &str, options: &[&str]) -> Pushed {
@@ -296,13 +317,8 @@ fn what_is_ours_is_named_and_what_is_not_known_is_not_touched() {
 }
 
 /// XFER is killed, the user works on the copy, and is whole on the source again.
-fn killed(
-    user: &str,
-    at: (&str, f64),
-    state: &str,
-    wanted: impl Fn(&BTreeMap<String, usize>) -> bool,
-) {
-    let (servers, before) = wreck(user, at, wanted);
+fn killed(user: &str, state: &str, wanted: impl Fn(&Records, &Records) -> bool) {
+    let (servers, before) = wreck(user, wanted);
     let came = work_on_the_copy(&servers, user);
     is(&document(&servers, user, 9), state);
     println!("{}", doctor(&servers, user, &[]).expect(9).stdout);
@@ -310,31 +326,34 @@ fn killed(
     assert_whole(&before, &fingerprint(&servers.source, user, &[]), &came, &[]);
 }
 
-const INITIAL: (&str, f64) = ("XFER: initial sync of user", 0.1);
-pub const FINAL: (&str, f64) = ("XFER: final sync of user", 0.0);
-pub const DELETING: (&str, f64) = ("XFER: deleting mailboxes on source", 0.0);
+/// A part is on the target.
+fn is_being_copied(old: &Records, new: &Records) -> bool {
+    !new.is_empty() && new.values().sum::<usize>() < old.values().sum()
+}
 
-pub fn is_being_deleted(records: &BTreeMap<String, usize>) -> bool {
-    records.contains_key("em") && records.contains_key("ed")
+fn is_reserved(old: &Records, _: &Records) -> bool {
+    old.contains_key("em") && !old.contains_key("ed")
+}
+
+fn is_being_deleted(old: &Records, _: &Records) -> bool {
+    old.contains_key("em") && old.contains_key("ed")
 }
 
 #[test]
 #[ignore = "make matrix"]
 fn killed_in_the_initial_sync() {
-    killed("b", INITIAL, "partial-copy", |records| !records.contains_key("em"));
+    killed("b", "partial-copy", is_being_copied);
 }
 
 #[test]
 #[ignore = "make matrix"]
 fn killed_in_the_final_sync() {
-    killed("c", FINAL, "stopped-switching", |records| {
-        records.contains_key("em") && !records.contains_key("ed")
-    });
+    killed("c", "stopped-switching", is_reserved);
 }
 
 #[test]
 fn killed_in_the_deletion() {
-    killed("d", DELETING, "stopped-deleting", is_being_deleted);
+    killed("d", "stopped-deleting", is_being_deleted);
 }
 
 #[test]
@@ -465,7 +484,7 @@ fn folders_here_and_there_come_together() {
 #[test]
 #[ignore = "make matrix"]
 fn the_move_is_finished_by_a_push_if_that_is_wanted() {
-    let (servers, before) = wreck("onward", DELETING, is_being_deleted);
+    let (servers, before) = wreck("onward", is_being_deleted);
     let came = work_on_the_copy(&servers, "onward");
     is(&document(&servers, "onward", 9), "stopped-deleting");
     doctor(&servers, "onward", &["--repair", "--to", "target"])
@@ -483,8 +502,7 @@ fn killed_in_the_deletion_by_a_later_release() {
     servers.accounts(&["late"]);
     Seed::new(&servers.source, "late").small().unwrap();
     Seed::new(&servers.source, "late").bulk(400, Size::Median(1000), 180).unwrap();
-    assert!(xfer_killed(&servers, "late", DELETING.0, DELETING.1), "XFER was over too soon");
-    println!("{:?} {:?}", records(&servers.source, "late"), records(&servers.target, "late"));
+    assert!(xfer_killed(&servers, "late", is_being_deleted), "XFER was over too soon");
     let before = fingerprint(&servers.target, "late", &[]);
     println!("{}", doctor(&servers, "late", &[]).expect(9).stdout);
     is(&document(&servers, "late", 9), "stopped-deleting");

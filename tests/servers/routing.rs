@@ -31,6 +31,8 @@ postconf -e compatibility_level=3.6 myhostname=mx mydestination= relay_domains=e
     minimal_backoff_time=1s maximal_backoff_time=2s queue_run_delay=1s \
     maillog_file=/var/log/mail.log transport_maps="$MAP"
 postconf -F '*/*/chroot = n'
+# A message that was not yet put away when its time came waits for the next wake-up, 300 s.
+postconf -F 'qmgr/unix/wakeup = 1'
 test -z "$INITIAL" || $INITIAL
 postfix start
 "#;

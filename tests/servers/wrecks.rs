@@ -1,33 +1,26 @@
 //! Wrecks of a Murder, made by its real servers: named by `mbcopy doctor`, and put right.
 
 use crate::doctor::{
-    DELETING, FINAL, LATE, assert_whole, deliver, doctor, document, is, letter, records, repair,
-    work_by_imap, xfer_killed,
+    LATE, Records, assert_whole, deliver, doctor, document, is, letter, repair, work_by_imap,
+    xfer_killed,
 };
 use crate::murder::Murder;
 use crate::support::{assert_same, fingerprint};
 use lab::fingerprint::Fingerprint;
 use lab::seed::{Seed, Size};
 use mbcopy::fault::Point;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// A user with many folders whose XFER was killed, so that his records on the source say
 /// what is wanted; and what he was before. A busy machine may need several tries.
-fn wreck(
-    user: &str,
-    (line, delay): (&str, f64),
-    wanted: impl Fn(&BTreeMap<String, usize>) -> bool,
-) -> (Murder, Fingerprint) {
+fn wreck(user: &str, wanted: impl Fn(&Records, &Records) -> bool) -> (Murder, Fingerprint) {
     for _ in 0..6 {
         let murder = Murder::fresh();
         murder.user(user);
-        Seed::new(&murder.servers.source, user).bulk(400, Size::Median(1000), 180).unwrap();
+        Seed::new(&murder.servers.source, user).bulk(300, Size::Median(1000), 120).unwrap();
         let before = fingerprint(&murder.servers.source, user, &[]);
-        let killed = xfer_killed(&murder.servers, user, line, delay);
-        let [old, new] = murder.servers.both().map(|host| records(host, user));
-        println!("records on the source: {old:?}, on the target: {new:?}");
-        if killed && wanted(&old) {
+        if xfer_killed(&murder.servers, user, &wanted) {
             return (murder, before);
         }
     }
@@ -64,13 +57,8 @@ fn came(all: &[(&str, &str)]) -> BTreeSet<(String, String)> {
 }
 
 /// XFER was killed, the user is locked out, and whole on the source again.
-fn locked_out(
-    user: &str,
-    at: (&str, f64),
-    state: &str,
-    wanted: impl Fn(&BTreeMap<String, usize>) -> bool,
-) {
-    let (murder, before) = wreck(user, at, wanted);
+fn locked_out(user: &str, state: &str, wanted: impl Fn(&Records, &Records) -> bool) {
+    let (murder, before) = wreck(user, wanted);
     assert!(!murder.opens(user, &["INBOX"]));
     // A backend takes no mail but from frontends.
     let came = work_by_imap(&murder.servers.target, user);
@@ -96,29 +84,29 @@ fn locked_out(
 }
 
 /// One mailbox of his was deleted before.
-fn is_being_deleted(records: &BTreeMap<String, usize>) -> bool {
-    records.contains_key("em") && records.get("ed").is_some_and(|deleted| *deleted > 1)
+fn is_being_deleted(old: &Records, _: &Records) -> bool {
+    old.contains_key("em") && old.get("ed").is_some_and(|deleted| *deleted > 1)
 }
 
 #[test]
 #[ignore = "make matrix"]
 fn everything_is_reserved_after_xfer_was_killed_in_the_final_sync() {
-    locked_out("rsv", FINAL, "stopped-switching", |records| {
-        records.contains_key("em") && !is_being_deleted(records)
+    locked_out("rsv", "stopped-switching", |old, new| {
+        old.contains_key("em") && !is_being_deleted(old, new)
     });
 }
 
 #[test]
 #[ignore = "make matrix"]
 fn everything_is_reserved_after_xfer_was_killed_in_the_deletion() {
-    locked_out("rsd", DELETING, "stopped-deleting", is_being_deleted);
+    locked_out("rsd", "stopped-deleting", is_being_deleted);
 }
 
 /// The old backend's start takes what XFER had not deleted yet for its own again.
 #[test]
 #[ignore = "make matrix"]
 fn a_part_is_in_use_twice_after_the_old_backend_was_started() {
-    let (murder, before) = wreck("twc", DELETING, is_being_deleted);
+    let (murder, before) = wreck("twc", is_being_deleted);
     murder.servers.source.restart_cyrus().unwrap();
     let copy = fingerprint(&murder.servers.target, "twc", &[]);
     let said = document(&murder.servers, "twc", 9);
@@ -137,7 +125,7 @@ fn a_part_is_in_use_twice_after_the_old_backend_was_started() {
 #[test]
 #[ignore = "make matrix"]
 fn a_user_is_split_after_both_backends_were_started() {
-    let (murder, mut before) = wreck("splt", DELETING, is_being_deleted);
+    let (murder, mut before) = wreck("splt", is_being_deleted);
     murder.restart(true);
     assert_eq!(murder.named("splt").len(), 2);
     // Frontends serve the parts, and mail comes into one of them.
