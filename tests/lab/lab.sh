@@ -55,7 +55,7 @@ PACKAGES="cyrus-imapd cyrus-admin cyrus-clients cyrus-replication cyrus-murder
   sasl2-bin libsasl2-modules openssh-server openssh-client rsync rsyslog
   iproute2 procps strace netbase sqlite3"
 MORE="cyrus-caldav" # added to roots that were built without
-MTAS="postfix postfix-lmdb postfix-ldap dovecot-imapd nginx-light libnginx-mod-mail slapd ldap-utils"
+MTAS="postfix postfix-lmdb postfix-ldap postfix-sqlite dovecot-imapd dovecot-sqlite sqlite3 nginx-light libnginx-mod-mail slapd ldap-utils"
 EXIM="exim4-base exim4-daemon-light" # unpacked beside them, below /opt/exim: only one MTA can be installed
 EXIM_NEEDS="libgnutls-dane0 libidn12 libnsl2 libpcre2-8-0 libspf2-2"
 

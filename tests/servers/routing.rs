@@ -58,6 +58,23 @@ const LDAP: Mta = Mta {
     ..LMDB
 };
 
+const SQL: Mta =
+    Mta { start: "MAP=sqlite:/etc/postfix/mbcopy-sql.cf", command: SQL_COMMAND, ..LMDB };
+
+const SQL_COMMAND: &str =
+    "sql users userid host sqlite3 -bail -cmd '.timeout 4000' /etc/mbcopy.sqlite";
+
+/// The table that Postfix and Dovecot ask. Both run as others than root.
+const MAKE_TABLE: &str = r#"
+rm -f /etc/mbcopy.sqlite
+sqlite3 /etc/mbcopy.sqlite "CREATE TABLE users (userid text primary key, host text);
+  INSERT INTO users VALUES ('$USER', '10.77.0.11'), ('another', '10.77.0.11');"
+cat > /etc/postfix/mbcopy-sql.cf <<'END'
+dbpath = /etc/mbcopy.sqlite
+query = SELECT 'lmtp:inet:[' || host || ']:24' FROM users WHERE userid || '@example.org' = '%s'
+END
+"#;
+
 const EXIM: Mta = Mta {
     start: "",
     command: "exim /etc/exim4/mbcopy example.org",
@@ -170,6 +187,34 @@ dovecot -c /etc/dovecot/mbcopy.conf
     command: "dovecot /etc/dovecot/mbcopy",
 };
 
+const DOVECOT_SQL: Proxy = Proxy {
+    start: r#"
+cat > /etc/dovecot/mbcopy.conf <<'END'
+protocols = imap
+listen = *
+ssl = no
+disable_plaintext_auth = no
+log_path = /var/log/dovecot.log
+passdb {
+  driver = sql
+  args = /etc/dovecot/mbcopy-sql.conf
+}
+userdb {
+  driver = static
+  args = uid=nobody gid=nogroup home=/nonexistent
+}
+END
+cat > /etc/dovecot/mbcopy-sql.conf <<'END'
+driver = sqlite
+connect = /etc/mbcopy.sqlite
+password_query = SELECT NULL AS password, 'y' AS nopassword, 'y' AS proxy, host FROM users WHERE userid = '%u'
+END
+$INITIAL
+dovecot -c /etc/dovecot/mbcopy.conf
+"#,
+    command: SQL_COMMAND,
+};
+
 const NGINX: Proxy = Proxy {
     start: r#"
 cat > /etc/nginx/nginx.conf <<'END'
@@ -247,13 +292,17 @@ impl Routed {
         if let Some(mta) = mta {
             let start = match (mta.sendmail, mta.command.starts_with("ldap")) {
                 ("sendmail", true) => format!("{START_SLAPD}\n{}\nINITIAL=\n{POSTFIX}", mta.start),
+                _ if mta.command == SQL_COMMAND => {
+                    format!("{MAKE_TABLE}\n{}\n{POSTFIX}", mta.start)
+                }
                 ("sendmail", _) => format!("{}\n{POSTFIX}", mta.start),
                 _ => START_EXIM.into(),
             };
             routed.begin(&start, mta.command);
         }
         if let Some(proxy) = proxy {
-            routed.begin(proxy.start, proxy.command);
+            let table = if proxy.command == SQL_COMMAND { MAKE_TABLE } else { "" };
+            routed.begin(&format!("{table}\n{}", proxy.start), proxy.command);
         }
         routed
     }
@@ -432,6 +481,18 @@ fn mail_flows_through_postfix_by_a_directory() {
 #[ignore = "a minute"]
 fn mail_flows_through_exim() {
     mail_flows("exim", &EXIM);
+}
+
+#[test]
+#[ignore = "a minute"]
+fn mail_flows_through_postfix_by_a_table() {
+    mail_flows("sqlp", &SQL);
+}
+
+#[test]
+#[ignore = "a minute"]
+fn clients_follow_through_dovecot_by_a_table() {
+    clients_follow("sqld", &DOVECOT_SQL);
 }
 
 #[test]
