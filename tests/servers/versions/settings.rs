@@ -32,6 +32,8 @@ fn with_lists(from: Release, to: Release, on: [bool; 2]) {
     assert_same(&before, &there, &known);
     assert_eq!(complaints(&servers.target, "list"), "");
     in_order(&servers.target, on[1]);
+    // Messages that belong to conversations now have changed.
+    let there = look(&servers.target, to, "list");
     let report = servers.mbcopy(&["reverse", "user.list", "--json"]).expect(0).report().unwrap();
     told(report, &named(to, from));
     let known = [&["conversations"][..], &named(to, from)].concat();
