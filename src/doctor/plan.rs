@@ -100,7 +100,7 @@ fn of_servers(both: Both<'_>, diagnosis: &Diagnosis, to: Option<Side>) -> Result
         ),
         State::OurRepair => Ok(onto(both, origin.other(), to)),
         _ if Side::BOTH.iter().any(|side| !both.on(*side).repairable) => {
-            other("a repair needs Cyrus 3.6 or later, in use, on both servers")
+            other("a repair needs Cyrus 3.2 or later, in use, on both servers")
         }
         State::ListWrong | State::ListStale => {
             let right = match both.here.any(Standing::Live) {
@@ -239,8 +239,9 @@ fn stopped(both: Both<'_>, diagnosis: &Diagnosis, to: Option<Side>) -> Result<Pl
     // A folder that was made there since is carried over as any mail.
     let made_since =
         |m: &Mailbox| !origin.mailboxes.iter().any(|o| o.id == m.id || o.name == m.name);
-    let whole = lost.iter().all(|m| made_since(m)) && has_his_own(origin, other);
-    if whole {
+    // What is his besides mailboxes goes with the first of them that is deleted, or later.
+    let own = diagnosis.state == State::StoppedSwitching || has_his_own(origin, other);
+    if own && lost.iter().all(|m| made_since(m)) {
         return Ok(Plan { restore: restore.clone(), ..with_restored(both, side, to, &restore) });
     }
     let whole_there = changed().all(|m| other.of(Standing::Live).any(|o| o.id == m.id))

@@ -16,7 +16,8 @@ use crate::host::Host;
 use crate::moves::Journal;
 use crate::moves::journal::{Entry, state};
 use crate::murder;
-use crate::source::inventory::{Listing, SourceMailbox};
+use crate::source::OLDEST_LIVE;
+use crate::source::inventory::{Conversion, Listing, SourceMailbox};
 use crate::source::mailbox::read_index;
 use crate::source::retire::NOWHERE;
 use crate::wire::v1;
@@ -151,17 +152,18 @@ fn place<'a>(
     partitions.find(here).cloned()
 }
 
-/// Tells all of it. Memory grows with the number of messages of one mailbox.
+/// Tells all of it; `held`: this process keeps everybody from the user. Memory grows with the number of messages of one mailbox.
 pub(super) fn tell(
     host: &Host,
     top: &MailboxName,
     ids: &[String],
+    held: bool,
     to: &Sender,
 ) -> Result<v1::Examined, v1::Failure> {
     let found =
         find(host, top, ids).map_err(|e| unreadable(format!("the list of mailboxes: {e}")))?;
     for one in &found {
-        let (mut told, messages) = describe(host, one);
+        let (mut told, messages) = describe(host, one, held);
         let mut rest = messages.as_slice();
         loop {
             let (part, left) = rest.split_at(rest.len().min(PART));
@@ -196,11 +198,16 @@ pub(super) fn tell(
         files: files.into_iter().map(i32::from).collect(),
         quota_roots: quota_roots as u32,
         moves: moves(host, top)?.into_iter().map(v1::MoveRecord::from).collect(),
-        repairable: host.keeps_by_id() && host.offline.is_none() && host.release().is_some(),
+        repairable: is_repairable(host),
         master,
         listed,
         list_trouble,
     })
+}
+
+/// Whether a repair is possible here: what it puts aside is retired as a move would.
+pub(crate) fn is_repairable(host: &Host) -> bool {
+    host.offline.is_none() && host.release().is_some_and(|release| release >= OLDEST_LIVE)
 }
 
 /// What a Murder's list says of a mailbox.
@@ -215,7 +222,7 @@ fn listed(host: &Host, entry: &murder::Entry) -> v1::Listed {
     }
 }
 
-fn describe(host: &Host, found: &Found) -> (v1::SeenMailbox, Vec<Message>) {
+fn describe(host: &Host, found: &Found, held: bool) -> (v1::SeenMailbox, Vec<Message>) {
     let entry = &found.entry;
     let has = |flag| entry.mbtype.has(flag);
     let mut told = v1::SeenMailbox {
@@ -241,7 +248,7 @@ fn describe(host: &Host, found: &Found) -> (v1::SeenMailbox, Vec<Message>) {
     if told.name_only || told.put_away {
         return (told, Vec::new());
     }
-    match messages(host, found, &mut told) {
+    match messages(host, found, held, &mut told) {
         Ok(messages) => (told, messages),
         Err(text) => {
             told.unreadable = text;
@@ -259,11 +266,12 @@ fn original(host: &Host, name: &MailboxName) -> Vec<u8> {
 fn messages(
     host: &Host,
     found: &Found,
+    held: bool,
     told: &mut v1::SeenMailbox,
 ) -> Result<Vec<Message>, String> {
     let Some(path) = found.file(host, MetaFile::Index) else { return Ok(Vec::new()) };
     let at = |path: &Path, e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
-    let bytes = match read_index(&path, false) {
+    let bytes = match read_index(&path, held) {
         Ok((bytes, _lock)) => bytes,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(at(&path, &e)),
@@ -307,7 +315,7 @@ fn of_user(
     top: &MailboxName,
     found: &[Found],
 ) -> Result<(BTreeSet<v1::FileKind>, usize), String> {
-    let listing = listing(top, found.iter().filter(|f| !f.unnamed && !f.is_put_away()));
+    let listing = listing(host, top, found.iter().filter(|f| !f.unnamed && !f.is_put_away()));
     let files = listing.user_files(host)?.files;
     let kinds = files.into_iter().map(|(kind, ..)| kind).collect();
     Ok((kinds, listing.quota_roots(host)?.len()))
@@ -315,7 +323,20 @@ fn of_user(
 
 /// The mailboxes in the form in which the rest of this program knows them; what has
 /// no id is left out.
-pub(crate) fn listing<'a>(top: &MailboxName, found: impl Iterator<Item = &'a Found>) -> Listing {
+pub(crate) fn listing<'a>(
+    host: &Host,
+    top: &MailboxName,
+    found: impl Iterator<Item = &'a Found>,
+) -> Listing {
+    // Nothing is converted: it stays here.
+    let as_it_is = |entry: &MailboxEntry| {
+        (!host.keeps_by_id()).then(|| Conversion {
+            record: entry.raw.clone(),
+            number: 0,
+            files: Ok(Vec::new()),
+            flawed: Vec::new(),
+        })
+    };
     let with_id = found.filter_map(|one| Some((one, one.entry.uniqueid.clone()?)));
     let mailboxes = with_id.enumerate().map(|(ordinal, (one, id))| SourceMailbox {
         ordinal: ordinal as u32,
@@ -324,7 +345,7 @@ pub(crate) fn listing<'a>(top: &MailboxName, found: impl Iterator<Item = &'a Fou
         id_record: (Bytes::new(), Bytes::new()),
         // What nothing shall lead to any more.
         deleted: one.kept || one.unnamed,
-        converted: None,
+        converted: as_it_is(&one.entry),
     });
     Listing { top: top.clone(), mailboxes: mailboxes.collect(), converted: None }
 }

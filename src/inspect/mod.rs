@@ -23,12 +23,14 @@ pub struct Inspector {
     /// The user that was asked for.
     top: Option<MailboxName>,
     copy: Option<Copy>,
+    /// This process keeps everybody from the user: the locks of indexes may be its own.
+    pub(crate) holds_user: bool,
 }
 
 impl Inspector {
     /// The agent of this server.
     pub fn new(host: Host) -> Self {
-        Self { host, top: None, copy: None }
+        Self { host, top: None, copy: None, holds_user: false }
     }
 }
 
@@ -51,7 +53,8 @@ impl Handler for Inspector {
             Op::FeelPulse(ask) => pulse::feel(&self.host, &ask).map(Answer::Pulse),
             Op::Examine(examine) => {
                 let top = self.top(&examine.mailbox, &examine.name)?;
-                examine::tell(&self.host, &top, &examine.ids, &link.sender()).map(Answer::Examined)
+                let (host, held) = (&self.host, self.holds_user);
+                examine::tell(host, &top, &examine.ids, held, &link.sender()).map(Answer::Examined)
             }
             Op::ListStates(_) => {
                 examine::states(&self.host, &link.sender()).map(Answer::StatesListed)

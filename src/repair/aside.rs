@@ -111,7 +111,10 @@ fn left(host: &Host, session: &Session, ids: &[String]) -> Result<Listing, Strin
         let nothing = found.entry.mbtype.has(Flag::Deleted) || found.unnamed;
         !found.is_put_away() && (index || !nothing)
     };
-    Ok(examine::listing(&session.top, found.iter().filter(here)))
+    let mut listing = examine::listing(host, &session.top, found.iter().filter(here));
+    // Up to 3.4 directories are renamed first.
+    listing.converted = (!host.keeps_by_id()).then(Default::default);
+    Ok(listing)
 }
 
 fn with_id_records(host: &Host, listing: &mut Listing) -> Result<(), String> {

@@ -11,18 +11,15 @@ use crate::cyrus::name::MailboxName;
 use crate::cyrus::path::Layout;
 use crate::doctor::repair::MAX_MESSAGE;
 use crate::fault::{self, Point};
+use crate::host::Host;
 use crate::host::imap::{Imap, ImapError, Letter, internal_date, is_flag};
 use crate::host::imapd::Instance;
-use crate::host::{Host, read_locked};
 use crate::inspect::examine::{self, Found};
+use crate::source::mailbox::read_index;
 use crate::wire::v1::{self, failure::Kind};
 use bytes::Bytes;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
-use std::time::Duration;
-
-/// How long the lock of an index is waited for.
-const INDEX_WAIT: Duration = Duration::from_secs(10);
 
 /// Bytes of one data frame.
 const CHUNK: usize = 256 << 10;
@@ -42,7 +39,8 @@ impl Session {
         };
         let found = found.iter().find(wanted);
         let found = found.ok_or_else(|| refused("a mailbox that is not here".into()))?;
-        let Some((record, flags)) = record(host, found, read.uid).map_err(unchanged)? else {
+        let held = self.freeze.is_some();
+        let Some((record, flags)) = record(host, found, read.uid, held).map_err(unchanged)? else {
             return Ok(v1::MessageRead { gone: true, ..v1::MessageRead::default() });
         };
         let layout = Layout::new(&host.config);
@@ -155,11 +153,16 @@ impl Session {
 }
 
 /// What the index says of a message, and its flags; none if it is expunged.
-fn record(host: &Host, found: &Found, uid: u32) -> Result<Option<(Record, Vec<Bytes>)>, String> {
+fn record(
+    host: &Host,
+    found: &Found,
+    uid: u32,
+    held: bool,
+) -> Result<Option<(Record, Vec<Bytes>)>, String> {
     let path = |file| found.file(host, file).ok_or("it has no directory");
     let (index, header) = (path(MetaFile::Index)?, path(MetaFile::Header)?);
     let at = |path: &std::path::Path, e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
-    let bytes = read_locked(&index, INDEX_WAIT).map_err(|e| at(&index, &e))?;
+    let (bytes, _lock) = read_index(&index, held).map_err(|e| at(&index, &e))?;
     let view = IndexView::parse(&bytes).map_err(|e| at(&index, &e))?;
     let Some(record) = view.find(uid).map_err(|e| at(&index, &e))? else { return Ok(None) };
     if record.is_expunged() || record.is_unlinked() {

@@ -14,12 +14,13 @@ use crate::cyrus::name::MailboxName;
 use crate::host::Host;
 use crate::host::imapd::Instance;
 use crate::host::userlock::UserLock;
-use crate::inspect::Inspector;
+use crate::inspect::{Inspector, examine};
 use crate::moves::journal::{Entry, Hold, REPAIR, now_ms, state};
 use crate::moves::{Journal, MoveId};
 use crate::murder;
 use crate::source::freeze::Freeze;
 use crate::source::journal_failure;
+use crate::source::locks::Locks;
 use crate::wire::v1::{self, failure::Kind, reply::Result as Answer, request::Op};
 use std::time::Duration;
 
@@ -61,9 +62,9 @@ impl Repairer {
         if !host.allows(&top) {
             return Err(refused(format!("this agent is not allowed to touch {shown}")));
         }
-        if !host.keeps_by_id() || host.offline.is_some() {
+        if !examine::is_repairable(host) {
             return Err(refused(
-                "a repair needs Cyrus 3.6 or later, in use: this server has something else".into(),
+                "a repair needs Cyrus 3.2 or later, in use: this server has something else".into(),
             ));
         }
         let id: MoveId = begin
@@ -101,7 +102,11 @@ impl Handler for Repairer {
 
     fn handle(&mut self, op: Op, link: &mut Link) -> Result<Answer, v1::Failure> {
         let op = match op {
-            Op::Examine(_) | Op::ListStates(_) => return self.inspector.handle(op, link),
+            Op::Examine(_) | Op::ListStates(_) => {
+                let session = self.session.as_ref();
+                self.inspector.holds_user = session.is_some_and(|s| s.freeze.is_some());
+                return self.inspector.handle(op, link);
+            }
             Op::BeginRepair(begin) => return self.begin(&begin).map(Answer::RepairBegun),
             op => op,
         };
@@ -178,11 +183,10 @@ impl Session {
 
     /// The user's lock, or those of each mailbox of a shared tree.
     fn lock(&self, host: &Host) -> Result<UserLock, v1::Failure> {
-        let found = crate::inspect::examine::find(host, &self.top, &[]).map_err(unchanged)?;
-        let mailboxes = found.iter().map(|f| (&f.entry.name, f.style(host)));
-        let paths =
-            host.freeze_paths(&self.top, mailboxes).map_err(|e| unchanged(e.to_string()))?;
-        UserLock::take(&paths, LOCK_WAIT).map_err(|e| unchanged(e.to_string()))
+        let found = examine::find(host, &self.top, &[]).map_err(unchanged)?;
+        let listing = examine::listing(host, &self.top, found.iter());
+        let locks = Locks::of(host, &listing).and_then(|locks| locks.take(host, LOCK_WAIT));
+        locks.map_err(|e| unchanged(e.to_string()))
     }
 
     /// The repair that is not over.

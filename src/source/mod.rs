@@ -8,7 +8,7 @@ mod contents;
 pub(crate) mod freeze;
 pub(crate) mod inventory;
 mod late;
-mod locks;
+pub(crate) mod locks;
 pub(crate) mod mailbox;
 pub(crate) mod old;
 mod pace;
@@ -67,7 +67,7 @@ const LONGEST_FREEZE: Duration = Duration::from_secs(3600);
 
 /// The oldest release that can be moved from while it is in use: before it nobody
 /// locked a user.
-const OLDEST_LIVE: (u32, u32) = (3, 2);
+pub(crate) const OLDEST_LIVE: (u32, u32) = (3, 2);
 
 /// The source's side of one move.
 pub struct Source {
