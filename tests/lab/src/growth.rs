@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 const PROGRAM: &str = "/usr/local/bin/mbcopy";
 /// Between two operations of each client: about a hundred changes in the last round.
 const EVERY: Duration = Duration::from_millis(10);
+/// Messages that one COPY makes: more would take longer than is waited for an answer.
+const MOST_COPIED: usize = 100_000;
 /// Between two looks at processes.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -39,6 +41,10 @@ pub struct GrowthArgs {
     /// Median of the messages' sizes, in bytes.
     #[arg(long, default_value_t = 2000)]
     median: usize,
+    /// How many messages are appended: the others are copied from them by IMAP, so that Cyrus
+    /// links their files, which takes a hundredth of the time.
+    #[arg(long, default_value_t = 100_000)]
+    distinct: usize,
     /// Writes the table to this file too.
     #[arg(long)]
     out: Option<PathBuf>,
@@ -103,8 +109,17 @@ fn measure(args: &GrowthArgs, messages: usize) -> Result<Measured> {
     }
     let [first, second] = &hosts[..] else { anyhow::bail!("two hosts are needed") };
     eprintln!("seeding {messages} messages");
-    let report = Seed::new(first, user).bulk(messages, Size::Median(args.median), 1)?;
+    let mut there = messages.min(args.distinct.max(1));
+    let report = Seed::new(first, user).bulk(there, Size::Median(args.median), 1)?;
     ensure!(report.warnings.is_empty(), "seeding: {:?}", report.warnings);
+    let mut imap = first.imap(user)?;
+    imap.command("SELECT INBOX")?;
+    while there < messages {
+        let more = (messages - there).min(there).min(MOST_COPIED);
+        imap.command(format!("COPY 1:{more} INBOX"))?;
+        there += more;
+    }
+    drop(imap);
     let mut measured = Measured { messages: messages as f64, ..Measured::default() };
     let watch = Watch::start(&hosts)?;
     // A first copy that nobody disturbs, and one that finds nothing new.
