@@ -12,6 +12,8 @@ fn what_changes_after_the_last_round_is_converted_too() {
     servers.accounts(&["early", "grow"]);
     for user in ["early", "grow"] {
         Seed::new(&servers.source, user).bulk(1200, Size::Fixed(500), 1).unwrap();
+        // The first look makes the mailbox of his scripts.
+        look(&servers.source, V3_6, user);
     }
     servers.push("user.early", &["--copy-only"]).expect(0);
     for user in ["early", "grow"] {
@@ -22,7 +24,7 @@ fn what_changes_after_the_last_round_is_converted_too() {
             while !servers.struck() && !push.is_finished() {
                 std::thread::sleep(Duration::from_millis(5));
             }
-            assert!(!push.is_finished(), "{:?}", push.join());
+            assert!(!push.is_finished(), "it did not come as far as the freeze");
             let mut imap = servers.source.imap(user).unwrap();
             for command in [
                 "SELECT INBOX",
