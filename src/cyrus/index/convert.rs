@@ -112,7 +112,7 @@ impl Conversion {
         self.counts.resize(records.div_ceil(GROUP) as usize, (0, 0));
         let place_of =
             |n: u32| u64::from(layout.header_size) + u64::from(n) * u64::from(layout.record_size);
-        let mut written = vec![0..u64::from(layout.header_size)];
+        let mut written: Vec<_> = once(0..u64::from(layout.header_size)).collect();
         let mut out = Vec::new();
         for numbers in numbers.into_iter().filter(|numbers| !numbers.is_empty()) {
             let mut at = place_of(numbers.start);
