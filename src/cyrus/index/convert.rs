@@ -175,6 +175,7 @@ fn count(counts: &mut [(u64, u64)], number: u32, record: &Record) {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    #![allow(clippy::single_range_in_vec_init)]
     use super::super::{IndexView, compare, write_index};
     use super::*;
     use crate::wire::blocks::{BLOCK, Blocks};
@@ -341,7 +342,7 @@ mod tests {
     #[test]
     fn what_is_converted_again_where_it_has_changed_is_what_all_of_it_becomes() {
         let edit = |record: &mut Record| {
-            let edited = record.uid % 5 == 0 && record.cache_offset > 0;
+            let edited = record.uid.is_multiple_of(5) && record.cache_offset > 0;
             if edited {
                 record.forget_cache();
             }
