@@ -25,9 +25,7 @@ mod offsets;
 mod tests;
 
 pub use compare::{Aspect, CompareOptions, IndexDifference, Side, compare, compare_with};
-pub use convert::{
-    ConvertError, OLDEST_CONVERTED, convert, edited, with_header_file, without_cache,
-};
+pub use convert::{Conversion, ConvertError, Form, OLDEST_CONVERTED};
 pub use file::{IndexFile, ReadError, touched};
 pub use header::{Header, options};
 pub use record::{Identity, MAX_USER_FLAGS, Record, internal, system};

@@ -9,11 +9,9 @@
 
 use super::offer::{Checked, OfferError};
 use super::stage::{Stage, StageError, StagedDirectory};
-use super::staged::StagedMailbox;
 use crate::cyrus::config::MetaFile;
-use crate::cyrus::index::{self, IndexView, Record, internal};
+use crate::cyrus::index::{Record, internal};
 use crate::cyrus::path::{DirStyle, Layout};
-use crate::wire::v1::FileKind;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -26,7 +24,9 @@ pub struct Archive {
     /// Where its cyrus.cache is staged, if it has one of its own.
     pub cache: Option<Arc<StagedDirectory>>,
     /// UIDs whose files are staged here, or will be.
-    pub uids: BTreeSet<u32>,
+    uids: BTreeSet<u32>,
+    /// Whether they are others than when the index was told where its messages are.
+    pub moved: bool,
 }
 
 impl Archive {
@@ -56,7 +56,23 @@ impl Archive {
             directory: make(&root, &path)?,
             cache: cache.transpose()?,
             uids: BTreeSet::new(),
+            moved: false,
         }))
+    }
+
+    /// UIDs whose files are staged here, or will be.
+    pub fn uids(&self) -> &BTreeSet<u32> {
+        &self.uids
+    }
+
+    /// The file of this UID is staged here, or will be.
+    pub fn insert(&mut self, uid: u32) {
+        self.moved |= self.uids.insert(uid);
+    }
+
+    /// The file of this UID is not here any more.
+    pub fn remove(&mut self, uid: u32) {
+        self.moved |= self.uids.remove(&uid);
     }
 }
 
@@ -66,24 +82,18 @@ fn make(root: &Path, path: &Path) -> Result<Arc<StagedDirectory>, OfferError> {
     Ok(made.map(Arc::new).map_err(io)?)
 }
 
-/// The index with the flags of where its messages are staged; a record whose flag changes
-/// loses its place in a cache that is another one now. `None` if all are right.
-pub fn placed(mailbox: &StagedMailbox, index: &[u8]) -> Result<Option<Vec<u8>>, String> {
-    let view = IndexView::parse(index).map_err(|e| e.to_string())?;
-    let archive = mailbox.archive.as_ref();
-    let cached = mailbox.offered.files.contains_key(&FileKind::ArchiveCache);
-    let place = |record: &mut Record| {
-        let here = archive.is_some_and(|archive| archive.uids.contains(&record.uid));
-        let right = here == record.is_archived();
-        record.internal_flags &= !internal::ARCHIVED;
-        if here {
-            record.internal_flags |= internal::ARCHIVED;
-        }
-        let lost = (!right || (here && !cached)) && record.cache_offset > 0;
-        if lost {
-            record.forget_cache();
-        }
-        !right || lost
-    };
-    index::edited(&view, place).map_err(|e| e.to_string())
+/// Gives a record the flag of where its message is staged, which is the archive if it is
+/// `here`; one whose flag changes loses its place in a cache that is another one now, and one
+/// in the archive if the archive's cache is not `cached`. Whether that changes it.
+pub fn place(record: &mut Record, here: bool, cached: bool) -> bool {
+    let right = here == record.is_archived();
+    record.internal_flags &= !internal::ARCHIVED;
+    if here {
+        record.internal_flags |= internal::ARCHIVED;
+    }
+    let lost = (!right || (here && !cached)) && record.cache_offset > 0;
+    if lost {
+        record.forget_cache();
+    }
+    !right || lost
 }

@@ -16,7 +16,7 @@ use super::user_files::script_name;
 use crate::cyrus::db::crc::crc32;
 use crate::cyrus::downgrade;
 use crate::cyrus::header::MailboxHeader;
-use crate::cyrus::index::{IndexView, with_header_file};
+use crate::cyrus::index::IndexView;
 use crate::cyrus::mboxlist::MailboxEntry;
 use crate::cyrus::mboxlist::mbtype::Kind;
 use crate::cyrus::name::{MailboxName, UserId};
@@ -35,33 +35,29 @@ use std::path::{Path, PathBuf};
 /// The files of a user that are kept here, by the suffix of their names.
 pub const USER_SUFFIXES: [&str; 3] = ["sub", "seen", "counters"];
 
-/// Brings the metadata files of a staged mailbox into the form of this server; its index
-/// has this server's version.
+/// Brings the metadata files of a staged mailbox into the form of this server, but for its
+/// index; the CRC-32 of its header, of which the index tells.
 pub fn mailbox(
     stage: &Stage,
     mailbox: &StagedMailbox,
     owner: Option<&UserId>,
-) -> Result<(), String> {
+) -> Result<u32, String> {
     let directory = |kind| mailbox.meta_directory(stage, kind).map_err(|e| e.to_string());
     let place = directory(FileKind::Header)?;
-    let bytes = place.read("cyrus.header").map_err(|e| format!("cyrus.header: {e}"))?;
+    let bytes = place.read_as_sent("cyrus.header").map_err(|e| format!("cyrus.header: {e}"))?;
     let header = MailboxHeader::parse(&bytes).map_err(|e| e.to_string())?;
     let header = downgrade::header_file(&header);
     replace(&place, "cyrus.header", &header)?;
-    let place = directory(FileKind::Index)?;
-    let bytes = place.read("cyrus.index").map_err(|e| format!("cyrus.index: {e}"))?;
-    let view = IndexView::parse(&bytes).map_err(|e| e.to_string())?;
-    let index = with_header_file(&view, crc32(&header)).map_err(|e| e.to_string())?;
-    replace(&place, "cyrus.index", &index)?;
     let place = directory(FileKind::Annotations)?;
-    match (place.read("cyrus.annotations"), owner) {
+    match (place.read_as_sent("cyrus.annotations"), owner) {
         (Ok(bytes), Some(owner)) => {
             let new = downgrade::message_annotations(bytes.into(), owner);
-            replace(&place, "cyrus.annotations", &new.map_err(|e| e.to_string())?)
+            replace(&place, "cyrus.annotations", &new.map_err(|e| e.to_string())?)?;
         }
-        (Err(e), _) if e.kind() != io::ErrorKind::NotFound => Err(e.to_string()),
-        _ => Ok(()),
+        (Err(e), _) if e.kind() != io::ErrorKind::NotFound => return Err(e.to_string()),
+        _ => {}
     }
+    Ok(crc32(&header))
 }
 
 /// Brings a staged file of the user into the form of this server.

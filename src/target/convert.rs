@@ -7,25 +7,16 @@
 
 use super::offer::Inventory;
 use super::stage::{Stage, StagedDirectory};
-use super::staged::StagedMailbox;
 use super::user_files::OfferedUserFile;
-use super::{archive, by_name};
-use crate::cyrus::cache;
-use crate::cyrus::index::{self, IndexFile, IndexView, OLDEST_CONVERTED, Record, Time, touched};
+use super::{by_name, own_index};
 use crate::cyrus::name::MailboxName;
 use crate::cyrus::release::Release;
 use crate::cyrus::subscription;
-use crate::inventory::Shape;
-use crate::moves::journal::now_ms;
-use crate::wire::blocks::Blocks;
 use crate::wire::v1::FileKind;
 use rusqlite::Connection;
-use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::iter::once;
+use std::io::{self, Write};
 use std::path::Path;
-use std::sync::Arc;
 
 /// A file that stays as it came, and why; it may have been read while it changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,11 +33,11 @@ pub fn all(stage: &Stage, inventory: &mut Inventory, release: &Release) -> Vec<U
     let inbox = inventory.inbox().map(|mailbox| mailbox.name.clone());
     let owner = inbox.as_ref().and_then(MailboxName::userid);
     for mailbox in inventory.mailboxes.values_mut().filter(|m| m.as_sent) {
-        let mut converted = convert_index(stage, mailbox, release);
-        if !release.by_id {
-            converted = converted.and_then(|()| by_name::mailbox(stage, mailbox, owner.as_ref()));
-        }
-        match converted {
+        let header = match release.by_id {
+            true => Ok(None),
+            false => by_name::mailbox(stage, mailbox, owner.as_ref()).map(Some),
+        };
+        match header.and_then(|header| own_index::make(stage, mailbox, release, header)) {
             Ok(()) => mailbox.as_sent = false,
             Err(reason) => {
                 let what = format!("the index of {}", mailbox.name.display());
@@ -64,141 +55,6 @@ pub fn all(stage: &Stage, inventory: &mut Inventory, release: &Release) -> Vec<U
         }
     }
     failed
-}
-
-/// Gives the staged index the version that this server's Cyrus writes. What is older
-/// than can be converted is left to Cyrus.
-fn convert_index(
-    stage: &Stage,
-    mailbox: &mut StagedMailbox,
-    release: &Release,
-) -> Result<(), String> {
-    let directory = mailbox.meta_directory(stage, FileKind::Index).map_err(|e| e.to_string())?;
-    if is_as_here(&directory, mailbox, release)? {
-        return Ok(());
-    }
-    let bytes = directory.read("cyrus.index").map_err(|e| e.to_string())?;
-    let mut converted = archive::placed(mailbox, &bytes)?;
-    let index = converted.as_ref().unwrap_or(&bytes);
-    let view = IndexView::parse(index).map_err(|e| e.to_string())?;
-    let minor = view.header().minor;
-    if minor >= OLDEST_CONVERTED {
-        if minor != release.index {
-            let now = u32::try_from(now_ms() / 1000).unwrap_or(u32::MAX);
-            let index = index::convert(&view, release.index, Time::from_seconds(now));
-            converted = Some(index.map_err(|e| e.to_string())?);
-        }
-        let index = converted.as_ref().unwrap_or(&bytes);
-        converted = without_foreign_cache(stage, mailbox, index, release)?.or(converted);
-    }
-    match converted {
-        Some(converted) => replace(&directory, "cyrus.index", &converted),
-        None => Ok(()),
-    }
-}
-
-/// Whether a staged index is as this server's Cyrus would write it. Only records that are
-/// not as they were at the last look are read.
-fn is_as_here(
-    directory: &StagedDirectory,
-    mailbox: &mut StagedMailbox,
-    release: &Release,
-) -> Result<bool, String> {
-    let file = directory.open("cyrus.index").map_err(|e| e.to_string())?;
-    let mut index = IndexFile::open(&file).map_err(|e| e.to_string())?;
-    let header = index.header().clone();
-    // Where messages are staged changes without the index.
-    let archives = mailbox.archive.is_some();
-    if header.minor != release.index || !mailbox.looked.global.is_empty() || archives {
-        return Ok(false);
-    }
-    let shape = Shape::of(&header);
-    let blocks = mailbox.blocks(FileKind::Index, &file);
-    let numbers = match (&mailbox.looked.seen, &blocks) {
-        (Some((before, shape_then)), Some(blocks)) if *shape_then == shape => {
-            touched(&header, &blocks.differing(before), 1)
-        }
-        _ => once(0..header.num_records).collect(),
-    };
-    let mut foreign = false;
-    for numbers in numbers {
-        let look = |_, record: Record| {
-            let version = record.cache_version;
-            foreign |= record.cache_offset > 0 && cache::misreads_global(release.cache, version);
-            foreign |= record.is_archived();
-        };
-        index.each(numbers, look).map_err(|e| e.to_string())?;
-    }
-    if !foreign {
-        mailbox.looked.seen = blocks.map(|blocks| (blocks, shape));
-    }
-    Ok(!foreign)
-}
-
-/// What is known of the messages of a mailbox, which never change.
-#[derive(Debug, Default)]
-pub struct Looked {
-    /// An index that is as this server's Cyrus would write it, and where its records are.
-    seen: Option<(Arc<Blocks>, Shape)>,
-    /// UIDs up to this one were looked at.
-    upto: u32,
-    /// Those that have a message/global.
-    global: BTreeSet<u32>,
-}
-
-/// The index without the places in cyrus.cache of records that this server's Cyrus would
-/// misread: it parses their messages when it is asked for them.
-fn without_foreign_cache(
-    stage: &Stage,
-    mailbox: &mut StagedMailbox,
-    index: &[u8],
-    release: &Release,
-) -> Result<Option<Vec<u8>>, String> {
-    let view = IndexView::parse(index).map_err(|e| e.to_string())?;
-    let foreign = |r: &Record| cache::misreads_global(release.cache, r.cache_version);
-    let looked = &mailbox.looked;
-    let new: Vec<Record> = view
-        .records()
-        .filter_map(Result::ok)
-        .filter(|r| r.uid > looked.upto && r.cache_offset > 0 && foreign(r))
-        .collect();
-    for (kind, archived) in [(FileKind::Cache, false), (FileKind::ArchiveCache, true)] {
-        let mut of_file = new.iter().filter(|r| r.is_archived() == archived).peekable();
-        if of_file.peek().is_none() {
-            continue;
-        }
-        let directory = mailbox.meta_directory(stage, kind);
-        let file = directory.map_err(|e| e.to_string())?.open("cyrus.cache");
-        let file = file.map_err(|e| format!("cyrus.cache: {e}"))?;
-        for record in of_file {
-            let offset = record.cache_offset;
-            if has_global(&file, offset).map_err(|e| format!("cyrus.cache: {e}"))? {
-                mailbox.looked.global.insert(record.uid);
-            }
-        }
-    }
-    mailbox.looked.upto = new.last().map_or(mailbox.looked.upto, |last| last.uid);
-    if mailbox.looked.global.is_empty() {
-        return Ok(None);
-    }
-    let stale = |r: &Record| foreign(r) && mailbox.looked.global.contains(&r.uid);
-    index::without_cache(&view, stale).map_err(|e| e.to_string())
-}
-
-/// Whether the message of the cache record at `offset` has a message/global; or there is
-/// no such record, and nobody can tell.
-fn has_global(file: &File, offset: u64) -> io::Result<bool> {
-    // Nearly all that is looked for lies within the first length.
-    for length in [4 << 10, 1 << 20] {
-        let mut bytes = Vec::with_capacity(length.min(4 << 10));
-        let mut at = file;
-        at.seek(SeekFrom::Start(offset))?;
-        at.take(length as u64).read_to_end(&mut bytes)?;
-        if let Some(parsed) = cache::bodystructure(&bytes) {
-            return Ok(cache::has_global(parsed));
-        }
-    }
-    Ok(true)
 }
 
 /// Replaces a file of a staged mailbox by what was made of it; it stays beside, as it came,

@@ -14,6 +14,7 @@ mod earlier;
 mod features;
 mod fill;
 mod offer;
+mod own_index;
 mod plan;
 mod publish;
 mod quota;

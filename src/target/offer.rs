@@ -187,7 +187,7 @@ impl Inventory {
                 wanted: Arc::clone(&wants.messages),
                 archive: mailbox.archive.as_ref().map(|archive| {
                     let wanted = wants.messages.iter().map(|e| e.uid);
-                    let there = wanted.filter(|uid| archive.uids.contains(uid)).collect();
+                    let there = wanted.filter(|uid| archive.uids().contains(uid)).collect();
                     (Arc::clone(&archive.directory), there)
                 }),
             };

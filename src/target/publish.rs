@@ -19,7 +19,7 @@ use super::plan::is_vacant;
 use super::stage::Stage;
 use crate::cyrus::config::DbKind;
 use crate::cyrus::dlist::Dlist;
-use crate::cyrus::index::IndexView;
+use crate::cyrus::index::IndexFile;
 use crate::cyrus::mboxlist::{MailboxEntry, MailboxList};
 use crate::cyrus::name::MailboxName;
 use crate::fault::{self, Point, Sabotage, sabotaged};
@@ -30,7 +30,7 @@ use crate::moves::sealed::PathBytes;
 use crate::murder;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Seek, Write};
 use std::path::{Path, PathBuf};
 
 /// A key and its value.
@@ -306,10 +306,11 @@ impl Publication {
         let indexes = std::mem::take(&mut self.indexes);
         let known = std::mem::take(&mut self.index_records);
         for ((path, whole), records) in indexes.into_iter().zip(known) {
-            let Ok(bytes) = std::fs::read(path.path()) else { continue };
+            let read = File::open(path.path())
+                .and_then(|file| Ok((hash_of_records(&file)?, hash_from(&file, 0)?)));
+            let Ok((found, now)) = read else { continue };
             // Renamed only; else the old hash tells that it was used.
-            let renamed = hash_of_records(&bytes) == records;
-            let whole = if renamed { *blake3::hash(&bytes).as_bytes() } else { whole };
+            let whole = if found == records { now } else { whole };
             self.indexes.push((path, whole));
             self.index_records.push(records);
         }
@@ -385,9 +386,15 @@ impl Publication {
 }
 
 /// BLAKE3 of what an index says of messages, without its header.
-pub fn hash_of_records(index: &[u8]) -> [u8; 32] {
-    let from = IndexView::parse(index).map_or(0, |index| index.header().start_offset as usize);
-    *blake3::hash(index.get(from..).unwrap_or(index)).as_bytes()
+pub fn hash_of_records(index: &File) -> io::Result<[u8; 32]> {
+    let records = IndexFile::open(index).map_or(0, |index| index.header().start_offset.into());
+    hash_from(index, records)
+}
+
+/// BLAKE3 of a file from some byte on.
+fn hash_from(mut file: &File, start: u64) -> io::Result<[u8; 32]> {
+    file.seek(io::SeekFrom::Start(start))?;
+    Ok(*blake3::Hasher::new().update_reader(file)?.finalize().as_bytes())
 }
 
 /// One transaction in one of the server's databases; none when there is nothing to do.

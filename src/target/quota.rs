@@ -8,12 +8,14 @@ use crate::cyrus::config::DbKind;
 use crate::cyrus::db::Engine;
 use crate::cyrus::db::crc::crc32;
 use crate::cyrus::header::MailboxHeader;
-use crate::cyrus::index::{Header, IndexView, write_header};
+use crate::cyrus::index::{Header, IndexFile, write_header};
 use crate::cyrus::name::MailboxName;
 use crate::cyrus::path::Layout;
 use crate::host::Host;
 use crate::wire::v1::{self, FileKind, problem::Severity};
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 /// Names this server's root in the headers of staged mailboxes that name one which does
 /// not move with them (`imap/mailbox.c:mailbox_set_quotaroot`); what is to be told.
@@ -65,16 +67,12 @@ fn adopt_one(
     // The index has the checksum of the header.
     let directory = place(FileKind::Index)?;
     let path = directory.path().join("cyrus.index");
-    let mut index = directory.read("cyrus.index").map_err(|e| format!("cyrus.index: {e}"))?;
-    let head = {
-        let view = IndexView::parse(&index).map_err(|e| format!("cyrus.index: {e}"))?;
-        let head = Header { header_file_crc: crc32(&bytes), ..view.header().clone() };
-        write_header(head.minor, &head).map_err(|e| format!("cyrus.index: {e}"))?
-    };
-    if let Some(place) = index.get_mut(..head.len()) {
-        place.copy_from_slice(&head);
-    }
-    std::fs::write(&path, index).map_err(|e| format!("{}: {e}", path.display()))?;
+    let failed = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
+    let file = File::options().read(true).write(true).open(&path).map_err(|e| failed(&e))?;
+    let index = IndexFile::open(&file).map_err(|e| failed(&e))?;
+    let head = Header { header_file_crc: crc32(&bytes), ..index.header().clone() };
+    let head = write_header(head.minor, &head).map_err(|e| failed(&e))?;
+    file.write_all_at(&head, 0).map_err(|e| failed(&e))?;
     Ok(true)
 }
 

@@ -372,7 +372,7 @@ impl Writer {
         if self.received.torn.contains(&key) {
             return Ok(None);
         }
-        let opened = item.directory.open_as_sent(&item.name, &base.trace);
+        let opened = item.directory.patch_as_sent(&item.name, &base.trace);
         let Some(file) = opened.map_err(|source| item.io(source))? else {
             self.received.torn.push(key);
             return Ok(None);
@@ -384,7 +384,7 @@ impl Writer {
     /// Removes what came of a file that does not come whole.
     fn give_up(&mut self, key: ItemKey, partial: &Partial) {
         if let Content::Patch(_) = partial.content {
-            partial.item.directory.remove(&partial.item.name);
+            partial.item.directory.remove_as_sent(&partial.item.name);
             self.received.torn.push(key);
         } else {
             partial.item.directory.remove(&partial.item.temporary());
@@ -406,7 +406,7 @@ impl Partial {
             Content::Patch(patching) => {
                 let blocks = patching.finish().ok().filter(|b| b.blake3() == last.blake3);
                 let Some(blocks) = blocks else {
-                    item.directory.remove(&item.name);
+                    item.directory.remove_as_sent(&item.name);
                     return Ok(Complete::Torn);
                 };
                 // It may have become shorter.
@@ -651,7 +651,7 @@ mod tests {
     }
 
     #[test]
-    fn a_patch_begins_with_the_file_as_it_came_whatever_was_made_of_it() {
+    fn a_patch_is_of_the_file_as_it_came_whatever_was_made_of_it() {
         let (dir, new, received) = patched(|dir, _| {
             let directory = StagedDirectory::make(dir, Path::new("box")).unwrap();
             directory.keep_as_sent("cyrus.index").unwrap();
@@ -659,6 +659,11 @@ mod tests {
             directory.rename("converted", "cyrus.index").unwrap();
         });
         assert_eq!(received.files.len(), 1);
+        assert_eq!(std::fs::read(dir.path().join("box/cyrus.index")).unwrap(), b"made of it");
+        let directory = StagedDirectory::make(dir.path(), Path::new("box")).unwrap();
+        let sent = directory.open_as_sent("cyrus.index").unwrap();
+        assert_eq!(Trace::of(&sent).unwrap(), received.files[0].held.trace);
+        directory.restore_as_sent("cyrus.index").unwrap();
         assert_eq!(std::fs::read(dir.path().join("box/cyrus.index")).unwrap(), new);
         assert_eq!(std::fs::read_dir(dir.path().join("box")).unwrap().count(), 1);
     }

@@ -283,8 +283,8 @@ pub fn publication(
         let blake3 = index_hash(mailbox, &from).map_err(failed)?;
         indexes.push((PathBytes::from(to.as_path()), blake3));
         if murder::is_member(host) {
-            let bytes = std::fs::read(&from).map_err(failed)?;
-            index_records.push(hash_of_records(&bytes));
+            let hash = std::fs::File::open(&from).and_then(|file| hash_of_records(&file));
+            index_records.push(hash.map_err(failed)?);
         }
         if mailbox.name.inbox().as_ref() == Some(&mailbox.name) {
             let user = |layout: &Layout<'_>, style, suffix| {

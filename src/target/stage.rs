@@ -272,14 +272,15 @@ impl StagedDirectory {
         kept.is_some_and(|file| Trace::of(&file).is_ok_and(|found| found == *trace))
     }
 
-    /// Opens a file as it came, to write to it; it gets its name back from what was made of
-    /// it. `None` if somebody has touched it.
-    pub fn open_as_sent(&self, name: &str, trace: &Trace) -> io::Result<Option<std::fs::File>> {
+    /// Opens a file as it came, to write to it. `None` if somebody has touched it.
+    pub fn patch_as_sent(&self, name: &str, trace: &Trace) -> io::Result<Option<std::fs::File>> {
+        let kept = self.patch(&as_sent(name), trace)?;
+        kept.map_or_else(|| self.patch(name, trace), |file| Ok(Some(file)))
+    }
+
+    /// Opens a file to write to it. `None` if it is another.
+    pub fn patch(&self, name: &str, trace: &Trace) -> io::Result<Option<std::fs::File>> {
         fault::check(Point::StageWrite)?;
-        match self.rename(&as_sent(name), name) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file: std::fs::File = match rustix::fs::openat(&self.fd, name, flags, Mode::empty()) {
             Err(rustix::io::Errno::NOENT) => return Ok(None),
@@ -288,9 +289,31 @@ impl StagedDirectory {
         Ok((Trace::of(&file)? == *trace).then_some(file))
     }
 
+    /// Opens a file as it came, to read it.
+    pub fn open_as_sent(&self, name: &str) -> io::Result<std::fs::File> {
+        match self.open(&as_sent(name)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => self.open(name),
+            opened => opened,
+        }
+    }
+
+    /// Gives a file as it came its name back, from what was made of it.
+    pub fn restore_as_sent(&self, name: &str) -> io::Result<()> {
+        match self.rename(&as_sent(name), name) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+
     /// Removes what was kept of files as they came.
     pub fn forget_as_sent(&self, name: &str) {
         self.remove(&as_sent(name));
+    }
+
+    /// Removes a file, as it came and what was made of it.
+    pub fn remove_as_sent(&self, name: &str) {
+        self.remove(&as_sent(name));
+        self.remove(name);
     }
 
     /// Opens a file to read it.
@@ -304,6 +327,14 @@ impl StagedDirectory {
         use std::io::Read;
         let mut bytes = Vec::new();
         self.open(name)?.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Reads a whole file as it came.
+    pub fn read_as_sent(&self, name: &str) -> io::Result<Vec<u8>> {
+        use std::io::Read;
+        let mut bytes = Vec::new();
+        self.open_as_sent(name)?.read_to_end(&mut bytes)?;
         Ok(bytes)
     }
 

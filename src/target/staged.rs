@@ -2,9 +2,9 @@
 
 use super::archive::Archive;
 use super::asked::{MailboxWants, Wanted};
-use super::convert::Looked;
 use super::earlier::Earlier;
 use super::offer::{Checked, OfferError};
+use super::own_index::OwnIndex;
 use super::receive::Held;
 use super::stage::{Left, Stage, StageError, StagedDirectory, Trace};
 use crate::cyrus::config::MetaFile;
@@ -75,8 +75,8 @@ pub struct StagedMailbox {
     pub dirty: bool,
     /// Whether a staged metadata file is as the source wrote it, since it arrived.
     pub as_sent: bool,
-    /// What is known of its messages.
-    pub looked: Looked,
+    /// Its index in the form of this server's Cyrus.
+    pub own_index: OwnIndex,
     /// The records that were compared last.
     pub compared: Option<Compared>,
 }
@@ -141,7 +141,7 @@ impl StagedMailbox {
                     true => archive.directory.remove(&message_name(uid)),
                     false => {
                         unverified.insert(uid, left);
-                        archive.uids.insert(uid);
+                        archive.insert(uid);
                     }
                 }
             }
@@ -166,7 +166,7 @@ impl StagedMailbox {
             offered: Offered::default(),
             dirty: true,
             as_sent: false,
-            looked: Looked::default(),
+            own_index: OwnIndex::default(),
             compared: None,
         };
         if let Some(earlier) = earlier {
@@ -189,6 +189,12 @@ impl StagedMailbox {
         self.as_earlier = files.len() == of_mailbox.count();
         if let (true, Some(index)) = (files.iter().any(|(k, _)| *k == FileKind::Index), index) {
             self.proven = Some(Listed::of(Some(&index), &of_mailbox.uid_runs).peekable());
+        }
+        // The session that made them could patch what had come; this one gets it whole.
+        for (kind, _) in &files {
+            if let Ok(directory) = self.meta_directory(stage, *kind) {
+                directory.forget_as_sent(meta_name(*kind));
+            }
         }
         self.files = files.into_iter().collect();
     }
@@ -270,7 +276,7 @@ impl StagedMailbox {
             listing.take(entry.uid)?;
             if !self.has(entry.uid) && !self.verify_leftover(&entry) {
                 if let Some(archive) = self.archive.as_mut().filter(|_| entry.archived) {
-                    archive.uids.insert(entry.uid);
+                    archive.insert(entry.uid);
                 }
                 wants.add(Wanted::new(entry.uid, entry.size));
             }
@@ -419,10 +425,12 @@ impl StagedMailbox {
         directory.is_as_sent(meta_name(kind), &held.trace).then(|| held.clone())
     }
 
-    /// What a staged file is, if it is as it came.
+    /// What a staged file is, if it is as it came, or the index as it was made of that.
     pub fn blocks(&self, kind: FileKind, file: &std::fs::File) -> Option<Arc<Blocks>> {
-        let held = self.held.get(&kind)?;
-        (Trace::of(file).ok()? == held.trace).then(|| Arc::clone(&held.blocks))
+        let made = self.own_index.made().filter(|_| kind == FileKind::Index);
+        let trace = Trace::of(file).ok()?;
+        let mut known = self.held.get(&kind).into_iter().chain(made);
+        known.find(|held| held.trace == trace).map(|held| Arc::clone(&held.blocks))
     }
 
     /// Removes what was kept of files as they came, which has no place among a user's files.
@@ -471,7 +479,7 @@ impl StagedMailbox {
 
     /// Where a message is staged.
     pub fn message_directory(&self, uid: u32) -> &StagedDirectory {
-        match self.archive.as_ref().filter(|archive| archive.uids.contains(&uid)) {
+        match self.archive.as_ref().filter(|archive| archive.uids().contains(&uid)) {
             Some(archive) => &archive.directory,
             None => &self.directory,
         }
@@ -481,7 +489,7 @@ impl StagedMailbox {
         self.as_earlier = false;
         self.message_directory(uid).remove(&message_name(uid));
         if let Some(archive) = &mut self.archive {
-            archive.uids.remove(&uid);
+            archive.remove(uid);
         }
     }
 

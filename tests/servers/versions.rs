@@ -2,6 +2,7 @@
 //! ones, and are the same but for what is named.
 
 mod brought;
+mod converted;
 mod frozen;
 mod settings;
 

@@ -64,27 +64,47 @@ impl<'f> IndexFile<'f> {
         numbers: Range<u32>,
         mut take: impl FnMut(u32, Record),
     ) -> Result<(), ReadError> {
+        self.try_each(numbers, |number, record, _| {
+            take(number, record);
+            Ok(())
+        })
+    }
+
+    /// Gives the same records with their bytes, until one of them fails.
+    pub(super) fn try_each<E: From<ReadError>>(
+        &mut self,
+        numbers: Range<u32>,
+        mut take: impl FnMut(u32, Record, &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut before = 0;
         let mut first = numbers.start;
         let end = numbers.end.min(self.header.num_records);
+        let stride = usize::try_from(self.header.record_size).unwrap_or(1).max(1);
         while first < end {
             let window = self.window(first, (end - first).min(WINDOW))?;
             let count = window.len();
-            for (number, record) in (first..).zip(window.records()) {
+            let bytes = window.records.chunks(stride);
+            for ((number, record), bytes) in (first..).zip(window.records()).zip(bytes) {
                 let offset = window.offset(number);
                 // The view counts from its own beginning.
-                let record = record.map_err(|e| IndexError { offset, ..e })?;
+                let record = record.map_err(|e| ReadError::from(IndexError { offset, ..e }))?;
                 let uid = record.uid;
                 if uid <= before {
                     let damage = Damage::Order { uid, before };
-                    return Err(IndexError { offset, damage }.into());
+                    return Err(ReadError::from(IndexError { offset, damage }).into());
                 }
                 before = uid;
-                take(number, record);
+                take(number, record, bytes)?;
             }
             first += count.max(1);
         }
         Ok(())
+    }
+
+    /// Whether its records are as a layout wants them.
+    pub(super) fn has_records_of(&self, layout: &Layout) -> bool {
+        self.layout.record == layout.record
+            && self.header.record_size == u32::from(layout.record_size)
     }
 
     /// The record with a number, counted from 0.

@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 const PROGRAM: &str = "/usr/local/bin/mbcopy";
 /// Between two operations of each client: about a hundred changes in the last round.
 const EVERY: Duration = Duration::from_millis(10);
+/// Messages that one COPY makes: more would take longer than is waited for an answer.
+const MOST_COPIED: usize = 100_000;
 /// Between two looks at processes.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -28,7 +30,7 @@ pub struct GrowthArgs {
     #[arg(long)]
     mbcopy: PathBuf,
     /// The two hosts between which users go to and fro.
-    #[arg(long, value_delimiter = ',', num_args = 2, default_values = ["bw1", "bw2"])]
+    #[arg(long, value_delimiter = ',', default_values = ["bw1", "bw2"])]
     hosts: Vec<String>,
     /// How many messages.
     #[arg(long, value_delimiter = ',', default_values_t = [1_000, 10_000, 100_000])]
@@ -39,6 +41,10 @@ pub struct GrowthArgs {
     /// Median of the messages' sizes, in bytes.
     #[arg(long, default_value_t = 2000)]
     median: usize,
+    /// How many messages are appended: the others are copied from them by IMAP, so that Cyrus
+    /// links their files, which takes a hundredth of the time.
+    #[arg(long, default_value_t = 100_000)]
+    distinct: usize,
     /// Writes the table to this file too.
     #[arg(long)]
     out: Option<PathBuf>,
@@ -58,11 +64,19 @@ struct Measured {
     first: f64,
     /// Seconds of a copy that finds nothing changed.
     again: Vec<f64>,
-    /// Seconds of the freezes, as reports say.
-    freezes: Vec<f64>,
-    /// The longest wait of any client in each move, in seconds, by operation.
-    waits: BTreeMap<String, Vec<f64>>,
+    /// There, and back: between two releases they are not the same.
+    ways: [Way; 2],
     memory: Memory,
+}
+
+/// What was measured of the moves from one host to another, in seconds.
+#[derive(Default)]
+struct Way {
+    name: String,
+    /// The freezes, as reports say.
+    freezes: Vec<f64>,
+    /// The longest wait of any client for any operation, in each move.
+    waits: Vec<f64>,
 }
 
 pub fn run(args: &GrowthArgs) -> Result<()> {
@@ -95,8 +109,17 @@ fn measure(args: &GrowthArgs, messages: usize) -> Result<Measured> {
     }
     let [first, second] = &hosts[..] else { anyhow::bail!("two hosts are needed") };
     eprintln!("seeding {messages} messages");
-    let report = Seed::new(first, user).bulk(messages, Size::Median(args.median), 1)?;
+    let mut there = messages.min(args.distinct.max(1));
+    let report = Seed::new(first, user).bulk(there, Size::Median(args.median), 1)?;
     ensure!(report.warnings.is_empty(), "seeding: {:?}", report.warnings);
+    let mut imap = first.imap(user)?;
+    imap.command("SELECT INBOX")?;
+    while there < messages {
+        let more = (messages - there).min(there).min(MOST_COPIED);
+        imap.command(format!("COPY 1:{more} INBOX"))?;
+        there += more;
+    }
+    drop(imap);
     let mut measured = Measured { messages: messages as f64, ..Measured::default() };
     let watch = Watch::start(&hosts)?;
     // A first copy that nobody disturbs, and one that finds nothing new.
@@ -118,12 +141,13 @@ fn measure(args: &GrowthArgs, messages: usize) -> Result<Measured> {
         std::thread::sleep(Duration::from_secs(1));
         let histories = [appender.stop()?, changer.stop()?];
         let ms = report["freeze_ms"].as_f64().context("no freeze_ms in the report")?;
-        measured.freezes.push(ms / 1000.0);
         let waits = waits(&histories);
         eprintln!("{messages} messages, move {}: freeze {ms:.0} ms, waits {waits:.3?}", number + 1);
-        for (operation, longest) in waits {
-            measured.waits.entry(operation).or_default().push(longest);
-        }
+        let [there, back] = &mut measured.ways;
+        let way = if number % 2 == 0 { there } else { back };
+        way.name = format!("{} to {}", from.name(), to.name());
+        way.freezes.push(ms / 1000.0);
+        way.waits.push(waits.into_values().fold(0.0, f64::max));
     }
     measured.memory = watch.stop()?;
     Ok(measured)
@@ -213,40 +237,46 @@ fn most(values: &[f64]) -> f64 {
     values.iter().copied().fold(f64::NAN, f64::max)
 }
 
-/// The longest wait of any operation, of each move.
-fn longest(measured: &Measured) -> Vec<f64> {
-    let moves = measured.freezes.len();
-    (0..moves)
-        .map(|n| measured.waits.values().filter_map(|w| w.get(n)).copied().fold(0.0, f64::max))
-        .collect()
-}
-
 fn table(all: &[Measured]) -> Result<String> {
     let mut text = String::new();
     let load = std::fs::read_to_string("/proc/loadavg")?;
     writeln!(text, "Load of the machine at the end: {}\n", load.trim())?;
     text.push_str(
-        "| messages | first copy s | again, nothing changed s | freeze ms: median | most | longest wait of a client ms: median | most | coordinator MiB | source agent MiB | target agent MiB |\n\
-         |---|---|---|---|---|---|---|---|---|---|\n",
+        "| messages | first copy s | again, nothing changed s | coordinator MiB | source agent MiB | target agent MiB |\n\
+         |---|---|---|---|---|---|\n",
     );
     for m in all {
-        let waits = longest(m);
         let memory = |role| m.memory.get(role).map_or(f64::NAN, |bytes| bytes / 1048576.0);
         writeln!(
             text,
-            "| {} | {:.2} | {:.2} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} |",
+            "| {} | {:.2} | {:.2} | {:.0} | {:.0} | {:.0} |",
             m.messages,
             m.first,
             median(&m.again),
-            median(&m.freezes) * 1e3,
-            most(&m.freezes) * 1e3,
-            median(&waits) * 1e3,
-            most(&waits) * 1e3,
             memory("coordinator"),
             memory("source agent"),
             memory("target agent"),
         )?;
     }
+    text.push_str(
+        "\n| messages | move | moves | freeze ms: median | most | longest wait of a client ms: median | most |\n\
+         |---|---|---|---|---|---|---|\n",
+    );
+    let ways = all.iter().flat_map(|m| m.ways.iter().map(move |way| (m, way)));
+    for (m, way) in ways.filter(|(_, way)| !way.freezes.is_empty()) {
+        writeln!(
+            text,
+            "| {} | {} | {} | {:.0} | {:.0} | {:.0} | {:.0} |",
+            m.messages,
+            way.name,
+            way.freezes.len(),
+            median(&way.freezes) * 1e3,
+            most(&way.freezes) * 1e3,
+            median(&way.waits) * 1e3,
+            most(&way.waits) * 1e3,
+        )?;
+    }
+    text.push('\n');
     Ok(text)
 }
 
@@ -254,13 +284,17 @@ fn plot(all: &[Measured]) -> String {
     let of = |value: &dyn Fn(&Measured) -> f64| -> Vec<(f64, f64)> {
         all.iter().map(|m| (m.messages, value(m))).collect()
     };
+    let both =
+        |m: &Measured, of: fn(&Way) -> &Vec<f64>| m.ways.iter().flat_map(of).copied().collect();
+    let freezes = |m: &Measured| -> Vec<f64> { both(m, |way| &way.freezes) };
+    let waits = |m: &Measured| -> Vec<f64> { both(m, |way| &way.waits) };
     let largest = |m: &Measured| m.memory.values().copied().fold(0.0, f64::max) / 1048576.0;
     plot::logarithmic(
         "What a move costs by the number of messages",
         "messages",
         &[
-            ("freeze, ms", of(&|m| median(&m.freezes) * 1e3)),
-            ("longest wait of a client, ms", of(&|m| median(&longest(m)) * 1e3)),
+            ("freeze, ms", of(&|m| median(&freezes(m)) * 1e3)),
+            ("longest wait of a client, ms", of(&|m| median(&waits(m)) * 1e3)),
             ("memory of the largest process, MiB", of(&largest)),
             ("first copy, ms for 1,000 messages", of(&|m| m.first * 1e6 / m.messages)),
             ("copy that finds nothing changed, ms", of(&|m| median(&m.again) * 1e3)),
