@@ -210,10 +210,14 @@ pub fn assert_same(before: &Fingerprint, after: &Fingerprint, known: &[&str]) {
     assert!(differences.is_empty(), "{}", fingerprint::report(&differences));
 }
 
-/// The program under test.
+/// The program under test: the one that was built with the tests, or `$MBCOPY_PROGRAM`, for
+/// what is measured.
 pub fn program() -> &'static Path {
-    static PATH: OnceLock<&'static Path> = OnceLock::new();
-    PATH.get_or_init(|| Path::new(env!("CARGO_BIN_EXE_mbcopy")))
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| {
+        let given = std::env::var_os("MBCOPY_PROGRAM").map(PathBuf::from);
+        given.unwrap_or_else(|| env!("CARGO_BIN_EXE_mbcopy").into())
+    })
 }
 
 /// The program under test for hosts whose C library is older than this machine's:
@@ -224,10 +228,11 @@ pub fn portable_program() -> &'static Path {
         if let Some(path) = std::env::var_os("MBCOPY_PORTABLE") {
             return path.into();
         }
-        let target = program().ancestors().nth(2).expect("a target directory");
+        let built = Path::new(env!("CARGO_BIN_EXE_mbcopy"));
+        let target = built.ancestors().nth(2).expect("a target directory");
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/static.sh");
-        let built = Command::new(&script).arg("--faults").env("CARGO_TARGET_DIR", target).status();
-        assert!(built.is_ok_and(|s| s.success()), "{} --faults fails", script.display());
+        let done = Command::new(&script).arg("--faults").env("CARGO_TARGET_DIR", target).status();
+        assert!(done.is_ok_and(|s| s.success()), "{} --faults fails", script.display());
         target.join("static/mbcopy-faults")
     })
 }
