@@ -201,6 +201,10 @@ fn metrics(host: &Host) -> String {
     body.to_owned()
 }
 
+/// Holds the lock of a file for some seconds.
+const HOLD_LOCK: &str = r#"use Fcntl; open F, "+<", $ARGV[0] or die "$ARGV[0]: $!";
+    fcntl F, F_SETLKW, pack "s s x![q] q q i", F_WRLCK, 0, 0, 0, 0 or die $!; sleep 6"#;
+
 #[test]
 #[ignore = "takes long: make matrix"]
 fn it_does_less_at_once_while_the_target_is_slow_and_more_when_it_is_not() {
@@ -215,10 +219,11 @@ fn it_does_less_at_once_while_the_target_is_slow_and_more_when_it_is_not() {
         move |status: &serde_json::Value| status["paces"][0]["allowed"].as_u64().is_some_and(is)
     };
     until(&run, "it does not get faster", allowed(|moves| moves == 4));
-    // The target's imapd does not get on.
-    signal(target.pids("^imapd").unwrap(), Signal::STOP);
-    std::thread::sleep(Duration::from_secs(5));
-    signal(target.pids("^imapd").unwrap(), Signal::CONT);
+    // Whoever opens the canary's mailboxes waits.
+    shell(
+        target,
+        &format!("perl -e '{HOLD_LOCK}' \"$(find /run/cyrus/lock -name '*U*canary.lock')\""),
+    );
     let slow = until(&run, "it does not slow down", allowed(|moves| moves < 4));
     assert!(slow["paces"][0]["canary_ms"].as_f64().unwrap() > 1000.0, "{slow}");
     until(&run, "it does not get faster again", allowed(|moves| moves == 4));

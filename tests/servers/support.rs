@@ -1,6 +1,7 @@
 //! Two servers and a push between them.
 
 use anyhow::{Context, Result, ensure};
+use lab::browser;
 use lab::chaos::Side;
 use lab::fingerprint::{self, Fingerprint, Take, volatile};
 use lab::host::Host;
@@ -208,6 +209,25 @@ pub fn assert_same(before: &Fingerprint, after: &Fingerprint, known: &[&str]) {
     let ignored: Vec<&str> = volatile::ALWAYS.iter().chain(&always).chain(known).copied().collect();
     let differences = fingerprint::diff(before, after, &ignored).expect("fingerprints compare");
     assert!(differences.is_empty(), "{}", fingerprint::report(&differences));
+}
+
+/// Looks at the page of a run's report as people do, on a desktop and on a phone; what was
+/// seen of it on each. `$MBCOPY_SCREENSHOTS` is a directory for pictures.
+#[track_caller]
+pub fn look_at(page: &str, name: &str) -> Vec<serde_json::Value> {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("report.html"), page).unwrap();
+    let look = |screen: browser::Screen| {
+        let seen = browser::look(directory.path(), "report.html", screen).unwrap();
+        if let Some(pictures) = std::env::var_os("MBCOPY_SCREENSHOTS") {
+            let file = Path::new(&pictures).join(format!("{name}-{}.png", screen.name));
+            browser::picture(directory.path(), "report.html", screen, &file).unwrap();
+        }
+        assert_eq!(browser::unreadable(&seen), Vec::<String>::new(), "{screen:?}");
+        assert!(seen["bars"].as_u64() > Some(0) && seen["classes"].as_u64() > Some(0), "{seen}");
+        seen
+    };
+    browser::SCREENS.map(look).to_vec()
 }
 
 /// The program under test: the one that was built with the tests, or `$MBCOPY_PROGRAM`, for

@@ -30,7 +30,11 @@ const LOOK: &str = "<script>onload = function () {
   var box = function (e) { return e.getBoundingClientRect(); };
   var shown = function (what) { return all(what).filter(function (e) { return box(e).height > 0; }); };
   var named = function (e) { return e.tagName + ': ' + e.textContent.slice(0, 60); };
-  var lines = function (e) { return Math.round(box(e).height / parseFloat(view.getComputedStyle(e).lineHeight)); };
+  var lines = function (e) {
+    var range = page.createRange(), tops = {};
+    range.selectNodeContents(e);
+    [].forEach.call(range.getClientRects(), function (r) { tops[Math.round(r.top)] = true; });
+    return Object.keys(tops).length; };
   seen.rows = shown('#users tbody tr').length;
   seen.bars = shown('#throughput rect').length;
   seen.classes = shown('#freezes i').length;
@@ -41,7 +45,8 @@ const LOOK: &str = "<script>onload = function () {
     return e.clientWidth > 0 && e.scrollWidth > e.clientWidth + 1; }).map(named);
   seen.small = shown('main *').filter(function (e) {
     return parseFloat(view.getComputedStyle(e).fontSize) < 11; }).map(named);
-  seen.broken = shown('#users span, .tile b, button').filter(function (e) { return lines(e) > 1; }).map(named);
+  seen.broken = shown('#users span, #users th, #users td:nth-child(-n+7), .tile b, button').filter(function (e) {
+    return e.textContent.length < 20 && lines(e) > 1; }).map(named);
   seen.squeezed = shown('#users td').filter(function (e) {
     return e.textContent.length > 20 && box(e).width < 120; }).map(named);
   seen.pressed = {};
