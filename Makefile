@@ -48,9 +48,11 @@ power: lab
 	$(CARGO) build --features faults --bin mbcopy
 	$(CARGO) run -p mbcopy-lab --bin lab -- power --mbcopy target/debug/mbcopy --runs 100 --side both
 
+# Cyrus's programs are optimized, so is what is measured beside them.
 bulk: lab
-	USERS=$(USERS) TARGET=$(TARGET) $(CARGO) test --workspace --features mbcopy/faults --test servers many_users \
-		-- --test-threads=1 --ignored --nocapture
+	$(CARGO) build --release --bin mbcopy
+	MBCOPY_PROGRAM=target/release/mbcopy USERS=$(USERS) TARGET=$(TARGET) \
+		$(CARGO) test --workspace --features mbcopy/faults --test servers many_users -- --test-threads=1 --ignored --nocapture
 
 bench: lab
 	$(CARGO) build --release --bin mbcopy
@@ -98,14 +100,14 @@ audit:
 # for the transport's own test, a browser that looks at reports, a PostgreSQL whose
 # programs the tests start by themselves, and what the lab builds its hosts with.
 tools:
-	@missing=; for tool in cc debootstrap ip nsenter /usr/sbin/sshd ssh-keygen rsync chromium musl-gcc; do \
+	@missing=; for tool in cc debootstrap ip nsenter /usr/sbin/sshd ssh-keygen rsync chromium musl-gcc jq systemd-analyze; do \
 		command -v $$tool >/dev/null || missing=1; done; \
 	ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || missing=1; \
 	ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || missing=1; \
 	if [ -n "$$missing" ]; then \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
 			gcc libc6-dev debootstrap iproute2 util-linux openssh-server openssh-client rsync libfaketime chromium \
-			musl-tools postgresql ca-certificates; fi
+			musl-tools postgresql ca-certificates jq systemd; fi
 	@[ -d "$$(rustc --print target-libdir --target $(MUSL))" ] || rustup target add $(MUSL) || \
 		echo "no $(MUSL) for this toolchain: tools/static.sh builds in the lab's oldest root instead"
 

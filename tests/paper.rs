@@ -2,6 +2,7 @@
 //! of a run, in a real browser.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use lab::browser::{self, SCREENS};
 use mbcopy::bulk::resolve::Planned;
 use mbcopy::bulk::state::{Outcome, Retries};
 use mbcopy::bulk::store::{Ended, Mode, Order, Store};
@@ -165,44 +166,6 @@ fn a_hundred_thousand_users_are_kept_shown_and_reported() {
     }
 }
 
-/// Chromium, without a screen.
-fn chromium(profile: &Path, arguments: &[String]) -> String {
-    let mut command = Command::new("chromium");
-    command.args([
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--hide-scrollbars",
-        "--virtual-time-budget=5000",
-    ]);
-    command.arg(format!("--user-data-dir={}", profile.display())).args(arguments);
-    let output = command.stdin(Stdio::null()).output().expect("chromium; `make tools` installs it");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// Tells in the page itself what a reader would see of it in a frame of this width.
-const LOOK: &str = "<script>onload = function () {
-  var frame = document.querySelector('iframe'), page = frame.contentDocument, view = frame.contentWindow;
-  var root = page.documentElement, seen = { width: view.innerWidth, scroll: root.scrollWidth };
-  var shown = function (all) { return [].filter.call(page.querySelectorAll(all), function (e) {
-    return e.getBoundingClientRect().height > 0; }); };
-  seen.rows = shown('#users tbody tr').length;
-  seen.bars = shown('#throughput rect').length;
-  seen.classes = shown('#freezes i').length;
-  seen.head = shown('#users thead').length;
-  seen.outside = shown('main *').filter(function (e) {
-    return e.getBoundingClientRect().right > view.innerWidth + 1; }).map(function (e) { return e.tagName; });
-  page.querySelector('button[data-state=refused]').click();
-  seen.refused = shown('#users tbody tr').length;
-  document.body.textContent = 'SEEN' + JSON.stringify(seen) + 'END';
-}</script>";
-
 #[test]
 fn the_page_is_whole_on_a_desktop_and_on_a_phone() {
     let dir = tempfile::tempdir().unwrap();
@@ -210,41 +173,18 @@ fn the_page_is_whole_on_a_desktop_and_on_a_phone() {
     let page = dir.path().join("report.html");
     report::html(&store, 1_760_000_500_000, &mut std::fs::File::create(&page).unwrap()).unwrap();
     // Kept to be looked at.
-    let shots: Option<PathBuf> = std::env::var_os("MBCOPY_SCREENSHOTS").map(PathBuf::from);
-    for (name, width, height) in [("desktop", 1280, 900), ("phone", 390, 844)] {
-        // A window cannot be made as narrow as a phone; a frame can.
-        let frame = dir.path().join(format!("{name}.html"));
-        let html = format!(
-            "<!doctype html><body style=\"margin:0\"><iframe src=\"report.html\" \
-             style=\"border:0;width:{width}px;height:{height}px\"></iframe>"
-        );
-        std::fs::write(&frame, format!("{html}{LOOK}")).unwrap();
-        let url = format!("file://{}", frame.display());
-        let profile = dir.path().join(name);
-        let dump = ["--allow-file-access-from-files", "--dump-dom", &url].map(String::from);
-        let dom = chromium(&profile, &dump);
-        let seen = dom.split_once("SEEN").and_then(|(_, rest)| rest.split_once("END"));
-        let seen = seen.unwrap_or_else(|| panic!("{name}: nothing was seen: {dom}")).0;
-        let seen: serde_json::Value = serde_json::from_str(&seen.replace("&quot;", "\"")).unwrap();
-        println!("{name}: {seen}");
-        assert_eq!(seen["width"], width);
-        assert_eq!(seen["scroll"], width, "{name}: it is wider than the screen: {seen}");
-        assert_eq!(seen["outside"], serde_json::json!([]), "{name}");
-        assert_eq!((&seen["rows"], &seen["refused"]), (&60.into(), &1.into()), "{name}");
-        assert!(seen["bars"].as_u64().unwrap() > 30, "{name}: {seen}");
-        assert!(seen["classes"].as_u64().unwrap() > 3, "{name}: {seen}");
-        assert_eq!(seen["head"], u64::from(name == "desktop"), "{name}");
-        if let Some(shots) = &shots {
-            std::fs::write(&frame, &html).unwrap();
-            let shot = shots.join(format!("{name}.png")).display().to_string();
-            chromium(
-                &profile,
-                &[
-                    format!("--screenshot={shot}"),
-                    format!("--window-size={},{height}", width.max(500)),
-                    url,
-                ],
-            );
+    let pictures: Option<PathBuf> = std::env::var_os("MBCOPY_SCREENSHOTS").map(PathBuf::from);
+    for screen in SCREENS {
+        let seen = browser::look(dir.path(), "report.html", screen).unwrap();
+        println!("{}: {seen}", screen.name);
+        assert_eq!(browser::unreadable(&seen), Vec::<String>::new(), "{screen:?}");
+        assert_eq!((&seen["rows"], &seen["pressed"]["refused"]), (&60.into(), &1.into()));
+        assert!(seen["bars"].as_u64().unwrap() > 30, "{screen:?}: {seen}");
+        assert!(seen["classes"].as_u64().unwrap() > 3, "{screen:?}: {seen}");
+        assert_eq!(seen["head"], u64::from(screen.name == "desktop"));
+        if let Some(pictures) = &pictures {
+            let to = pictures.join(format!("paper-{}.png", screen.name));
+            browser::picture(dir.path(), "report.html", screen, &to).unwrap();
         }
     }
 }

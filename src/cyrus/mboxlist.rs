@@ -336,6 +336,34 @@ impl<'a> MailboxList<'a> {
         name.map(Some)
     }
 
+    /// Other mailboxes than `name` that have its uniqueid, too (3.6 and later): by the `I`
+    /// record, which names the one that was written last, and those before it.
+    pub fn sharers(
+        &self,
+        id: &UniqueId,
+        name: &MailboxName,
+    ) -> Result<Vec<MailboxName>, MboxlistError> {
+        let Some((key, value)) = self.id_record(id)? else {
+            return Ok(Vec::new());
+        };
+        let list = Dlist::parse(&value).map_err(|e| bad_record(&key, e.into()))?;
+        let before = list.get(b"H").and_then(Dlist::as_list).unwrap_or_default();
+        let names = before.iter().chain([&list]).filter_map(|entry| entry.get(b"N"));
+        let mut sharers = Vec::new();
+        for name_there in names.filter_map(Dlist::as_bytes) {
+            let Ok(other) = MailboxName::from_db_key(name_there) else { continue };
+            if other == *name || sharers.contains(&other) {
+                continue;
+            }
+            // Whoever was renamed has left his name, or a tombstone.
+            let entry = self.get(&other)?.filter(|entry| !entry.is_deleted());
+            if entry.is_some_and(|entry| entry.uniqueid.as_ref() == Some(id)) {
+                sharers.push(other);
+            }
+        }
+        Ok(sharers)
+    }
+
     /// All mailboxes, tombstones too.
     pub fn all(&self) -> Result<Vec<MailboxEntry>, MboxlistError> {
         self.parse_all(self.db.entries()?)
@@ -513,6 +541,27 @@ mod tests {
         assert_eq!(names(list.owned(&name("d.org!user.joe^s"), "DELETED").unwrap()).len(), 1);
         let id = UniqueId::new(b"7a").unwrap();
         assert_eq!(list.name_of_id(&id).unwrap(), Some(name("user.joe^s")));
+    }
+
+    #[test]
+    fn mailboxes_of_one_id_are_known_of_each_other() {
+        let id = "%(T e N user\x1fjoe P default H (%(N user\x1fann T e) %(N user\x1fold T e) \
+                  %(N user\x1fgone T e) %(N user\x1fjoe T e)))";
+        let live = "%(T e I 7a P default V 1)";
+        let db = database(&[
+            ("I7a", id),
+            ("Nuser\x1fjoe", live),
+            ("Nuser\x1fann", live),
+            // Renamed and made anew, and deleted.
+            ("Nuser\x1fold", "%(T e I 7b P default V 1)"),
+            ("Nuser\x1fgone", "%(T d I 7a)"),
+        ]);
+        let list = MailboxList::from_database(&db).unwrap();
+        let id = UniqueId::new(b"7a").unwrap();
+        assert_eq!(list.sharers(&id, &name("user.joe")).unwrap(), [name("user.ann")]);
+        assert_eq!(list.sharers(&id, &name("user.ann")).unwrap(), [name("user.joe")]);
+        let other = UniqueId::new(b"7b").unwrap();
+        assert_eq!(list.sharers(&other, &name("user.old")).unwrap(), []);
     }
 
     #[test]

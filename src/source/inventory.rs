@@ -160,6 +160,10 @@ pub fn list(
         let id = entry.uniqueid.clone().ok_or_else(unidentified)?;
         let id_record =
             list.id_record(&id).map_err(|e| unreadable(e.to_string()))?.ok_or_else(unidentified)?;
+        let sharers = list.sharers(&id, &entry.name).map_err(|e| unreadable(e.to_string()))?;
+        if let Some(other) = sharers.first() {
+            return Err(shared_directory(host, &entry.name, other, &id));
+        }
         let next = ordinals.len() as u32;
         let ordinal = *ordinals.entry(id.clone()).or_insert(next);
         mailboxes.push(SourceMailbox { ordinal, entry, id, id_record, deleted, converted: None });
@@ -173,6 +177,27 @@ pub fn list(
         ));
     }
     Ok(Listing { top: top.clone(), mailboxes, converted })
+}
+
+/// Two mailboxes of one uniqueid have one directory: whoever is moved takes the other's
+/// messages along.
+fn shared_directory(
+    host: &Host,
+    name: &MailboxName,
+    other: &MailboxName,
+    id: &UniqueId,
+) -> v1::Failure {
+    let (name, other) = (host.external(name), host.external(other));
+    v1::Failure::new(
+        Kind::Refused,
+        format!(
+            "{name} and {other} have the same uniqueid, {id}, and by that the same directory: \
+             each shows what comes to the other"
+        ),
+        "nothing was changed",
+        "Cyrus has given it to both. Copy the messages of each into a new folder, and delete \
+         both, for good: cyr_expire -D 0",
+    )
 }
 
 impl Listing {

@@ -1,7 +1,7 @@
 //! Many users at once: a run that is killed wherever it is ends all the same, nobody
 //! is moved twice or forgotten, and whoever cannot be moved is told why.
 
-use crate::support::{Pushed, Servers, assert_same, fingerprint};
+use crate::support::{Pushed, Servers, assert_same, fingerprint, look_at};
 use lab::fingerprint::Fingerprint;
 use lab::host::Host;
 use lab::seed::{Seed, Size};
@@ -365,6 +365,13 @@ fn whoever_cannot_be_moved_is_told_why_and_the_others_are_moved() {
         run.assert_moved(user);
     }
     assert!(serves(target, "some02") && !serves(source, "some02"));
+
+    // People read it on a page.
+    let page = run.bulk(&["report", "--output=-"]).expect(0).stdout;
+    for seen in look_at(&page, "some") {
+        let shown = (&seen["rows"], &seen["pressed"]["moved"], &seen["pressed"]["refused"]);
+        assert_eq!(shown, (&13.into(), &7.into(), &6.into()), "{seen}");
+    }
 
     // Mended, they are tried again, and nobody else.
     shell(source, &format!("chmod 600 {}/2.", inbox("some01")));

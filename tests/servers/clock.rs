@@ -24,20 +24,24 @@ const WRAPPER: &str = "#!/bin/sh\n\
 fn with_clocks(user: &str) -> Servers {
     let servers = Servers::fresh();
     servers.accounts(&[user]);
-    let library = Path::new("/").join(LIBRARY);
-    assert!(library.exists(), "{} is missing: make tools", library.display());
-    for host in servers.both() {
-        host.install(&library, "/usr/local/lib/libfaketime.so.1").unwrap();
-        host.install(program(), "/usr/local/bin/mbcopy.real").unwrap();
-        let wrapper = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("mbcopy-with-clock");
-        std::fs::write(&wrapper, WRAPPER).unwrap();
-        host.install(&wrapper, "/usr/local/bin/mbcopy").unwrap();
-        set(host, "+0");
-    }
+    servers.both().into_iter().for_each(make_settable);
     servers
 }
 
-fn set(host: &Host, clock: &str) {
+/// Gives mbcopy on this host a clock that can be set.
+pub(crate) fn make_settable(host: &Host) {
+    let library = Path::new("/").join(LIBRARY);
+    assert!(library.exists(), "{} is missing: make tools", library.display());
+    host.install(&library, "/usr/local/lib/libfaketime.so.1").unwrap();
+    host.install(program(), "/usr/local/bin/mbcopy.real").unwrap();
+    let wrapper = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("mbcopy-with-clock");
+    std::fs::write(&wrapper, WRAPPER).unwrap();
+    host.install(&wrapper, "/usr/local/bin/mbcopy").unwrap();
+    set(host, "+0");
+}
+
+/// Sets it, so much later (`+1d`) or earlier than it is.
+pub(crate) fn set(host: &Host, clock: &str) {
     host.run(&["sh", "-c", &format!("echo '{clock}' > /run/clock")]).unwrap();
 }
 

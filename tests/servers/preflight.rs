@@ -261,3 +261,34 @@ fn two_moves_of_one_user_are_one() {
     servers.push("user.once", &[]).expect(6).says(&["somebody else is moving this user"]);
     assert!(first.wait().unwrap().success());
 }
+
+/// Where no `defaultpartition` is set, each imapd seeds its random numbers by the second in
+/// which it chooses one first: whatever two of them make in the same second has one uniqueid.
+#[test]
+fn two_users_to_whom_cyrus_has_given_one_directory_are_refused() {
+    let (servers, _put_back) =
+        Servers::with_options(("bw1", &[("defaultpartition", "")]), ("bw2", &[]));
+    let source = &servers.source;
+    let made = (0..10).find_map(|n| {
+        let users = [format!("same{n}"), format!("twin{n}")];
+        servers.accounts(&users.each_ref().map(String::as_str));
+        // Processes that have chosen nothing yet.
+        source.restart_cyrus().unwrap();
+        let mut sessions = [source.admin().unwrap(), source.admin().unwrap()];
+        for (session, user) in sessions.iter_mut().zip(&users) {
+            session.command(format!("CREATE user.{user}")).unwrap();
+        }
+        let at = users.each_ref().map(|user| directory(source, &format!("user.{user}")));
+        (at[0] == at[1]).then_some(users)
+    });
+    let [one, two] = made.expect("Cyrus gives each his own directory");
+    lab::lmtp::deliver(source, &one, b"Subject: to one\r\n\r\nhello\r\n").accepted().unwrap();
+    for (user, other) in [(&one, &two), (&two, &one)] {
+        let says = format!("user.{user} and user.{other} have the same uniqueid");
+        servers.push(&format!("user.{user}"), &[]).expect(4).says(&[&says, "Copy the messages"]);
+    }
+    // The other's mail is where it was.
+    assert!(
+        shell(source, &format!("ls {}", directory(source, &format!("user.{two}")))).contains("1.")
+    );
+}

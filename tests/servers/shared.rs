@@ -11,17 +11,17 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 /// Two source servers, one target, and a database that all of them reach.
-struct Shared {
-    servers: Servers,
-    other: Host,
-    database: Postgres,
+pub(crate) struct Shared {
+    pub(crate) servers: Servers,
+    pub(crate) other: Host,
+    pub(crate) database: Postgres,
     /// Where each user was, and what he was there.
-    before: BTreeMap<String, Fingerprint>,
+    pub(crate) before: BTreeMap<String, Fingerprint>,
 }
 
 impl Shared {
     /// So many users on each source, and a plan of them all on both.
-    fn of(count: usize) -> Shared {
+    pub(crate) fn of(count: usize) -> Shared {
         let servers = Servers::fresh();
         let other = Host::new("bw3");
         install(&other);
@@ -53,14 +53,14 @@ impl Shared {
         host.spawn(&[&common[..], &times, &store, from].concat()).unwrap()
     }
 
-    fn bulk(&self, host: &Host, arguments: &[&str]) -> Pushed {
+    pub(crate) fn bulk(&self, host: &Host, arguments: &[&str]) -> Pushed {
         let url = self.database.lab_url();
         let command = [&["mbcopy", "bulk"], arguments, &["--store", &url]].concat();
         Pushed::from(host.exec(&command).unwrap())
     }
 }
 
-fn kill(pid: u32) {
+pub(crate) fn kill(pid: u32) {
     let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
     let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
 }

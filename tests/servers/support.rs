@@ -1,6 +1,7 @@
 //! Two servers and a push between them.
 
 use anyhow::{Context, Result, ensure};
+use lab::browser;
 use lab::chaos::Side;
 use lab::fingerprint::{self, Fingerprint, Take, volatile};
 use lab::host::Host;
@@ -210,10 +211,33 @@ pub fn assert_same(before: &Fingerprint, after: &Fingerprint, known: &[&str]) {
     assert!(differences.is_empty(), "{}", fingerprint::report(&differences));
 }
 
-/// The program under test.
+/// Looks at the page of a run's report as people do, on a desktop and on a phone; what was
+/// seen of it on each. `$MBCOPY_SCREENSHOTS` is a directory for pictures.
+#[track_caller]
+pub fn look_at(page: &str, name: &str) -> Vec<serde_json::Value> {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("report.html"), page).unwrap();
+    let look = |screen: browser::Screen| {
+        let seen = browser::look(directory.path(), "report.html", screen).unwrap();
+        if let Some(pictures) = std::env::var_os("MBCOPY_SCREENSHOTS") {
+            let file = Path::new(&pictures).join(format!("{name}-{}.png", screen.name));
+            browser::picture(directory.path(), "report.html", screen, &file).unwrap();
+        }
+        assert_eq!(browser::unreadable(&seen), Vec::<String>::new(), "{screen:?}");
+        assert!(seen["bars"].as_u64() > Some(0) && seen["classes"].as_u64() > Some(0), "{seen}");
+        seen
+    };
+    browser::SCREENS.map(look).to_vec()
+}
+
+/// The program under test: the one that was built with the tests, or `$MBCOPY_PROGRAM`, for
+/// what is measured.
 pub fn program() -> &'static Path {
-    static PATH: OnceLock<&'static Path> = OnceLock::new();
-    PATH.get_or_init(|| Path::new(env!("CARGO_BIN_EXE_mbcopy")))
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| {
+        let given = std::env::var_os("MBCOPY_PROGRAM").map(PathBuf::from);
+        given.unwrap_or_else(|| env!("CARGO_BIN_EXE_mbcopy").into())
+    })
 }
 
 /// The program under test for hosts whose C library is older than this machine's:
@@ -224,10 +248,11 @@ pub fn portable_program() -> &'static Path {
         if let Some(path) = std::env::var_os("MBCOPY_PORTABLE") {
             return path.into();
         }
-        let target = program().ancestors().nth(2).expect("a target directory");
+        let built = Path::new(env!("CARGO_BIN_EXE_mbcopy"));
+        let target = built.ancestors().nth(2).expect("a target directory");
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/static.sh");
-        let built = Command::new(&script).arg("--faults").env("CARGO_TARGET_DIR", target).status();
-        assert!(built.is_ok_and(|s| s.success()), "{} --faults fails", script.display());
+        let done = Command::new(&script).arg("--faults").env("CARGO_TARGET_DIR", target).status();
+        assert!(done.is_ok_and(|s| s.success()), "{} --faults fails", script.display());
         target.join("static/mbcopy-faults")
     })
 }

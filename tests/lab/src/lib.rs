@@ -7,6 +7,7 @@
 
 #![warn(missing_docs)]
 
+pub mod browser;
 pub mod chaos;
 pub mod dav;
 pub mod disk;

@@ -1,0 +1,258 @@
+//! The course of a run: hours in which it may begin, limits that end it, terminals and
+//! machines that it loses, targets that do not answer or have other work.
+
+use crate::bulk::{Run, assert_each_once, directory, documents, serves, shell};
+use crate::clock;
+use crate::support::Pushed;
+use lab::host::Host;
+use lab::seed::Seed;
+use rustix::process::Signal;
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+/// What a run is like once it is like that.
+#[track_caller]
+fn until(run: &Run, what: &str, is: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
+    let began = Instant::now();
+    loop {
+        let said = run.bulk(&["status", "--json"]);
+        let status = serde_json::from_str(&said.stdout).unwrap_or_default();
+        if said.code == 0 && is(&status) {
+            return status;
+        }
+        assert!(began.elapsed() < Duration::from_secs(90), "{what}: {status}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn ended(status: &serde_json::Value) -> u64 {
+    status["ended"].as_u64().unwrap()
+}
+
+fn signal(pids: Vec<u32>, signal: Signal) {
+    for pid in pids {
+        let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
+        let _ = rustix::process::kill_process(pid, signal);
+    }
+}
+
+/// Has the clock of mbcopy say this time of a day, so many days from now.
+fn it_is(host: &Host, days: i64, hour: i64, minute: i64) {
+    let now = shell(host, "date '+%H %M %S'");
+    let now: Vec<i64> = now.split_whitespace().map(|part| part.parse().unwrap()).collect();
+    let seconds = (days * 24 + hour - now[0]) * 3600 + (minute - now[1]) * 60 - now[2];
+    clock::set(host, &format!("{seconds:+}"));
+}
+
+#[test]
+fn they_are_cut_over_while_the_window_is_open_and_the_largest_first() {
+    let run = Run::of("night", 6);
+    let source = &run.servers.source;
+    clock::make_settable(source);
+    it_is(source, 1, 21, 30);
+    let copied = documents(&run.start(&["--copy-only", "--json"]).expect(0));
+    let size = |mailbox: &str| {
+        let ends = |end: &&serde_json::Value| end["event"] == "ended" && end["mailbox"] == mailbox;
+        copied.iter().find(ends).unwrap()["bytes"].as_u64().unwrap()
+    };
+    let window = ["--cutover-only", "--window=22:00-05:00", "--order=largest"];
+    let slowly = ["--jobs=1", "--json", "--route-command=sleep 1"];
+    let running = run.spawn(&[&window[..], &slowly].concat());
+    until(&run, "it does not begin", |status| status["coordinated"] == true);
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(ended(&until(&run, "", |_| true)), 0, "the window is not open yet");
+    it_is(source, 1, 22, 0);
+    until(&run, "the window is open, and nobody is moved", |status| ended(status) >= 2);
+    it_is(source, 2, 5, 0);
+    let rests = |status: &serde_json::Value| status["current"] == serde_json::json!([]);
+    let closed = until(&run, "who was under way does not end", rests);
+    assert!(ended(&closed) < 6, "{closed}");
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(ended(&until(&run, "", |_| true)), ended(&closed), "the window is closed");
+    it_is(source, 2, 23, 30);
+    let all = documents(&Pushed::from(running.wait_with_output().unwrap()).expect(0));
+    let moved: Vec<&str> = all
+        .iter()
+        .filter(|document| document["event"] == "ended")
+        .map(|document| document["mailbox"].as_str().unwrap())
+        .collect();
+    assert_eq!(moved.len(), 6);
+    assert!(moved.is_sorted_by_key(|mailbox| std::cmp::Reverse(size(mailbox))), "{moved:?}");
+    let waited = |why: &str| all.iter().filter(|document| document["reason"] == why).count();
+    assert!(waited("waiting for the window to open") >= 2, "{all:?}");
+    run.users.iter().for_each(|user| run.assert_moved(user));
+}
+
+#[test]
+fn too_many_failures_end_a_run_and_losses_are_told_by_the_exit_code() {
+    let run = Run::of("fail", 6);
+    let source = &run.servers.source;
+    let message = |user: &str| format!("{}/2.", directory(source, &format!("user.{user}")));
+    for user in ["fail00", "fail01", "fail04"] {
+        shell(source, &format!("chmod 000 {}", message(user)));
+    }
+    let most = run.start(&["--jobs=1", "--max-failures=2"]).expect(1);
+    most.says(&["4 waiting, 2 refused; too many users are in trouble"]);
+    assert!(run.users[2..].iter().all(|user| serves(source, user)), "somebody was moved");
+
+    let skip = ["--jobs=2", "--bad-messages=skip"];
+    run.start(&skip).expect(1).says(&["3 moved", "1 moved-with-losses", "2 refused; over"]);
+    shell(source, &format!("chmod 600 {}", message("fail00")));
+    run.bulk(&["retry-failed"]).expect(3).says(&["4 moved", "2 moved-with-losses; over"]);
+    for user in ["fail00", "fail02", "fail03", "fail05"] {
+        run.assert_moved(user);
+    }
+    let told = documents(&run.bulk(&["report", "--format=json", "-o", "-"]).expect(0));
+    let lost = told.iter().filter(|user| user["state"] == "moved-with-losses");
+    let lost: Vec<(&serde_json::Value, &serde_json::Value)> =
+        lost.map(|user| (&user["mailbox"], &user["detail"]["problems"][0]["uid"])).collect();
+    let two: &serde_json::Value = &2.into();
+    assert_eq!(lost, [(&"user.fail01".into(), two), (&"user.fail04".into(), two)]);
+}
+
+#[test]
+fn a_lost_terminal_and_a_power_cut_lose_nobody() {
+    let run = Run::of("lost", 9);
+    let source = &run.servers.source;
+    let options = ["--jobs=2", "--route-command=sleep 1"];
+    let command = run.command(&options);
+    let line: Vec<String> = command.iter().map(|word| format!("'{word}'")).collect();
+    // A terminal of its own, which goes away as that of a dropped SSH session does.
+    let mut terminal =
+        source.spawn(&["script", "-qec", &line.join(" "), "/tmp/typescript"]).unwrap();
+    let is_on = |least: u64| {
+        move |status: &serde_json::Value| {
+            let works = |one: &serde_json::Value| one["phase"] != "";
+            ended(status) >= least
+                && status["current"].as_array().is_some_and(|all| all.iter().any(works))
+        }
+    };
+    until(&run, "it does not begin", is_on(1));
+    signal(source.pids("^script -qec").unwrap(), Signal::KILL);
+    terminal.wait().unwrap();
+    let began = Instant::now();
+    while !source.pids("^mbcopy bulk /tmp/users").unwrap().is_empty() {
+        assert!(began.elapsed() < Duration::from_secs(20), "it outlives its terminal");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let left = until(&run, "nobody coordinates it", |status| status["coordinated"] == false);
+    assert!(ended(&left) < 9, "{left}");
+
+    // On another terminal it goes on; then the machine loses its power.
+    let resumed = ["mbcopy", "bulk", "resume", "--store", crate::bulk::STORE];
+    let mut resumed = source.spawn(&resumed).unwrap();
+    until(&run, "it does not go on", is_on(ended(&left) + 1));
+    source.kill().unwrap();
+    resumed.wait().unwrap();
+    source.up().unwrap();
+    run.list(&run.users.iter().map(|user| format!("user.{user}")).collect::<Vec<_>>());
+    let left = until(&run, "the run is not found", |status| status["users"] == 9);
+    assert!(ended(&left) < 9, "{left}");
+    run.start(&options).expect(0).says(&["going on with the run", "9 users: 9 moved; over"]);
+    run.users.iter().for_each(|user| run.assert_moved(user));
+    assert_each_once(&run.servers.target, 9);
+}
+
+#[test]
+fn whoever_cannot_be_reached_is_tried_again_ever_later() {
+    let run = Run::of("away", 2);
+    let target = &run.servers.target;
+    signal(target.pids("^sshd: /usr/sbin/sshd").unwrap(), Signal::KILL);
+    let mut running = run.spawn(&["--jobs=2", "--json", "--attempts=9", "--retry-after=1s"]);
+    let mut begun: BTreeMap<String, Vec<Instant>> = BTreeMap::new();
+    let mut why = Vec::new();
+    for line in BufReader::new(running.stdout.take().unwrap()).lines() {
+        let document: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
+        let user = document["mailbox"].as_str().unwrap_or_default().to_owned();
+        match document["event"].as_str() {
+            Some("begun") => begun.entry(user).or_default().push(Instant::now()),
+            Some("ended") if document["state"] == "waiting" => {
+                why.push(document["reason"].as_str().unwrap().to_owned());
+                if why.len() == 6 {
+                    shell(target, "/usr/sbin/sshd");
+                }
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(running.wait().unwrap().code(), Some(0));
+    assert!(why.len() >= 6 && why.iter().all(|why| why.contains("bw2")), "{why:?}");
+    for (user, times) in begun {
+        let gaps: Vec<Duration> = times.windows(2).map(|two| two[1] - two[0]).collect();
+        println!("{user}: tried again after {gaps:?}");
+        assert!(gaps.len() >= 2 && gaps.is_sorted(), "{user}: {gaps:?}");
+        for (gap, least) in gaps.iter().zip([1, 2, 4]) {
+            assert!(*gap >= Duration::from_secs(least), "{user}: {gaps:?}");
+        }
+    }
+    run.users.iter().for_each(|user| run.assert_moved(user));
+}
+
+/// What a run serves to Prometheus.
+fn metrics(host: &Host) -> String {
+    let mut stream = TcpStream::connect((host.ip(), 9477)).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: bw1\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 OK"), "{head}");
+    body.to_owned()
+}
+
+/// Holds the lock of a file for some seconds.
+const HOLD_LOCK: &str = r#"use Fcntl; open F, "+<", $ARGV[0] or die "$ARGV[0]: $!";
+    fcntl F, F_SETLKW, pack "s s x![q] q q i", F_WRLCK, 0, 0, 0, 0 or die $!; sleep 6"#;
+
+#[test]
+#[ignore = "takes long: make matrix"]
+fn it_does_less_at_once_while_the_target_is_slow_and_more_when_it_is_not() {
+    let run = Run::of("pace", 24);
+    let (source, target) = (&run.servers.source, &run.servers.target);
+    target.add_users(&["canary"]).unwrap();
+    Seed::new(target, "canary").small().unwrap();
+    let canary = ["--canary=canary", "--max-latency=1s", "--metrics=0.0.0.0:9477"];
+    let slowly = ["--jobs=4", "--attempts=9", "--retry-after=1s", "--route-command=sleep 2"];
+    let running = run.spawn(&[&canary[..], &slowly].concat());
+    let allowed = |is: fn(u64) -> bool| {
+        move |status: &serde_json::Value| status["paces"][0]["allowed"].as_u64().is_some_and(is)
+    };
+    until(&run, "it does not get faster", allowed(|moves| moves == 4));
+    // Whoever opens the canary's mailboxes waits.
+    shell(
+        target,
+        &format!("perl -e '{HOLD_LOCK}' \"$(find /run/cyrus/lock -name '*U*canary.lock')\""),
+    );
+    let slow = until(&run, "it does not slow down", allowed(|moves| moves < 4));
+    assert!(slow["paces"][0]["canary_ms"].as_f64().unwrap() > 1000.0, "{slow}");
+    until(&run, "it does not get faster again", allowed(|moves| moves == 4));
+    let text = metrics(source);
+    for name in ["users", "messages", "moves_under_way", "moves_allowed", "canary_seconds"] {
+        assert!(text.contains(&format!("\nmbcopy_bulk_{name}{{run=")), "{name}: {text}");
+    }
+    // The screen that is watched meanwhile, on a terminal.
+    let watch = format!("mbcopy bulk status --watch --store {}", crate::bulk::STORE);
+    let screen = shell(source, &format!("timeout 3 script -qec '{watch}' /dev/null || true"));
+    for says in ["\x1b[H\x1b[2J", "at work", "users ended; lately", "a client waits", " to bw2: "] {
+        assert!(screen.contains(says), "no {says:?}: {screen}");
+    }
+    Pushed::from(running.wait_with_output().unwrap()).expect(0);
+    run.users.iter().for_each(|user| run.assert_moved(user));
+}
+
+#[test]
+fn the_load_average_of_the_target_holds_a_run_back() {
+    let run = Run::of("busy", 4);
+    // While this runs, no machine is as idle as that.
+    let ended = run.start(&["--jobs=4", "--json", "--max-load=0.001"]).expect(0);
+    let ended = ended.says(&["the target is loaded"]);
+    let documents = documents(&ended);
+    let events: Vec<&str> = documents
+        .iter()
+        .filter_map(|document| document["event"].as_str())
+        .filter(|event| ["begun", "ended"].contains(event))
+        .collect();
+    assert_eq!(events, ["begun", "ended"].repeat(4), "more than one at once");
+    run.users.iter().for_each(|user| run.assert_moved(user));
+}
