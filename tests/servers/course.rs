@@ -1,15 +1,13 @@
 //! The course of a run: hours in which it may begin, limits that end it, terminals and
-//! machines that it loses, targets that do not answer or have other work.
+//! machines that it loses, targets that do not answer or are loaded.
 
 use crate::bulk::{Run, assert_each_once, directory, documents, serves, shell};
 use crate::clock;
 use crate::support::Pushed;
 use lab::host::Host;
-use lab::seed::Seed;
 use rustix::process::Signal;
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::io::{BufRead, BufReader};
 use std::time::{Duration, Instant};
 
 /// What a run is like once it is like that.
@@ -187,57 +185,6 @@ fn whoever_cannot_be_reached_is_tried_again_ever_later() {
             assert!(*gap >= Duration::from_secs(least), "{user}: {gaps:?}");
         }
     }
-    run.users.iter().for_each(|user| run.assert_moved(user));
-}
-
-/// What a run serves to Prometheus.
-fn metrics(host: &Host) -> String {
-    let mut stream = TcpStream::connect((host.ip(), 9477)).unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: bw1\r\n\r\n").unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    let (head, body) = text.split_once("\r\n\r\n").unwrap();
-    assert!(head.starts_with("HTTP/1.1 200 OK"), "{head}");
-    body.to_owned()
-}
-
-/// Holds the lock of a file for some seconds.
-const HOLD_LOCK: &str = r#"use Fcntl; open F, "+<", $ARGV[0] or die "$ARGV[0]: $!";
-    fcntl F, F_SETLKW, pack "s s x![q] q q i", F_WRLCK, 0, 0, 0, 0 or die $!; sleep 6"#;
-
-#[test]
-#[ignore = "takes long: make matrix"]
-fn it_does_less_at_once_while_the_target_is_slow_and_more_when_it_is_not() {
-    let run = Run::of("pace", 24);
-    let (source, target) = (&run.servers.source, &run.servers.target);
-    target.add_users(&["canary"]).unwrap();
-    Seed::new(target, "canary").small().unwrap();
-    let canary = ["--canary=canary", "--max-latency=1s", "--metrics=0.0.0.0:9477"];
-    let slowly = ["--jobs=4", "--attempts=9", "--retry-after=1s", "--route-command=sleep 2"];
-    let running = run.spawn(&[&canary[..], &slowly].concat());
-    let allowed = |is: fn(u64) -> bool| {
-        move |status: &serde_json::Value| status["paces"][0]["allowed"].as_u64().is_some_and(is)
-    };
-    until(&run, "it does not get faster", allowed(|moves| moves == 4));
-    // Whoever opens the canary's mailboxes waits.
-    shell(
-        target,
-        &format!("perl -e '{HOLD_LOCK}' \"$(find /run/cyrus/lock -name '*U*canary.lock')\""),
-    );
-    let slow = until(&run, "it does not slow down", allowed(|moves| moves < 4));
-    assert!(slow["paces"][0]["canary_ms"].as_f64().unwrap() > 1000.0, "{slow}");
-    until(&run, "it does not get faster again", allowed(|moves| moves == 4));
-    let text = metrics(source);
-    for name in ["users", "messages", "moves_under_way", "moves_allowed", "canary_seconds"] {
-        assert!(text.contains(&format!("\nmbcopy_bulk_{name}{{run=")), "{name}: {text}");
-    }
-    // The screen that is watched meanwhile, on a terminal.
-    let watch = format!("mbcopy bulk status --watch --store {}", crate::bulk::STORE);
-    let screen = shell(source, &format!("timeout 3 script -qec '{watch}' /dev/null || true"));
-    for says in ["\x1b[H\x1b[2J", "at work", "users ended; lately", "a client waits", " to bw2: "] {
-        assert!(screen.contains(says), "no {says:?}: {screen}");
-    }
-    Pushed::from(running.wait_with_output().unwrap()).expect(0);
     run.users.iter().for_each(|user| run.assert_moved(user));
 }
 
