@@ -152,7 +152,8 @@ fn place<'a>(
     partitions.find(here).cloned()
 }
 
-/// Tells all of it; `held`: this process keeps everybody from the user. Memory grows with the number of messages of one mailbox.
+/// Tells all of it; `held`: this process keeps everybody from the user. Memory grows with
+/// the number of messages of one mailbox.
 pub(super) fn tell(
     host: &Host,
     top: &MailboxName,
