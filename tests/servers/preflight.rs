@@ -283,9 +283,11 @@ fn two_users_to_whom_cyrus_has_given_one_directory_are_refused() {
     });
     let [one, two] = made.expect("Cyrus gives each his own directory");
     lab::lmtp::deliver(source, &one, b"Subject: to one\r\n\r\nhello\r\n").accepted().unwrap();
-    for (user, other) in [(&one, &two), (&two, &one)] {
-        let says = format!("user.{user} and user.{other} have the same uniqueid");
-        servers.push(&format!("user.{user}"), &[]).expect(4).says(&[&says, "Copy the messages"]);
+    for user in [&one, &two] {
+        // Those of an earlier try may have it, too.
+        let says =
+            [&format!("user.{user} and user."), "have the same uniqueid", "Copy the messages"];
+        servers.push(&format!("user.{user}"), &[]).expect(4).says(&says);
     }
     // The other's mail is where it was.
     assert!(
