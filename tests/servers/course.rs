@@ -114,7 +114,7 @@ fn too_many_failures_end_a_run_and_losses_are_told_by_the_exit_code() {
 fn a_lost_terminal_and_a_power_cut_lose_nobody() {
     let run = Run::of("lost", 9);
     let source = &run.servers.source;
-    let options = ["--jobs=2", "--route-command=sleep 1"];
+    let options = ["--jobs=2", "--route-command=sleep 3"];
     let command = run.command(&options);
     let line: Vec<String> = command.iter().map(|word| format!("'{word}'")).collect();
     // A terminal of its own, which goes away as that of a dropped SSH session does.
