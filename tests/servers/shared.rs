@@ -34,6 +34,11 @@ impl Shared {
                 servers.target.add_users(&[&user]).unwrap();
                 let seed = Seed::new(host, &user).seed(n as u64 + 1);
                 seed.bulk(10 + 3 * (n % 7), Size::Median(3000), 1 + n % 3).unwrap();
+            }
+        }
+        // Who tells the free space of partitions seeds the random numbers of ids anew.
+        for (host, prefix) in [(&servers.source, "one"), (&other, "two")] {
+            for user in (0..count).map(|n| format!("{prefix}{n:02}")) {
                 before.insert(user.clone(), fingerprint(host, &user, &[]));
             }
         }
