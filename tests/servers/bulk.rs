@@ -58,6 +58,25 @@ impl Run {
         self.servers.source.spawn(&self.command(options)).unwrap()
     }
 
+    /// What it is like once it is like that.
+    #[track_caller]
+    pub(crate) fn until(
+        &self,
+        what: &str,
+        is: impl Fn(&serde_json::Value) -> bool,
+    ) -> serde_json::Value {
+        let began = Instant::now();
+        loop {
+            let said = self.bulk(&["status", "--json"]);
+            let status = serde_json::from_str(&said.stdout).unwrap_or_default();
+            if said.code == 0 && is(&status) {
+                return status;
+            }
+            assert!(began.elapsed() < Duration::from_secs(60), "{what}: {status}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
     /// The user is whole on the target, and only there.
     #[track_caller]
     pub(crate) fn assert_moved(&self, user: &str) {
@@ -434,37 +453,25 @@ fn paused_or_interrupted_it_stops_where_it_is_safe_and_goes_on() {
     let run = Run::of("stop", 9);
     let route = "--route-command=sleep 1";
     let coordinator = run.spawn(&["--jobs=3", route]);
-    let until = |what: &str, is: &dyn Fn(&serde_json::Value) -> bool| -> serde_json::Value {
-        let began = Instant::now();
-        loop {
-            let said = run.bulk(&["status", "--json"]);
-            let status = serde_json::from_str(&said.stdout).unwrap_or_default();
-            if said.code == 0 && is(&status) {
-                return status;
-            }
-            assert!(began.elapsed() < Duration::from_secs(60), "{what}: {status}");
-            std::thread::sleep(Duration::from_millis(100));
-        }
-    };
     let works = |status: &serde_json::Value| {
         status["current"].as_array().is_some_and(|all| all.iter().any(|one| one["phase"] != ""))
     };
     let rests = |status: &serde_json::Value| status["current"] == serde_json::json!([]);
-    until("it begins", &works);
+    run.until("it begins", works);
     run.bulk(&["pause"]).expect(0);
-    let paused = until("it stops", &rests);
+    let paused = run.until("it stops", rests);
     assert!(paused["ended"].as_u64().unwrap() < 9, "{paused}");
     std::thread::sleep(Duration::from_secs(1));
-    assert_eq!(until("it rests", &rests)["ended"], paused["ended"], "somebody was moved");
+    assert_eq!(run.until("it rests", rests)["ended"], paused["ended"], "somebody was moved");
     run.bulk(&["resume"]).expect(0).says(&["goes on"]);
-    until("it goes on", &works);
+    run.until("it goes on", works);
     for pid in run.servers.source.pids("^mbcopy bulk /tmp/users").unwrap() {
         let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     }
     let interrupted = Pushed::from(coordinator.wait_with_output().unwrap());
     interrupted.expect(7).says(&["stopping what is under way where it is safe", "; interrupted"]);
-    assert!(until("it stopped", &rests)["ended"].as_u64().unwrap() < 9);
+    assert!(run.until("it stopped", rests)["ended"].as_u64().unwrap() < 9);
     run.start(&[route, "--jobs=3"]).expect(0).says(&["9 users: 9 moved; over"]);
     run.users.iter().for_each(|user| run.assert_moved(user));
 }

@@ -158,23 +158,23 @@ result_format = lmtp:inet:[%s]:24
 END
 "#;
 
-/// A proxy: what starts it, and its route command.
+/// A proxy: what sets it up, what starts it, and its route command.
 struct Proxy {
     start: &'static str,
+    daemon: &'static str,
     command: &'static str,
 }
 
-const DOVECOT: Proxy = Proxy {
-    start: r#"
-cat > /etc/dovecot/mbcopy.conf <<'END'
+/// Dovecot, with this passdb.
+const START_DOVECOT: &str = r#"
+cat > /etc/dovecot/mbcopy.conf <<END
 protocols = imap
 listen = *
 ssl = no
 disable_plaintext_auth = no
 log_path = /var/log/dovecot.log
 passdb {
-  driver = passwd-file
-  args = username_format=%u /etc/dovecot/mbcopy
+  $PASSDB
 }
 userdb {
   driver = static
@@ -183,35 +183,28 @@ userdb {
 END
 $INITIAL
 dovecot -c /etc/dovecot/mbcopy.conf
+"#;
+
+const DOVECOT: Proxy = Proxy {
+    start: r#"
+PASSDB='driver = passwd-file
+args = username_format=%u /etc/dovecot/mbcopy'
 "#,
+    daemon: START_DOVECOT,
     command: "dovecot /etc/dovecot/mbcopy",
 };
 
 const DOVECOT_SQL: Proxy = Proxy {
     start: r#"
-cat > /etc/dovecot/mbcopy.conf <<'END'
-protocols = imap
-listen = *
-ssl = no
-disable_plaintext_auth = no
-log_path = /var/log/dovecot.log
-passdb {
-  driver = sql
-  args = /etc/dovecot/mbcopy-sql.conf
-}
-userdb {
-  driver = static
-  args = uid=nobody gid=nogroup home=/nonexistent
-}
-END
+PASSDB='driver = sql
+args = /etc/dovecot/mbcopy-sql.conf'
 cat > /etc/dovecot/mbcopy-sql.conf <<'END'
 driver = sqlite
 connect = /etc/mbcopy.sqlite
 password_query = SELECT NULL AS password, 'y' AS nopassword, 'y' AS proxy, host FROM users WHERE userid = '%u'
 END
-$INITIAL
-dovecot -c /etc/dovecot/mbcopy.conf
 "#,
+    daemon: START_DOVECOT,
     command: SQL_COMMAND,
 };
 
@@ -241,8 +234,8 @@ mail {
 }
 END
 touch /etc/nginx/mbcopy.map
-nginx
 "#,
+    daemon: "nginx",
     command: "nginx /etc/nginx/mbcopy.map",
 };
 
@@ -302,7 +295,7 @@ impl Routed {
         }
         if let Some(proxy) = proxy {
             let table = if proxy.command == SQL_COMMAND { MAKE_TABLE } else { "" };
-            routed.begin(&format!("{table}\n{}", proxy.start), proxy.command);
+            routed.begin(&format!("{table}\n{}\n{}", proxy.start, proxy.daemon), proxy.command);
         }
         routed
     }
