@@ -3,37 +3,15 @@
 
 use crate::bulk::{Run, assert_each_once, directory, documents, serves, shell};
 use crate::clock;
+use crate::shared::kill;
 use crate::support::Pushed;
 use lab::host::Host;
-use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::time::{Duration, Instant};
 
-/// What a run is like once it is like that.
-#[track_caller]
-fn until(run: &Run, what: &str, is: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
-    let began = Instant::now();
-    loop {
-        let said = run.bulk(&["status", "--json"]);
-        let status = serde_json::from_str(&said.stdout).unwrap_or_default();
-        if said.code == 0 && is(&status) {
-            return status;
-        }
-        assert!(began.elapsed() < Duration::from_secs(90), "{what}: {status}");
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
-
 fn ended(status: &serde_json::Value) -> u64 {
     status["ended"].as_u64().unwrap()
-}
-
-fn signal(pids: Vec<u32>, signal: Signal) {
-    for pid in pids {
-        let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
-        let _ = rustix::process::kill_process(pid, signal);
-    }
 }
 
 /// Has the clock of mbcopy say this time of a day, so many days from now.
@@ -58,17 +36,17 @@ fn they_are_cut_over_while_the_window_is_open_and_the_largest_first() {
     let window = ["--cutover-only", "--window=22:00-05:00", "--order=largest"];
     let slowly = ["--jobs=1", "--json", "--route-command=sleep 1"];
     let running = run.spawn(&[&window[..], &slowly].concat());
-    until(&run, "it does not begin", |status| status["coordinated"] == true);
+    run.until("it does not begin", |status| status["coordinated"] == true);
     std::thread::sleep(Duration::from_secs(2));
-    assert_eq!(ended(&until(&run, "", |_| true)), 0, "the window is not open yet");
+    assert_eq!(ended(&run.until("", |_| true)), 0, "the window is not open yet");
     it_is(source, 1, 22, 0);
-    until(&run, "the window is open, and nobody is moved", |status| ended(status) >= 2);
+    run.until("the window is open, and nobody is moved", |status| ended(status) >= 2);
     it_is(source, 2, 5, 0);
     let rests = |status: &serde_json::Value| status["current"] == serde_json::json!([]);
-    let closed = until(&run, "who was under way does not end", rests);
+    let closed = run.until("who was under way does not end", rests);
     assert!(ended(&closed) < 6, "{closed}");
     std::thread::sleep(Duration::from_secs(2));
-    assert_eq!(ended(&until(&run, "", |_| true)), ended(&closed), "the window is closed");
+    assert_eq!(ended(&run.until("", |_| true)), ended(&closed), "the window is closed");
     it_is(source, 2, 23, 30);
     let all = documents(&Pushed::from(running.wait_with_output().unwrap()).expect(0));
     let moved: Vec<&str> = all
@@ -118,8 +96,10 @@ fn a_lost_terminal_and_a_power_cut_lose_nobody() {
     let command = run.command(&options);
     let line: Vec<String> = command.iter().map(|word| format!("'{word}'")).collect();
     // A terminal of its own, which goes away as that of a dropped SSH session does.
-    let mut terminal =
-        source.spawn(&["script", "-qec", &line.join(" "), "/tmp/typescript"]).unwrap();
+    // Whoever runs the tests may have them ignore that.
+    let line = line.join(" ");
+    let terminal = ["env", "--default-signal=HUP", "script", "-qec", &line, "/tmp/typescript"];
+    let mut terminal = source.spawn(&terminal).unwrap();
     let is_on = |least: u64| {
         move |status: &serde_json::Value| {
             let works = |one: &serde_json::Value| one["phase"] != "";
@@ -127,26 +107,26 @@ fn a_lost_terminal_and_a_power_cut_lose_nobody() {
                 && status["current"].as_array().is_some_and(|all| all.iter().any(works))
         }
     };
-    until(&run, "it does not begin", is_on(1));
-    signal(source.pids("^script -qec").unwrap(), Signal::KILL);
+    run.until("it does not begin", is_on(1));
+    source.pids("^script -qec").unwrap().into_iter().for_each(kill);
     terminal.wait().unwrap();
     let began = Instant::now();
     while !source.pids("^mbcopy bulk /tmp/users").unwrap().is_empty() {
         assert!(began.elapsed() < Duration::from_secs(20), "it outlives its terminal");
         std::thread::sleep(Duration::from_millis(50));
     }
-    let left = until(&run, "nobody coordinates it", |status| status["coordinated"] == false);
+    let left = run.until("nobody coordinates it", |status| status["coordinated"] == false);
     assert!(ended(&left) < 9, "{left}");
 
     // On another terminal it goes on; then the machine loses its power.
     let resumed = ["mbcopy", "bulk", "resume", "--store", crate::bulk::STORE];
     let mut resumed = source.spawn(&resumed).unwrap();
-    until(&run, "it does not go on", is_on(ended(&left) + 1));
+    run.until("it does not go on", is_on(ended(&left) + 1));
     source.kill().unwrap();
     resumed.wait().unwrap();
     source.up().unwrap();
     run.list(&run.users.iter().map(|user| format!("user.{user}")).collect::<Vec<_>>());
-    let left = until(&run, "the run is not found", |status| status["users"] == 9);
+    let left = run.until("the run is not found", |status| status["users"] == 9);
     assert!(ended(&left) < 9, "{left}");
     run.start(&options).expect(0).says(&["going on with the run", "9 users: 9 moved; over"]);
     run.users.iter().for_each(|user| run.assert_moved(user));
@@ -157,7 +137,7 @@ fn a_lost_terminal_and_a_power_cut_lose_nobody() {
 fn whoever_cannot_be_reached_is_tried_again_ever_later() {
     let run = Run::of("away", 2);
     let target = &run.servers.target;
-    signal(target.pids("^sshd: /usr/sbin/sshd").unwrap(), Signal::KILL);
+    target.pids("^sshd: /usr/sbin/sshd").unwrap().into_iter().for_each(kill);
     let mut running = run.spawn(&["--jobs=2", "--json", "--attempts=9", "--retry-after=1s"]);
     let mut begun: BTreeMap<String, Vec<Instant>> = BTreeMap::new();
     let mut why = Vec::new();
