@@ -84,12 +84,18 @@ impl Tamper {
                 imap.command(format!("{verb} INBOX.sub.s0"))?;
             }
             Tamper::Lock => {
+                // Who started it goes on when the lock is held.
                 let script = format!(
                     r#"perl -e 'use Fcntl;
-                    my ($path) = glob("/run/cyrus/lock/*/*U*{user}.lock"); open(my $f, ">>", $path) or die;
-                    my $lock = pack("ssx4qqlx4", F_WRLCK, 0, 0, 0, 0);
-                    fcntl($f, F_SETLKW, $lock) or die; sleep 20' >/dev/null 2>&1 &
-                    sleep 0.3"#
+                    pipe(my $hears, my $tells) or die;
+                    if (!fork) {{
+                        my ($path) = glob("/run/cyrus/lock/*/*U*{user}.lock");
+                        open(my $file, ">>", $path) or die;
+                        my $lock = pack("ssx4qqlx4", F_WRLCK, 0, 0, 0, 0);
+                        fcntl($file, F_SETLKW, $lock) or die;
+                        syswrite($tells, "held"); close($tells); sleep 20; exit;
+                    }}
+                    close($tells); <$hears> or die' >/dev/null 2>&1"#
                 );
                 end.run(&["sh", "-c", &script])?;
             }
