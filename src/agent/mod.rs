@@ -4,11 +4,13 @@
 //! A [`Handler`] (the source's or the target's) turns requests into replies;
 //! [`serve`] does the framing around it. One request is handled at a time.
 
+mod loans;
 pub mod privileges;
 mod session;
 
 pub use session::{Link, LinkError, Sender};
 
+use crate::moves::MoveId;
 use crate::wire::frame::{Frame, Kind};
 use crate::wire::{self, v1};
 use std::io::{Read, Write};
@@ -39,13 +41,14 @@ pub fn serve(
 ) -> Result<(), LinkError> {
     let mut link = Link::open(input, output)?;
     let mut welcomed = false;
+    let sample = MoveId::random().to_string();
     while let Some(frame) = link.next_request()? {
         let request = frame.request;
         link.answering(request);
         let result = match frame.decode::<v1::Request>("request")?.op {
             Some(v1::request::Op::Hello(hello)) => {
                 welcomed = true;
-                greet(handler, &hello)
+                greet(handler, &hello, &sample)
             }
             None => Err(unknown_request()),
             Some(_) if !welcomed => Err(protocol("a request came before the greeting")),
@@ -74,7 +77,12 @@ pub fn serve(
     Ok(())
 }
 
-fn greet(handler: &mut dyn Handler, hello: &v1::Hello) -> Result<v1::reply::Result, v1::Failure> {
+/// A parent that finds the sample in this process's memory can read what is lent.
+fn greet(
+    handler: &mut dyn Handler,
+    hello: &v1::Hello,
+    sample: &str,
+) -> Result<v1::reply::Result, v1::Failure> {
     let ours = wire::PROTOCOL;
     let protocol = hello.protocol_max.min(*ours.end());
     if protocol < hello.protocol_min.max(*ours.start()) {
@@ -96,6 +104,10 @@ fn greet(handler: &mut dyn Handler, hello: &v1::Hello) -> Result<v1::reply::Resu
     let mut welcome = handler.welcome(hello)?;
     welcome.protocol = protocol;
     welcome.software = wire::SOFTWARE.into();
+    if hello.capabilities.iter().any(|word| word == wire::LEND) {
+        let content = bytes::Bytes::copy_from_slice(sample.as_bytes());
+        welcome.sample = Some(v1::Sample { address: sample.as_ptr() as u64, content });
+    }
     Ok(v1::reply::Result::Welcome(welcome))
 }
 

@@ -1,6 +1,7 @@
 //! The agent's end of the connection: blocking, over any pair of pipes.
 
-use crate::wire::frame::{Frame, FrameError, FrameReader, Kind, OPENING, ReadError};
+use super::loans::Loans;
+use crate::wire::frame::{Frame, FrameError, FrameReader, Kind, Lent, OPENING, ReadError};
 use crate::wire::pool::Pool;
 use crate::wire::v1;
 use bytes::Bytes;
@@ -10,6 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Frames that wait between the reading thread and the handler.
 const READ_AHEAD: usize = 8;
+
+/// Shorter payloads are not worth lending, in bytes.
+const LEAST_LENT: usize = 32 << 10;
 
 /// Why a connection ended other than by its ordinary end.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +57,8 @@ impl From<LinkError> for v1::Failure {
 pub struct Sender {
     output: Arc<Mutex<Box<dyn Write + Send>>>,
     request: u32,
+    loans: Arc<Loans>,
+    lends: bool,
 }
 
 impl Sender {
@@ -69,9 +75,20 @@ impl Sender {
         self.send(&Frame::message(Kind::Part, self.request, &v1::Part { part: Some(part) }))
     }
 
-    /// Writes bulk data of the reply that is due.
-    pub fn data(&self, payload: Bytes) -> io::Result<()> {
-        self.send(&Frame::data(self.request, payload))
+    /// Has the coordinator read bulk data from this process's memory, if it said that it can.
+    pub fn lending(self, lends: bool) -> Self {
+        Self { lends, ..self }
+    }
+
+    /// Writes bulk data of the reply that is due; a payload that is not needed any more, this
+    /// one or an earlier one.
+    pub fn data(&self, payload: Bytes) -> io::Result<Option<Bytes>> {
+        if self.lends && payload.len() >= LEAST_LENT {
+            let tell = |payload: &[u8]| self.send(&Frame::lent(self.request, Lent::of(payload)));
+            return self.loans.lend(payload, tell);
+        }
+        self.send(&Frame::data(self.request, payload.clone()))?;
+        Ok(Some(payload))
     }
 }
 
@@ -110,10 +127,18 @@ impl Link {
         let (to, frames) = sync_channel(READ_AHEAD);
         let pool = Pool::default();
         let buffers = pool.clone();
-        std::thread::Builder::new()
-            .name("wire-reader".into())
-            .spawn(move || read_frames(input, buffers, |frame| to.send(frame).is_ok()))?;
-        let sender = Sender { output: Arc::new(Mutex::new(Box::new(output))), request: 0 };
+        let loans = Arc::new(Loans::default());
+        let lent = Arc::clone(&loans);
+        std::thread::Builder::new().name("wire-reader".into()).spawn(move || {
+            read_frames(input, buffers, |frame| match &frame {
+                Ok(Frame { kind: Kind::Returned, .. }) if lent.returned() => true,
+                _ => to.send(frame).is_ok(),
+            });
+            lent.end();
+        })?;
+        let output: Box<dyn Write + Send> = Box::new(output);
+        let output = Arc::new(Mutex::new(output));
+        let sender = Sender { output, request: 0, loans, lends: false };
         Ok(Self { frames, sender, pool, streaming: false, receipts: false })
     }
 

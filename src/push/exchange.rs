@@ -52,6 +52,7 @@ impl Push<'_> {
                 wants: wants.wants,
                 user_files: wants.user_files,
                 user_bases: wants.user_bases,
+                lend: self.source.is_readable(),
                 rate_limit: if self.options.line.is_some() { 0 } else { self.options.rate_limit },
             }))
             .await?;

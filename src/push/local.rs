@@ -1,6 +1,7 @@
 //! An agent on this machine: a child of the coordinator, so that it can give
 //! up root's rights while the coordinator keeps them for SSH keys and hooks.
 
+use super::memory::Memory;
 use super::peer::Streams;
 use std::ffi::OsString;
 use std::process::Stdio;
@@ -32,6 +33,7 @@ pub fn spawn(program: OsString, arguments: &[OsString]) -> std::io::Result<(Chil
     for pipe in [rustix::fd::AsFd::as_fd(&input), rustix::fd::AsFd::as_fd(&output)] {
         let _ = rustix::pipe::fcntl_setpipe_size(pipe, 1 << 20);
     }
+    let memory = child.id().map(Memory::of);
     let (write, mut queue) = Streams::queue();
     tokio::spawn(async move {
         while let Some(bytes) = queue.recv().await {
@@ -53,5 +55,5 @@ pub fn spawn(program: OsString, arguments: &[OsString]) -> std::io::Result<(Chil
         }
     });
     let stderr = move || stderr.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    Ok((child, Streams { read: Box::new(output), write, stderr: Box::new(stderr) }))
+    Ok((child, Streams { read: Box::new(output), write, stderr: Box::new(stderr), memory }))
 }

@@ -11,6 +11,7 @@ mod ending;
 mod exchange;
 mod hold;
 pub mod local;
+mod memory;
 pub mod monitor;
 pub mod peer;
 mod phases;

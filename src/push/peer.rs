@@ -1,8 +1,9 @@
 //! A coordinator's connection to one agent.
 
+use super::memory::Memory;
 use crate::fault::{self, Point};
 use crate::transport::RemoteProcess;
-use crate::wire::frame::{Frame, FrameError, FrameHeader, HEADER, Kind, MAX_NOISE, OPENING};
+use crate::wire::frame::{Frame, FrameError, FrameHeader, HEADER, Kind, Lent, MAX_NOISE, OPENING};
 use crate::wire::{self, v1};
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, BufReader};
@@ -75,6 +76,8 @@ pub struct Streams {
     pub write: mpsc::Sender<Bytes>,
     /// The end of what the agent wrote to its standard error.
     pub stderr: Stderr,
+    /// The agent's memory, if it is a child of ours.
+    pub memory: Option<Memory>,
 }
 
 /// Tells the end of what an agent wrote to its standard error.
@@ -99,7 +102,8 @@ impl From<RemoteProcess> for Streams {
             }
             let _ = stdin.finish().await;
         });
-        Self { read: Box::new(stdout), write, stderr: Box::new(move || stderr.text()) }
+        let stderr = Box::new(move || stderr.text());
+        Self { read: Box::new(stdout), write, stderr, memory: None }
     }
 }
 
@@ -110,6 +114,8 @@ pub struct Peer {
     read: BufReader<Box<dyn AsyncRead + Send + Unpin>>,
     write: mpsc::Sender<Bytes>,
     stderr: Stderr,
+    /// The agent's memory, if it can be read.
+    memory: Option<Memory>,
     request: u32,
     /// Whether the request at hand has no reply yet.
     asked: bool,
@@ -128,6 +134,7 @@ impl Peer {
             read: BufReader::with_capacity(256 << 10, streams.read),
             write: streams.write,
             stderr: streams.stderr,
+            memory: streams.memory,
             request: 0,
             asked: false,
             welcome: v1::Welcome::default(),
@@ -139,13 +146,28 @@ impl Peer {
             protocol_max: *wire::PROTOCOL.end(),
             role: role.into(),
             software: wire::SOFTWARE.into(),
-            capabilities: Vec::new(),
+            capabilities: peer.memory.iter().map(|_| wire::LEND.into()).collect(),
         };
         match peer.call(v1::request::Op::Hello(hello)).await? {
             v1::reply::Result::Welcome(welcome) => peer.welcome = welcome,
             _ => return Err(peer.unexpected("greeting")),
         }
+        let sample = peer.welcome.sample.take();
+        if !peer.finds(sample.as_ref()) {
+            peer.memory = None;
+        }
         Ok(peer)
+    }
+
+    fn finds(&mut self, sample: Option<&v1::Sample>) -> bool {
+        let (Some(memory), Some(sample)) = (&mut self.memory, sample) else { return false };
+        let at = Lent { address: sample.address, length: sample.content.len() };
+        memory.read(at).is_ok_and(|found| found == sample.content)
+    }
+
+    /// Whether the agent may have its bulk data read from its memory.
+    pub fn is_readable(&self) -> bool {
+        self.memory.is_some()
     }
 
     /// The agent's server, for messages.
@@ -212,11 +234,27 @@ impl Peer {
         if header.request != self.request {
             return Err(self.unexpected("answer to this request"));
         }
+        if header.kind == Kind::Lent {
+            return self.borrow(&payload).await;
+        }
         if header.kind == Kind::Reply {
             self.asked = false;
             self.cut(Point::SourceAnswered, Point::TargetAnswered)?;
         }
         Ok(Frame { kind: header.kind, request: header.request, payload: payload.freeze() })
+    }
+
+    /// The data frame whose payload is lent.
+    async fn borrow(&mut self, payload: &[u8]) -> Result<Frame, PeerError> {
+        let at = Lent::decode(payload).map_err(|source| self.protocol(source))?;
+        let Some(memory) = &mut self.memory else {
+            return Err(self.unexpected("answer without loans"));
+        };
+        let payload =
+            memory.read(at).map_err(|e| self.lost(&format!("reading its memory: {e}")))?;
+        let returned = Frame { kind: Kind::Returned, request: self.request, payload: Bytes::new() };
+        self.put(returned.encode().freeze()).await?;
+        Ok(Frame::data(self.request, payload))
     }
 
     /// Decodes a reply; a failure becomes an error.

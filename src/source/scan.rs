@@ -287,7 +287,7 @@ impl Session {
             send::jobs_of(want, mailbox, places, meta, contents)
         });
         let jobs = of_mailboxes.chain(of_user);
-        let sender = link.sender();
+        let sender = link.sender().lending(items.lend);
         let mut sent = send::send(
             host,
             &self.listing.mailboxes,

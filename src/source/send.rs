@@ -145,8 +145,9 @@ pub fn send(
         while let Ok((frame, plain)) = frames.recv() {
             bytes += frame.len() as u64;
             let waiting = Instant::now();
-            to.data(frame.clone())?;
-            pool.put(frame);
+            if let Some(free) = to.data(frame)? {
+                pool.put(free);
+            }
             throttle(rate, bytes, began);
             let now = Instant::now();
             pace.sent(plain, now.saturating_duration_since(waiting), now);

@@ -1,7 +1,7 @@
 //! Frames: the envelope of everything that crosses the wire.
 
 use super::pool::Pool;
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
 use std::io::{self, BufRead, BufReader, Read};
 
@@ -20,6 +20,9 @@ pub const MAX_CONTROL: usize = 16 << 20;
 /// Largest payload of a data frame, in bytes.
 pub const MAX_DATA: usize = 4 << 20;
 
+/// Length of the payload of a lent frame, in bytes.
+pub const LENT: usize = 12;
+
 /// What a frame holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -32,6 +35,47 @@ pub enum Kind {
     Data = 3,
     /// The `Reply` that ends a request.
     Reply = 4,
+    /// A data frame's payload that a child lets its parent read from its memory; see [`Lent`].
+    Lent = 5,
+    /// The oldest payload that was lent is not needed any more. It has no payload.
+    Returned = 6,
+}
+
+/// Where the payload of a data frame is in the memory of the process that lends it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lent {
+    /// Its address there.
+    pub address: u64,
+    /// Its length, in bytes; within the limit of a data frame.
+    pub length: usize,
+}
+
+impl Lent {
+    /// Where these bytes are.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self { address: bytes.as_ptr() as u64, length: bytes.len() }
+    }
+
+    /// The payload of a frame that lends.
+    pub fn encode(&self) -> Bytes {
+        let mut payload = BytesMut::with_capacity(LENT);
+        payload.put_u64(self.address);
+        payload.put_u32(self.length as u32);
+        payload.freeze()
+    }
+
+    /// Reads such a payload.
+    pub fn decode(mut payload: &[u8]) -> Result<Self, FrameError> {
+        if payload.len() != LENT {
+            let reason = format!("{} bytes instead of {LENT}", payload.len());
+            return Err(FrameError::Malformed { what: "loan", reason });
+        }
+        let (address, length) = (payload.get_u64(), payload.get_u32() as usize);
+        if length > MAX_DATA {
+            return Err(FrameError::TooLarge { length, limit: MAX_DATA });
+        }
+        Ok(Self { address, length })
+    }
 }
 
 /// One frame, its payload not yet decoded.
@@ -93,6 +137,8 @@ impl FrameHeader {
             2 => (Kind::Part, MAX_CONTROL),
             3 => (Kind::Data, MAX_DATA),
             4 => (Kind::Reply, MAX_CONTROL),
+            5 => (Kind::Lent, LENT),
+            6 => (Kind::Returned, 0),
             other => return Err(FrameError::UnknownKind(other)),
         };
         if length > limit {
@@ -118,6 +164,11 @@ impl Frame {
     /// A frame of bulk data.
     pub fn data(request: u32, payload: Bytes) -> Self {
         Self { kind: Kind::Data, request, payload }
+    }
+
+    /// A frame that says where bulk data is.
+    pub fn lent(request: u32, at: Lent) -> Self {
+        Self { kind: Kind::Lent, request, payload: at.encode() }
     }
 
     /// The frame's header.
@@ -246,6 +297,15 @@ mod tests {
     fn read(bytes: &[u8]) -> FrameReader<io::Cursor<Vec<u8>>> {
         let stream = [OPENING, bytes].concat();
         FrameReader::open(io::Cursor::new(stream), Pool::default()).unwrap()
+    }
+
+    #[test]
+    fn a_loan_is_no_longer_than_a_data_frame() {
+        let at = Lent { address: 0x7fff_1234_5678, length: MAX_DATA };
+        assert_eq!(Lent::decode(&at.encode()), Ok(at));
+        let longer = Lent { length: MAX_DATA + 1, ..at }.encode();
+        assert!(matches!(Lent::decode(&longer), Err(FrameError::TooLarge { .. })));
+        assert!(matches!(Lent::decode(&longer[1..]), Err(FrameError::Malformed { .. })));
     }
 
     #[test]

@@ -16,6 +16,9 @@ pub mod v1 {
 /// The lowest and highest protocol version that this program speaks.
 pub const PROTOCOL: std::ops::RangeInclusive<u32> = 2..=2;
 
+/// The capability of reading bulk data from a child's memory.
+pub const LEND: &str = "lend";
+
 /// The code of a problem that says what of the source is not carried over.
 pub const STRAGGLER_LEFT: &str = "straggler-left";
 
