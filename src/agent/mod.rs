@@ -4,6 +4,7 @@
 //! A [`Handler`] (the source's or the target's) turns requests into replies;
 //! [`serve`] does the framing around it. One request is handled at a time.
 
+pub mod lanes;
 mod loans;
 pub mod privileges;
 mod session;

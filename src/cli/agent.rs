@@ -1,7 +1,7 @@
 //! `mbcopy agent`: one side of a move.
 
 use super::Common;
-use crate::agent::{self, Handler, Link, privileges};
+use crate::agent::{self, Handler, Link, lanes, privileges};
 use crate::host::offline::Disk;
 use crate::host::{self, Host};
 use crate::wire::v1::{self, reply::Result as Answer, request::Op};
@@ -17,11 +17,15 @@ use std::process::ExitCode;
 pub(super) struct AgentArgs {
     /// What this agent may be: a side of a move, one that only tells what is there, or
     /// one that puts right what a failed move has left; may be given several times
-    #[arg(long, required = true)]
+    #[arg(long, required_unless_present = "lane")]
     role: Vec<Role>,
     /// Serve only mailboxes that match; may be given several times
     #[arg(long, value_name = "PATTERN", default_value = "*")]
     allow: Vec<String>,
+    /// Hand the standard input over to the agent that waits under this name: one more
+    /// channel for a long way. mbcopy itself starts this
+    #[arg(long, value_name = "NAME", hide = true, conflicts_with = "role")]
+    lane: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -89,7 +93,12 @@ impl Handler for Agent {
 
 pub(super) fn run(common: &Common, args: AgentArgs) -> ExitCode {
     super::log::to_stderr(common.verbose);
-    match serve(common, args) {
+    let served = match &args.lane {
+        Some(name) => lanes::hand_over(name, std::io::stdin(), &mut std::io::stdout())
+            .map_err(|e| format!("no agent takes this channel: {e}").into()),
+        None => serve(common, args),
+    };
+    match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // The coordinator shows this when the connection breaks.

@@ -5,6 +5,7 @@ use super::console::{Console, Style};
 use super::request::Request;
 use crate::cyrus::name::PartitionName;
 use crate::push::bandwidth::Bandwidth;
+use crate::push::lanes::Lanes;
 use crate::push::monitor::{Event, Monitor};
 use crate::push::peer::Peer;
 use crate::push::report::{Failure, Outcome, Report};
@@ -522,7 +523,10 @@ pub(super) async fn agent_there(
 ) -> Result<Peer, Box<dyn std::error::Error>> {
     let words = [program, "agent", "--role", role_name(role), "--config", config];
     let process = session.exec(&words).await?;
-    Ok(Peer::greet(session.at(), role, process.into()).await?)
+    let lanes = Lanes::on(session, &[program, "agent", "--lane"]);
+    let mut peer = Peer::greet(session.at(), role, process.into()).await?;
+    peer.lanes = lanes;
+    Ok(peer)
 }
 
 /// The command as it was typed, so that a shell takes it again.

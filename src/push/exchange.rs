@@ -46,7 +46,8 @@ impl Push<'_> {
     /// Sends what the target wants; how many files it wants once more, and whole, since
     /// patches did not make them what they are.
     pub(super) async fn send(&mut self, wants: v1::Wants, durable: bool) -> Result<u64, Trouble> {
-        self.target.begin(Op::Store(v1::Store { durable })).await?;
+        let lanes = self.target.lanes.begin(wants.bytes).await;
+        self.target.begin(Op::Store(v1::Store { durable, lanes })).await?;
         self.source
             .begin(Op::SendItems(v1::SendItems {
                 wants: wants.wants,
@@ -67,7 +68,7 @@ impl Push<'_> {
                     self.progress(frame.payload.clone());
                     self.await_turn(frame.payload.len() as u64).await;
                     window.send(frame.payload.len() as u64, Instant::now());
-                    self.target.relay(Kind::Data, frame.payload).await?;
+                    self.target.bulk(frame.payload).await?;
                     while window.is_full() {
                         window.receive(self.receipt().await?, Instant::now());
                     }
@@ -76,7 +77,7 @@ impl Push<'_> {
                 _ => return Err(self.source.unexpected("bulk data").into()),
             }
         };
-        self.target.relay(Kind::Data, bytes::Bytes::new()).await?;
+        self.target.end_bulk().await?;
         let stored = loop {
             let frame = self.target.next().await?;
             if frame.kind == Kind::Reply {

@@ -10,6 +10,7 @@ pub mod bandwidth;
 mod ending;
 mod exchange;
 mod hold;
+pub mod lanes;
 pub mod local;
 mod memory;
 pub mod monitor;

@@ -1,5 +1,6 @@
 //! A coordinator's connection to one agent.
 
+use super::lanes::Lanes;
 use super::memory::Memory;
 use crate::fault::{self, Point};
 use crate::transport::RemoteProcess;
@@ -116,6 +117,8 @@ pub struct Peer {
     stderr: Stderr,
     /// The agent's memory, if it can be read.
     memory: Option<Memory>,
+    /// Further channels.
+    pub lanes: Lanes,
     request: u32,
     /// Whether the request at hand has no reply yet.
     asked: bool,
@@ -135,6 +138,7 @@ impl Peer {
             write: streams.write,
             stderr: streams.stderr,
             memory: streams.memory,
+            lanes: Lanes::default(),
             request: 0,
             asked: false,
             welcome: v1::Welcome::default(),
@@ -204,6 +208,23 @@ impl Peer {
         let header = FrameHeader { kind, request: self.request, length: payload.len() };
         self.put(Bytes::copy_from_slice(&header.encode())).await?;
         if payload.is_empty() { Ok(()) } else { self.put(payload).await }
+    }
+
+    /// Streams bulk data after a request of this one, on the channel that has most room.
+    pub async fn bulk(&mut self, payload: Bytes) -> Result<(), PeerError> {
+        match self.lanes.choose(&payload, &self.write) {
+            None => self.relay(Kind::Data, payload).await,
+            Some(lane) if self.lanes.send(lane, payload).await => Ok(()),
+            Some(_) => Err(self.lost(&"a further channel has ended")),
+        }
+    }
+
+    /// Ends the bulk data after a request.
+    pub async fn end_bulk(&mut self) -> Result<(), PeerError> {
+        if !self.lanes.end().await {
+            return Err(self.lost(&"a further channel has ended"));
+        }
+        self.relay(Kind::Data, Bytes::new()).await
     }
 
     /// Waits for the reply of the request at hand.

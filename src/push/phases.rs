@@ -192,10 +192,12 @@ impl Push<'_> {
             dry_run: self.options.dry_run,
             fresh: plan.state == state::PLANNED,
             share: self.options.share.clone(),
+            lanes: self.target.lanes.are_possible(),
         });
         match self.target.call(op).await? {
             Answer::TargetPlan(plan) => {
                 self.mail_held |= plan.mail_held;
+                self.target.lanes.open(&plan.lanes);
                 Ok(plan)
             }
             _ => Err(self.target.unexpected("plan").into()),

@@ -6,7 +6,7 @@ use super::by_name::View;
 use super::carry::{CarryError, Carrying};
 use super::earlier::{self, Earlier};
 use super::offer::{Checked, OfferError};
-use super::receive::{Receipt, Writers};
+use super::receive::{Intake, Writers};
 use super::shadow::Shadow;
 use super::share::Share;
 use super::stage::Stage;
@@ -15,7 +15,8 @@ use super::sync::Syncing;
 use super::{
     Session, carry, check, convert, internal, plan, remove_stage, settle, stage, sync, this_release,
 };
-use crate::agent::{self, Link};
+use crate::agent::lanes::Lane;
+use crate::agent::{self, Link, LinkError};
 use crate::cyrus::index::IndexFile;
 use crate::cyrus::name::PartitionName;
 use crate::cyrus::path::{DirStyle, Layout};
@@ -202,6 +203,7 @@ impl Session {
         host: &Host,
         link: &mut Link,
         durable: bool,
+        lanes: &mut [Lane],
     ) -> Result<v1::Stored, v1::Failure> {
         self.writable()?;
         let asked =
@@ -214,32 +216,31 @@ impl Session {
                 "mend the cause and run the same push again",
             )
         };
-        let mut writers =
-            Writers::start(&asked, &link.pool()).map_err(|e| broken(e.to_string()))?;
+        let writers = Writers::start(&asked, &link.pool()).map_err(|e| broken(e.to_string()))?;
         // What is asked for is all that can come.
         let (ahead, durable) = (durable, durable && !self.unchanged);
         if durable {
             self.syncing = Some(Syncing::start(self.synced_roots(), self.syncing.take()));
         }
-        let mut failed = None;
+        let intake = Intake::new(&writers, link.sender());
         let shadow = std::thread::scope(|scope| -> Result<_, v1::Failure> {
             // Built while the first files come: later it would wait for their sync.
             let first = durable && self.shadow.is_none();
             let (stage, inventory) = (&self.stage, &self.inventory);
             let building =
                 first.then(|| scope.spawn(|| Shadow::build(host, stage, inventory).ok()));
-            let mut receipt = Receipt::new(link.sender());
-            while let Some(frame) = link.next_data()? {
-                let length = frame.len();
-                // After an error the rest is read and dropped, so that the reply
-                // reaches a coordinator that is still sending.
-                if failed.is_none() {
-                    failed = writers.give(frame).err();
-                }
-                receipt.frame(length)?;
+            let lanes: Vec<_> = lanes
+                .iter_mut()
+                .map(|lane| scope.spawn(|| intake.take_all(|| lane.next_data())))
+                .collect();
+            let mut taken = intake.take_all(|| link.next_data());
+            for lane in lanes {
+                taken = taken.and(lane.join().unwrap_or(Err(LinkError::Gone)));
             }
+            taken?;
             Ok(building.and_then(|thread| thread.join().ok()?))
         })?;
+        let failed = intake.failure();
         self.shadow = shadow.or(self.shadow.take());
         let received = match (writers.finish(), failed) {
             (Ok(received), None) => received,

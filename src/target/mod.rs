@@ -30,6 +30,7 @@ mod user_files;
 pub use plan::{crossing, programs};
 pub use stage::OUR_DIRECTORY;
 
+use crate::agent::lanes::Lanes;
 use crate::agent::{self, Handler, Link};
 use crate::cyrus::lock::opens_take_user_lock;
 use crate::cyrus::mboxlist::MailboxList;
@@ -42,6 +43,7 @@ use crate::moves::journal::{Entry, Hold, JournalError, now_ms, state};
 use crate::moves::verdict::has_user;
 use crate::moves::{Journal, sealed};
 use crate::murder;
+use crate::wire::pool::Pool;
 use crate::wire::v1::{self, failure::Kind, reply::Result as Answer, request::Op};
 use base::Base;
 use carry::Carrying;
@@ -71,6 +73,8 @@ const PROGRAMS: [&str; 3] = ["cyr_dbtool", "ctl_cyrusdb", "reconstruct"];
 pub struct Target {
     host: Host,
     session: Option<Session>,
+    /// Further channels for bulk data.
+    lanes: Option<Lanes>,
 }
 
 /// A move that this agent works on.
@@ -107,7 +111,17 @@ struct Session {
 impl Target {
     /// The agent of this server.
     pub fn new(host: Host) -> Self {
-        Self { host, session: None }
+        Self { host, session: None, lanes: None }
+    }
+
+    /// The name under which further channels find this agent; none if they cannot.
+    fn wait_for_lanes(&mut self, pool: &Pool) -> String {
+        if self.lanes.is_none() {
+            self.lanes = Lanes::listen(pool)
+                .inspect_err(|error| tracing::debug!("no further channels: {error}"))
+                .ok();
+        }
+        self.lanes.as_ref().map_or(String::new(), |lanes| lanes.name().to_owned())
     }
 }
 
@@ -121,7 +135,13 @@ impl Handler for Target {
 
     fn handle(&mut self, op: Op, link: &mut Link) -> Result<Answer, v1::Failure> {
         match &op {
-            Op::PlanTarget(plan) => return self.plan(plan).map(Answer::TargetPlan),
+            Op::PlanTarget(plan) => {
+                let mut planned = self.plan(plan)?;
+                if plan.lanes {
+                    planned.lanes = self.wait_for_lanes(&link.pool());
+                }
+                return Ok(Answer::TargetPlan(planned));
+            }
             Op::Attach(attach) => return self.attach(attach).map(Answer::Attached),
             Op::EndSharing(end) => {
                 let ended = share::forget(&self.host, Some(&end.run));
@@ -138,7 +158,19 @@ impl Handler for Target {
         match op {
             Op::Offer(offer) => session.offer(host, link, offer.r#final).map(Answer::Wants),
             Op::TakeShared(take) => session.take_shared(host, &take).map(Answer::Wants),
-            Op::Store(store) => session.store(host, link, store.durable).map(Answer::Stored),
+            Op::Store(store) => {
+                let lanes = match &self.lanes {
+                    _ if store.lanes.is_empty() => Some(Vec::new()),
+                    Some(lanes) => lanes.take(&store.lanes),
+                    None => None,
+                };
+                let unknown = || agent::protocol("a channel for bulk data that is not there");
+                let mut taken = lanes.ok_or_else(unknown)?;
+                let stored = session.store(host, link, store.durable, &mut taken);
+                let put = self.lanes.as_ref().map_or(Ok(()), |lanes| lanes.put(taken, link));
+                let stored = stored?;
+                put.map(|()| Answer::Stored(stored)).map_err(v1::Failure::from)
+            }
             Op::Rehearse(rehearse) => session.rehearse(host, &rehearse).map(Answer::Rehearsed),
             Op::Settle(settle) => session.settle(host, &settle).map(Answer::Prepared),
             Op::Publish(_) => session.publish(host).map(Answer::Published),

@@ -359,9 +359,11 @@ pub fn room(
         let free = stat.f_bavail.saturating_mul(stat.f_frsize);
         plan.free_bytes = if plan.free_bytes == 0 { free } else { plan.free_bytes.min(free) };
         plan.free_inodes = stat.f_favail;
-        // What an earlier try of this move has staged need not come again.
-        let staged = staged_bytes(&path.join(OUR_DIRECTORY).join(&plan.move_id));
-        if bytes.saturating_add(SPACE_RESERVE) > free.saturating_add(staged) {
+        // What an earlier try of this move has staged need not come again; to count it takes
+        // as long as to copy nothing.
+        let staged = || staged_bytes(&path.join(OUR_DIRECTORY).join(&plan.move_id));
+        let needed = bytes.saturating_add(SPACE_RESERVE);
+        if needed > free && needed > free.saturating_add(staged()) {
             plan.problems.push(v1::Problem::refuse(
                 "no-space",
                 format!(

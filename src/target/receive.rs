@@ -15,8 +15,9 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 /// Threads that write.
@@ -136,7 +137,7 @@ pub enum ReceiveError {
 pub struct Writers {
     queues: Vec<SyncSender<Bytes>>,
     threads: Vec<JoinHandle<Result<Received, ReceiveError>>>,
-    turn: usize,
+    turn: AtomicUsize,
 }
 
 impl Writers {
@@ -159,25 +160,18 @@ impl Writers {
                     .spawn(move || writer.run(&frames))?,
             );
         }
-        Ok(Self { queues, threads, turn: 0 })
+        Ok(Self { queues, threads, turn: AtomicUsize::new(0) })
     }
 
     /// Hands a data frame to a writer. Pieces of one large file always go to
     /// the same one, so that they stay in order.
-    pub fn give(&mut self, frame: Bytes) -> Result<(), ReceiveError> {
-        let mut rest = frame.clone();
-        let first = Chunk::decode(&mut rest)?;
-        // The end of a large file that went wrong comes alone, and must reach
-        // the writer that has its pieces.
-        let alone = rest.is_empty();
-        let whole = !(first.gone && alone) && first.offset == 0 && first.last;
-        let writer = if whole {
-            self.turn += 1;
-            self.turn
-        } else {
-            first.uid as usize + first.mailbox as usize
-        } % self.queues.len();
-        let queue = self.queues.get(writer).ok_or(ReceiveError::WriterGone)?;
+    pub fn give(&self, frame: Bytes) -> Result<(), ReceiveError> {
+        let writer = match Chunk::order_of(&frame)? {
+            Some(order) => order as usize,
+            None => self.turn.fetch_add(1, Ordering::Relaxed),
+        };
+        let queue = self.queues.get(writer % self.queues.len().max(1));
+        let queue = queue.ok_or(ReceiveError::WriterGone)?;
         queue.send(frame).map_err(|_| ReceiveError::WriterGone)
     }
 
@@ -205,21 +199,60 @@ impl Writers {
     }
 }
 
+/// Hands what comes on all channels of one `Store` to the writers.
+pub struct Intake<'a> {
+    writers: &'a Writers,
+    failure: Mutex<Option<ReceiveError>>,
+    receipt: Mutex<Receipt>,
+}
+
+impl<'a> Intake<'a> {
+    /// Of one `Store`; nothing is taken yet. The sender brings the receipts.
+    pub fn new(writers: &'a Writers, sender: Sender) -> Self {
+        let receipt = Mutex::new(Receipt { sender, taken: 0, told: 0 });
+        Self { writers, failure: Mutex::default(), receipt }
+    }
+
+    /// Takes the frames of one channel to their end.
+    ///
+    /// Errors: the channel is broken. After any other error the rest is read and dropped, so
+    /// that the reply reaches a coordinator that is still sending.
+    pub fn take_all(
+        &self,
+        mut next: impl FnMut() -> Result<Option<Bytes>, LinkError>,
+    ) -> Result<(), LinkError> {
+        while let Some(frame) = next()? {
+            let length = frame.len();
+            if lock(&self.failure).is_none()
+                && let Err(error) = self.writers.give(frame)
+            {
+                lock(&self.failure).get_or_insert(error);
+            }
+            lock(&self.receipt).frame(length)?;
+        }
+        Ok(())
+    }
+
+    /// Why something could not be handed over.
+    pub fn failure(self) -> Option<ReceiveError> {
+        self.failure.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Tells the coordinator how much was taken.
-pub struct Receipt {
+struct Receipt {
     sender: Sender,
     taken: u64,
     told: u64,
 }
 
 impl Receipt {
-    /// Of one `Store`; nothing is taken yet.
-    pub fn new(sender: Sender) -> Self {
-        Self { sender, taken: 0, told: 0 }
-    }
-
     /// A frame of this many bytes was taken.
-    pub fn frame(&mut self, length: usize) -> Result<(), LinkError> {
+    fn frame(&mut self, length: usize) -> Result<(), LinkError> {
         self.taken += length as u64;
         if self.taken - self.told >= RECEIPT_EVERY {
             self.told = self.taken;
@@ -521,7 +554,7 @@ mod tests {
     fn receive(dir: &Path, chunks: &[Chunk]) -> Result<Received, ReceiveError> {
         let directory = StagedDirectory::make(dir, Path::new("box")).unwrap();
         let expected: Arc<dyn Expected> = Arc::new(Asked(Arc::new(directory)));
-        let mut writers = Writers::start(&expected, &Pool::default()).unwrap();
+        let writers = Writers::start(&expected, &Pool::default()).unwrap();
         for chunk in chunks {
             let mut frame = BytesMut::new();
             chunk.encode(&mut frame);
@@ -630,7 +663,7 @@ mod tests {
         change(dir.path(), &mut pieces);
         let directory = Arc::new(StagedDirectory::make(dir.path(), Path::new("box")).unwrap());
         let expected: Arc<dyn Expected> = Arc::new(AskedPatch(directory, held));
-        let mut writers = Writers::start(&expected, &Pool::default()).unwrap();
+        let writers = Writers::start(&expected, &Pool::default()).unwrap();
         for chunk in pieces {
             let mut frame = BytesMut::new();
             chunk.encode(&mut frame);

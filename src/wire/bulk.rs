@@ -132,6 +132,17 @@ impl Chunk {
         Ok(chunk)
     }
 
+    /// What the frames have in common that must stay in order with this one: the pieces of
+    /// one file. `None` if it holds whole files.
+    pub fn order_of(frame: &Bytes) -> Result<Option<u32>, ChunkError> {
+        let mut rest = frame.clone();
+        let first = Self::decode(&mut rest)?;
+        // The end of a large file that went wrong comes alone.
+        let alone = rest.is_empty();
+        let whole = !(first.gone && alone) && first.offset == 0 && first.last;
+        Ok((!whole).then_some(first.uid.wrapping_add(first.mailbox)))
+    }
+
     /// The chunk's bytes, decompressed; never more than the file still has
     /// room for, nor than the limit of a frame.
     pub fn plain(&self) -> Result<Bytes, ChunkError> {

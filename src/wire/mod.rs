@@ -16,6 +16,9 @@ pub mod v1 {
 /// The lowest and highest protocol version that this program speaks.
 pub const PROTOCOL: std::ops::RangeInclusive<u32> = 2..=2;
 
+/// What a further channel's command writes, before the four bytes of its number.
+pub const LANE_OPENING: &[u8; 16] = b"\x00mbcopy-lane\x01\r\n\n";
+
 /// The capability of reading bulk data from a child's memory.
 pub const LEND: &str = "lend";
 
