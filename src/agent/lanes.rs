@@ -194,10 +194,7 @@ pub fn hand_over(name: &str, input: impl AsFd, output: &mut impl Write) -> io::R
     output.write_all(LANE_OPENING)?;
     output.write_all(&number)?;
     output.flush()?;
-    match agent.read(&mut [0]) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(error),
-    }
+    agent.read_to_end(&mut Vec::new()).map(drop)
 }
 
 #[cfg(test)]

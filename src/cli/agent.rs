@@ -93,8 +93,9 @@ impl Handler for Agent {
 
 pub(super) fn run(common: &Common, args: AgentArgs) -> ExitCode {
     super::log::to_stderr(common.verbose);
-    let served = match &args.lane {
-        Some(name) => lanes::hand_over(name, std::io::stdin(), &mut std::io::stdout())
+    let confined = std::env::var("SSH_ORIGINAL_COMMAND").ok();
+    let served = match args.lane.clone().or_else(|| asked_lane(&confined?)) {
+        Some(name) => lanes::hand_over(&name, std::io::stdin(), &mut std::io::stdout())
             .map_err(|e| format!("no agent takes this channel: {e}").into()),
         None => serve(common, args),
     };
@@ -106,6 +107,12 @@ pub(super) fn run(common: &Common, args: AgentArgs) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The lane that the coordinator asks for by a key which authorized_keys confines to an agent.
+fn asked_lane(command: &str) -> Option<String> {
+    let mut words = command.split_whitespace().skip_while(|word| *word != "--lane");
+    words.nth(1).map(str::to_owned)
 }
 
 fn serve(common: &Common, args: AgentArgs) -> Result<(), Box<dyn std::error::Error>> {
@@ -134,6 +141,14 @@ fn serve(common: &Common, args: AgentArgs) -> Result<(), Box<dyn std::error::Err
 mod tests {
     use super::*;
     use crate::cyrus::config::{Config, Defaults};
+
+    #[test]
+    fn a_confined_key_may_open_lanes() {
+        let lane = asked_lane("mbcopy agent --lane mbcopy-80f31a91a181d80c");
+        assert_eq!(lane.unwrap(), "mbcopy-80f31a91a181d80c");
+        assert_eq!(asked_lane("mbcopy agent --role target --config /etc/imapd.conf"), None);
+        assert_eq!(asked_lane("mbcopy agent --lane"), None);
+    }
 
     #[test]
     fn an_agent_takes_only_the_roles_that_it_was_given() {

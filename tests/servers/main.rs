@@ -41,4 +41,5 @@ mod stragglers;
 mod support;
 mod verify;
 mod versions;
+mod ways;
 mod wrecks;
