@@ -47,6 +47,7 @@ impl Push<'_> {
     /// patches did not make them what they are.
     pub(super) async fn send(&mut self, wants: v1::Wants, durable: bool) -> Result<u64, Trouble> {
         let lanes = self.target.lanes.begin(wants.bytes).await;
+        let mut window = Window::over(1 + lanes.len());
         self.target.begin(Op::Store(v1::Store { durable, lanes })).await?;
         self.source
             .begin(Op::SendItems(v1::SendItems {
@@ -57,7 +58,6 @@ impl Push<'_> {
                 rate_limit: if self.options.line.is_some() { 0 } else { self.options.rate_limit },
             }))
             .await?;
-        let mut window = Window::new();
         let done = loop {
             if self.frozen_at.is_none() {
                 self.stop_if_asked()?;

@@ -2,6 +2,7 @@
 //! 2 MiB be under way, would not fill it.
 
 use super::peer::Streams;
+use super::window::CHANNEL;
 use crate::transport::{Session, TransportError};
 use crate::wire::frame::{FrameHeader, Kind, MAX_NOISE, OPENING};
 use crate::wire::{LANE_OPENING, bulk::Chunk};
@@ -10,9 +11,6 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
-
-/// What sshd lets be under way on one channel, in bytes.
-const WINDOW: f64 = (2 << 20) as f64;
 
 /// The speed that all channels together are to reach, in bytes per second.
 const SPEED: f64 = 150e6;
@@ -73,7 +71,7 @@ impl Lanes {
         let name = name.to_owned();
         self.opening.spawn(async move {
             let Ok(Ok(round_trip)) = way.round_trip.await else { return Vec::new() };
-            let channels = (round_trip.as_secs_f64() * SPEED / WINDOW).ceil() as usize;
+            let channels = (round_trip.as_secs_f64() * SPEED / CHANNEL as f64).ceil() as usize;
             let mut lanes = JoinSet::new();
             for _ in 0..channels.saturating_sub(1).min(MOST) {
                 let (session, mut words) = (way.session.clone(), way.words.clone());

@@ -10,6 +10,9 @@ const LEAST: u64 = 1 << 20;
 /// Under way at most, in bytes: sshd's own window bounds it, too.
 const MOST: u64 = 64 << 20;
 
+/// What sshd takes on one channel, in bytes.
+pub const CHANNEL: u64 = 2 << 20;
+
 /// Receipts over which the speed is measured.
 const RECEIPTS: usize = 8;
 
@@ -28,10 +31,11 @@ pub struct Window {
 }
 
 impl Window {
-    /// Nothing is under way.
-    pub fn new() -> Self {
+    /// Nothing is under way. Several channels are there only where the way is long: it need
+    /// not be found out how much fits on it.
+    pub fn over(channels: usize) -> Self {
         Self {
-            size: LEAST,
+            size: if channels > 1 { CHANNEL * channels as u64 } else { LEAST },
             sent: 0,
             received: 0,
             marks: VecDeque::new(),
@@ -86,7 +90,7 @@ mod tests {
     /// a target that gives receipts; the window at the end and bytes per second.
     fn link(speed: f64, trip: Duration) -> (u64, f64) {
         let began = Instant::now();
-        let mut window = Window::new();
+        let mut window = Window::over(1);
         let mut now = began;
         // When each receipt arrives: what the link carries one after the other.
         let mut arrivals = VecDeque::new();
@@ -132,7 +136,7 @@ mod tests {
 
     #[test]
     fn a_receipt_of_more_than_was_sent_ends_the_wait() {
-        let mut window = Window::new();
+        let mut window = Window::over(1);
         window.send(3 << 20, Instant::now());
         assert!(window.is_full());
         window.receive(u64::MAX, Instant::now());
