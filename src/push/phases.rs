@@ -414,7 +414,9 @@ impl Push<'_> {
     pub(super) async fn settle(&mut self) -> Result<(), Trouble> {
         if !sabotaged(Sabotage::PublishBeforeCompare) {
             let wants = self.compare(true).await?;
-            if self.send(wants, false).await? > 0 {
+            // Whoever is frozen does not wait for nothing to be sent.
+            let nothing = wants.wants.is_empty() && wants.user_files.is_empty();
+            if !nothing && self.send(wants, false).await? > 0 {
                 let whole = self.compare(true).await?;
                 self.send(whole, false).await?;
             }

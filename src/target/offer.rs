@@ -18,7 +18,10 @@ use crate::wire::manifest;
 use crate::wire::v1::{self, FileKind};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Threads that open what an earlier session has left.
+const OPENERS: usize = 8;
 
 /// What the peer offered that cannot be.
 #[derive(Debug, thiserror::Error)]
@@ -69,31 +72,65 @@ impl Inventory {
             return Err(OfferError::Nonsense(format!("more than {most} mailboxes")));
         }
         let mut known = std::mem::take(&mut self.mailboxes);
+        let mut new = Vec::new();
         for mailbox in table.mailboxes {
+            let ordinal = mailbox.ordinal;
             let checked = check(&mailbox)?;
             let same = known
                 .remove(&mailbox.ordinal)
                 .filter(|m| m.id == checked.id && m.partition == checked.partition);
-            let staged = match same {
-                Some(mut staged) => {
-                    staged.dirty |= staged.name != checked.name;
-                    staged.name = checked.name;
-                    staged.name_only = mailbox.partition.is_empty();
-                    staged.name_record = mailbox.name_record.to_vec();
-                    staged.id_record = mailbox.id_record.to_vec();
-                    staged
-                }
-                None => {
-                    let earlier =
-                        self.earlier.as_ref().map(|(earlier, release)| (earlier, *release));
-                    StagedMailbox::open(stage, &mailbox, checked, earlier)?
-                }
+            let Some(mut staged) = same else {
+                new.push((mailbox, checked));
+                continue;
             };
-            if self.mailboxes.insert(mailbox.ordinal, staged).is_some() {
-                return Err(OfferError::Nonsense(format!("ordinal {} twice", mailbox.ordinal)));
-            }
+            staged.dirty |= staged.name != checked.name;
+            staged.name = checked.name;
+            staged.name_only = mailbox.partition.is_empty();
+            staged.name_record = mailbox.name_record.to_vec();
+            staged.id_record = mailbox.id_record.to_vec();
+            self.add(ordinal, staged)?;
+        }
+        for (ordinal, staged) in self.open_all(stage, new)? {
+            self.add(ordinal, staged)?;
         }
         Ok(())
+    }
+
+    fn add(&mut self, ordinal: u32, mailbox: StagedMailbox) -> Result<(), OfferError> {
+        match self.mailboxes.insert(ordinal, mailbox) {
+            None => Ok(()),
+            Some(_) => Err(OfferError::Nonsense(format!("ordinal {ordinal} twice"))),
+        }
+    }
+
+    /// Opens the places of mailboxes in the stage, several at once: an earlier session may
+    /// have left many files to look at.
+    fn open_all(
+        &self,
+        stage: &Stage,
+        mailboxes: Vec<(v1::Mailbox, Checked)>,
+    ) -> Result<Vec<(u32, StagedMailbox)>, OfferError> {
+        let earlier = self.earlier.as_ref().map(|(earlier, release)| (earlier, *release));
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(OPENERS));
+        let left = Mutex::new(mailboxes.into_iter());
+        let open = || {
+            let next = || left.lock().unwrap_or_else(PoisonError::into_inner).next();
+            std::iter::from_fn(next)
+                .map(|(mailbox, checked)| {
+                    let staged = StagedMailbox::open(stage, &mailbox, checked, earlier)?;
+                    Ok((mailbox.ordinal, staged))
+                })
+                .collect::<Result<Vec<_>, OfferError>>()
+        };
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(open)).collect();
+            let mut all = open()?;
+            for other in others {
+                let panicked = |_| OfferError::Layout("opening the stage has failed".into());
+                all.extend(other.join().map_err(panicked)??);
+            }
+            Ok(all)
+        })
     }
 
     /// Takes up what an earlier session has left, before anything is offered.
