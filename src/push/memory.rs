@@ -43,3 +43,19 @@ impl Memory {
         Ok(payload)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_lent_is_read_and_what_is_not_there_is_an_error() {
+        let mut memory = Memory::of(std::process::id());
+        for length in [0, 5, 100_000, 7] {
+            let lent: Vec<u8> = (0..length).map(|n| n as u8).collect();
+            assert_eq!(memory.read(Lent::of(&lent)).unwrap(), lent);
+        }
+        assert!(memory.read(Lent { address: 8, length: 16 }).is_err());
+        assert!(Memory::of(0x3fff_ffff).read(Lent { address: 8, length: 16 }).is_err());
+    }
+}

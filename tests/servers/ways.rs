@@ -1,5 +1,5 @@
-//! Long ways to the target: several channels fill them, and whatever ends one of these harms
-//! nobody.
+//! The ways of bulk data: from the source's agent to the coordinator by memory or by a pipe,
+//! and by several channels to a target that is far.
 
 use crate::bulk::shell;
 use crate::support::{Pushed, Servers, assert_same, fingerprint};
@@ -143,4 +143,37 @@ fn a_key_that_is_confined_to_the_agent_has_several_channels_too() {
     until_lanes(target, |there| there > 3);
     assert_eq!(end(running).expect(0).report().unwrap()["outcome"], "done");
     far.assert_moved();
+}
+
+/// The most that the source's agent was seen to have written, in bytes.
+fn written(source: &Host, running: &mut Child) -> u64 {
+    let io = "grep -h wchar $(pgrep -f 'mbcopy agent --role source' | sed 's|.*|/proc/&/io|')";
+    let mut most = 0;
+    while running.try_wait().unwrap().is_none() {
+        let told = shell(source, &format!("{io} 2>/dev/null || true"));
+        let now = told.split_whitespace().filter_map(|word| word.parse().ok()).max();
+        most = most.max(now.unwrap_or(0));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    most
+}
+
+#[test]
+fn bulk_data_is_read_from_the_agents_memory_where_that_is_allowed() {
+    let servers = Servers::fresh();
+    let confined = ["setpriv", "--bounding-set=-sys_ptrace"];
+    for (user, before, lends) in [("free", &[][..], true), ("confined", &confined[..], false)] {
+        servers.accounts(&[user]);
+        Seed::new(&servers.source, user).bulk(40, Size::Fixed(200_000), 2).unwrap();
+        let print = fingerprint(&servers.source, user, &[]);
+        let mailbox = format!("user.{user}");
+        let push = ["mbcopy", "push", &mailbox, "bw2", "--bwlimit", "4000000"];
+        let mut running = servers.source.spawn(&[before, &push].concat()).unwrap();
+        let most = written(&servers.source, &mut running);
+        end(running).expect(0);
+        println!("{user}: {most} bytes by the pipe");
+        assert_eq!(most < 2_000_000, lends, "{user}: {most} bytes by the pipe of 8,000,000");
+        assert!(most > 0, "the agent was not seen");
+        assert_same(&print, &fingerprint(&servers.target, user, &[]), &[]);
+    }
 }
