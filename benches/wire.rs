@@ -28,6 +28,7 @@ fn frame() -> Bytes {
             compressed: false,
             patch: false,
             linked: false,
+            same: None,
             size: MESSAGE as u64,
             offset: 0,
             mtime: 0,

@@ -55,6 +55,7 @@ impl Push<'_> {
                 user_files: wants.user_files,
                 user_bases: wants.user_bases,
                 lend: self.source.is_readable(),
+                links: wants.links,
                 rate_limit: if self.options.line.is_some() { 0 } else { self.options.rate_limit },
             }))
             .await?;

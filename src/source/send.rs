@@ -17,6 +17,7 @@ use crate::wire::v1::{self, FileKind, problem::Severity};
 use bytes::Bytes;
 use rustix::fs::{Mode, OFlags};
 use sha1::{Digest, Sha1};
+use std::collections::HashMap;
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -46,6 +47,9 @@ const LEAST_COMPRESSED: usize = 256;
 
 /// Of zstd; more costs more than it saves.
 const LEVEL: i32 = 1;
+
+/// Messages with several names that are remembered while they are sent: some 80 bytes each.
+const MOST_NAMES: usize = 200_000;
 
 /// Files that a reader takes at a time.
 const BATCH: usize = 16;
@@ -102,11 +106,14 @@ pub struct Sent {
 /// Sends files as data frames, `rate` bytes per second or as fast as it goes (0).
 ///
 /// Errors: the connection is gone.
+///
+/// With `names`, the other names of a message are told and not sent.
 pub fn send(
     host: &Host,
     mailboxes: &[SourceMailbox],
     jobs: impl Iterator<Item = Job> + Send,
     (rate, pace): (u64, &Pace),
+    names: Option<&Names>,
     to: &Sender,
 ) -> io::Result<Sent> {
     let work = Mutex::new(jobs);
@@ -122,7 +129,7 @@ pub fn send(
             let (queue, work, sent, pool) = (queue.clone(), &work, &sent, &pool);
             scope.spawn(move || {
                 let give = |frame, plain| queue.send((frame, plain)).is_ok();
-                let mut reader = Reader::new(pool, pace, &give);
+                let mut reader = Reader::new(pool, pace, names, &give);
                 loop {
                     let batch: Vec<Job> = {
                         let mut work = work.lock().unwrap_or_else(PoisonError::into_inner);
@@ -223,15 +230,22 @@ struct Reader<'a> {
     /// Made when something is compressed for the first time.
     compressor: Option<Compressor<'static>>,
     compressed: Vec<u8>,
+    names: Option<&'a Names>,
     give: &'a dyn Fn(Bytes, u64) -> bool,
     /// Whether somebody still takes the frames.
     wanted: bool,
 }
 
 impl<'a> Reader<'a> {
-    fn new(pool: &'a Pool, pace: &'a Pace, give: &'a dyn Fn(Bytes, u64) -> bool) -> Self {
+    fn new(
+        pool: &'a Pool,
+        pace: &'a Pace,
+        names: Option<&'a Names>,
+        give: &'a dyn Fn(Bytes, u64) -> bool,
+    ) -> Self {
         let (frame, compressed) = (Vec::new(), Vec::new());
-        Self { frame, plain: 0, pool, pace, compressor: None, compressed, give, wanted: true }
+        let (plain, compressor, wanted) = (0, None, true);
+        Self { frame, plain, pool, pace, compressor, compressed, names, give, wanted }
     }
 
     fn flush(&mut self) {
@@ -281,7 +295,13 @@ impl<'a> Reader<'a> {
             if let Some(difference) = &job.difference {
                 return self.patch(job, &file, difference, stat.mtime());
             }
+            if let Some(first) = self.names.and_then(|names| names.first(job, &stat)) {
+                return Ok(self.name(job, &stat, first));
+            }
             let sent = self.content(job, &file, &stat);
+            if let (Some(names), false) = (self.names, matches!(sent, Ok(Outcome::Sent(_)))) {
+                names.forget(&stat);
+            }
             if sent.is_err() && stat.len() > PIECE as u64 {
                 self.gone(job);
             }
@@ -298,6 +318,15 @@ impl<'a> Reader<'a> {
                 text: format!("{} cannot be read: {e}", job.path().display()),
             },
         }
+    }
+
+    /// Tells of which message, by mailbox and UID, this one is another name.
+    fn name(&mut self, job: &Job, stat: &Metadata, first: (u32, u32)) -> Outcome {
+        self.make_room(0);
+        let (size, mtime) = (stat.len(), stat.mtime());
+        let chunk = Chunk { size, mtime, last: true, same: Some(first), ..job.chunk() };
+        self.frame.extend_from_slice(&chunk.header(0));
+        Outcome::Sent(size)
     }
 
     /// Sends a file piece by piece; most have one. Of a file that is not what the
@@ -428,6 +457,43 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Messages with several names of which one is being sent, by device and inode.
+#[derive(Default)]
+pub struct Names(Mutex<HashMap<(u64, u64), First>>);
+
+/// The name that is sent, and what the index says of it.
+struct First {
+    message: (u32, u32),
+    expected: (u64, Option<[u8; 20]>),
+}
+
+impl Names {
+    /// The message, by mailbox and UID, of which this one is another name; the first of them
+    /// is sent.
+    fn first(&self, job: &Job, stat: &Metadata) -> Option<(u32, u32)> {
+        // Whoever has a GUID is what he is there, too.
+        let expected = job.expected.filter(|(size, guid)| *size == stat.len() && guid.is_some())?;
+        if stat.nlink() < 2 {
+            return None;
+        }
+        let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (stat.dev(), stat.ino());
+        if let Some(first) = names.get(&key) {
+            return (first.expected == expected).then_some(first.message);
+        }
+        if names.len() < MOST_NAMES {
+            names.insert(key, First { message: (job.mailbox, job.uid), expected });
+        }
+        None
+    }
+
+    /// That one was not sent after all.
+    fn forget(&self, stat: &Metadata) {
+        let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        names.remove(&(stat.dev(), stat.ino()));
+    }
+}
+
 /// The hashes of a file that is read in pieces.
 enum Hashes {
     Message { blake3: Box<blake3::Hasher>, sha1: Sha1 },
@@ -523,6 +589,7 @@ impl Job {
             compressed: false,
             patch: false,
             linked: false,
+            same: None,
             size: 0,
             offset: 0,
             mtime: 0,

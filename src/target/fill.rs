@@ -120,6 +120,7 @@ impl Session {
         let prove = self.share.as_mut().filter(|_| share).and_then(ask);
         let answer = v1::Wants {
             prove,
+            links: true,
             messages: wants.values().map(|w| w.messages.len() as u64).sum(),
             bytes: wants.values().fold(0, |all, wants| all.saturating_add(wants.bytes())),
             wants: wants.iter().map(to_wire).collect(),
@@ -242,11 +243,12 @@ impl Session {
         })?;
         let failed = intake.failure();
         self.shadow = shadow.or(self.shadow.take());
-        let received = match (writers.finish(), failed) {
+        let mut received = match (writers.finish(), failed) {
             (Ok(received), None) => received,
             // The writers' own error is the cause of one in handing over.
             (Err(error), _) | (Ok(_), Some(error)) => return Err(broken(error.to_string())),
         };
+        let left = received.link(&*asked);
         let messages: usize = received.messages.values().map(Vec::len).sum();
         if let Some(share) = &mut self.share {
             share.came(&received.linked);
@@ -268,7 +270,7 @@ impl Session {
             items: (messages + received.files.len()) as u64,
             bytes: received.bytes,
             problems: Vec::new(),
-            torn: received.torn.len() as u64,
+            torn: received.torn.len() as u64 + left,
         })
     }
 

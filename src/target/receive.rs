@@ -10,7 +10,7 @@ use crate::wire::pool::Pool;
 use crate::wire::v1;
 use bytes::Bytes;
 use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -87,6 +87,8 @@ pub struct Received {
     pub messages: BTreeMap<u32, Vec<u32>>,
     /// Those of them that have several names on the source: mailbox and UID.
     pub linked: Vec<(u32, u32)>,
+    /// Other names of messages that come by themselves: which, and of what.
+    pub same: Vec<(ItemKey, (u32, u32))>,
     /// Their bytes.
     pub bytes: u64,
     /// Other files that are there, verified.
@@ -187,6 +189,7 @@ impl Writers {
                         all.messages.entry(mailbox).or_default().append(&mut uids);
                     }
                     all.linked.extend(received.linked);
+                    all.same.extend(received.same);
                     all.bytes += received.bytes;
                     all.files.extend(received.files);
                     all.gone.extend(received.gone);
@@ -196,6 +199,35 @@ impl Writers {
             }
         }
         first_error.map_or(Ok(all), Err)
+    }
+}
+
+impl Received {
+    /// Gives those messages their other names that have come, verified; how many have not
+    /// got theirs, and have to come by themselves.
+    pub fn link(&mut self, expected: &dyn Expected) -> u64 {
+        let came: BTreeSet<(u32, u32)> = match self.same.is_empty() {
+            true => BTreeSet::new(),
+            false => {
+                self.messages.iter().flat_map(|(m, uids)| uids.iter().map(|u| (*m, *u))).collect()
+            }
+        };
+        let mut left = 0;
+        for (key, first) in std::mem::take(&mut self.same) {
+            let from = expected.item((first.0, key.1, first.1)).filter(|_| came.contains(&first));
+            let to = expected.item(key);
+            let linked =
+                from.zip(to).filter(|(from, to)| from.size == to.size).map(|(from, to)| {
+                    to.directory.remove(&to.name);
+                    to.directory.link(&from.directory.path().join(&from.name), to.name.as_ref())
+                });
+            // Two partitions here may be one on the source.
+            match linked {
+                Some(Ok(())) => self.messages.entry(key.0).or_default().push(key.2),
+                _ => left += 1,
+            }
+        }
+        left
     }
 }
 
@@ -320,6 +352,15 @@ impl Writer {
                 self.give_up(key, &partial);
             }
             self.received.gone.push(key);
+            return Ok(());
+        }
+        if let Some(first) = chunk.same {
+            let item = self.expected.item(key).ok_or(ReceiveError::NotAsked(key))?;
+            item.allows(chunk.size)?;
+            if item.replaces {
+                return Err(ReceiveError::Mismatch { name: item.name, what: "it is no message" });
+            }
+            self.received.same.push((key, first));
             return Ok(());
         }
         let mut partial = match self.open.remove(&key) {
@@ -543,6 +584,7 @@ mod tests {
             compressed: false,
             patch: false,
             linked: false,
+            same: None,
             size: bytes.len() as u64,
             offset: 0,
             mtime: 1_000_000,
@@ -617,6 +659,53 @@ mod tests {
         let changed = receive(dir.path(), &[changed]);
         assert!(matches!(changed, Err(ReceiveError::Mismatch { .. })), "{changed:?}");
         assert_eq!(std::fs::read_dir(dir.path().join("box")).unwrap().count(), 0);
+    }
+
+    /// Two messages of one mailbox are asked for, and a third of another size.
+    struct AskedSame(Arc<StagedDirectory>);
+
+    impl Expected for AskedSame {
+        fn item(&self, (mailbox, kind, uid): ItemKey) -> Option<Item> {
+            let size = Size::Exactly(if uid == 9 { 6 } else { 5 });
+            let directory = Arc::clone(&self.0);
+            let name = format!("{uid}.");
+            let asked = (mailbox, kind) == (1, 1) && (7..10).contains(&uid);
+            asked.then_some(Item { directory, name, size, replaces: false, base: None })
+        }
+    }
+
+    #[test]
+    fn another_name_of_a_message_is_a_link_if_that_has_come() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = StagedDirectory::make(dir.path(), Path::new("box")).unwrap();
+        let expected: Arc<dyn Expected> = Arc::new(AskedSame(Arc::new(directory)));
+        let name =
+            |uid, first, size| Chunk { same: Some((1, first)), size, ..chunk((1, 1, uid), b"") };
+        let take = |chunks: &[Chunk]| {
+            let writers = Writers::start(&expected, &Pool::default()).unwrap();
+            for chunk in chunks {
+                let mut frame = BytesMut::new();
+                chunk.encode(&mut frame);
+                writers.give(frame.freeze())?;
+            }
+            let mut received = writers.finish()?;
+            let left = received.link(&*expected);
+            Ok::<_, ReceiveError>((received, left))
+        };
+        // Whichever comes first.
+        let (received, left) = take(&[name(8, 7, 5), chunk((1, 1, 7), b"hello")]).unwrap();
+        assert_eq!((received.messages[&1].len(), left), (2, 0));
+        use std::os::unix::fs::MetadataExt;
+        let inode = |uid| std::fs::metadata(dir.path().join(format!("box/{uid}."))).unwrap().ino();
+        assert_eq!(inode(7), inode(8));
+        // The first has not come, or is of another size.
+        let (received, left) = take(&[name(8, 7, 5)]).unwrap();
+        assert_eq!((received.messages.len(), left), (0, 1));
+        let (_, left) = take(&[name(9, 7, 6), chunk((1, 1, 7), b"hello")]).unwrap();
+        assert_eq!(left, 1);
+        for wrong in [name(9, 7, 5), name(10, 7, 5)] {
+            assert!(take(&[wrong]).is_err());
+        }
     }
 
     #[test]

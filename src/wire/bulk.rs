@@ -11,6 +11,7 @@ const GONE: u8 = 2;
 const ZSTD: u8 = 4;
 const PATCH: u8 = 8;
 const LINKED: u8 = 16;
+const SAME: u8 = 32;
 
 /// One piece of one file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +33,9 @@ pub struct Chunk {
     pub patch: bool,
     /// Whether the file has several names on the source.
     pub linked: bool,
+    /// The message, by mailbox and UID, of which this one is another name; it is sent by
+    /// itself, and there are no bytes here.
+    pub same: Option<(u32, u32)>,
     /// Size of the whole file, in bytes.
     pub size: u64,
     /// Where in the file the chunk belongs, in bytes.
@@ -72,7 +76,8 @@ impl Chunk {
             | (u8::from(self.gone) * GONE)
             | (u8::from(self.compressed) * ZSTD)
             | (u8::from(self.patch) * PATCH)
-            | (u8::from(self.linked) * LINKED);
+            | (u8::from(self.linked) * LINKED)
+            | (u8::from(self.same.is_some()) * SAME);
         let mut header = [0; CHUNK_HEADER];
         let mut out = &mut header[..];
         out.put_u32(self.mailbox);
@@ -84,7 +89,13 @@ impl Chunk {
         out.put_u64(self.size);
         out.put_u64(self.offset);
         out.put_i64(self.mtime);
-        out.put_slice(&self.blake3);
+        match self.same {
+            None => out.put_slice(&self.blake3),
+            Some((mailbox, uid)) => {
+                out.put_u32(mailbox);
+                out.put_u32(uid);
+            }
+        }
         header
     }
 
@@ -109,8 +120,11 @@ impl Chunk {
         let _ = frame.split_to(CHUNK_HEADER);
         let bytes = frame.split_to(length);
         let flags = header[5];
+        let same = (flags & SAME != 0).then(|| (u32_at(40), u32_at(44)));
         let mut blake3 = [0; 32];
-        blake3.copy_from_slice(&header[40..72]);
+        if same.is_none() {
+            blake3.copy_from_slice(&header[40..72]);
+        }
         let chunk = Self {
             mailbox: u32_at(0),
             kind: header[4],
@@ -120,6 +134,7 @@ impl Chunk {
             compressed: flags & ZSTD != 0,
             patch: flags & PATCH != 0,
             linked: flags & LINKED != 0,
+            same,
             size: u64_at(16),
             offset: u64_at(24),
             mtime: u64_at(32) as i64,
@@ -187,6 +202,7 @@ mod tests {
             compressed: false,
             patch: false,
             linked: false,
+            same: None,
             size: bytes.len() as u64,
             offset: 0,
             mtime: -5,

@@ -208,6 +208,7 @@ fn message(bytes: &Bytes, add: &mut impl FnMut(&'static str, &[u8])) {
         compressed: false,
         patch: false,
         linked: false,
+        same: None,
         size: bytes.len() as u64,
         offset: 0,
         mtime: 1_700_000_000,

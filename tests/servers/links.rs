@@ -5,6 +5,7 @@ use crate::bulk::{STORE, assert_healthy, documents, shell};
 use crate::support::{Servers, assert_same, fingerprint};
 use lab::host::Host;
 use lab::lmtp;
+use lab::seed::{Seed, Size};
 
 const USERS: usize = 6;
 const MESSAGES: usize = 5;
@@ -95,4 +96,41 @@ fn by_several_moves_at_once_it_is_one_file_again_too() {
     let (servers, users) = seeded("much");
     let (messages, _) = move_all(&servers, &users, &["--jobs=6"]);
     assert!(messages >= (MESSAGES + 2 + USERS) as u64, "{messages}");
+}
+
+/// What a user's mail takes on the disk, in bytes: a file with several names counts once.
+fn on_disk(host: &Host, mailboxes: &[&str]) -> u64 {
+    let paths = format!("/usr/sbin/cyrus mbpath {}", mailboxes.join(" "));
+    let paths = host.run_as_cyrus(&["sh", "-c", &paths]).unwrap().replace('\n', " ");
+    let told = shell(host, &format!("du -sb --total {paths} | tail -1 | cut -f1"));
+    told.trim().parse().unwrap()
+}
+
+#[test]
+fn what_one_user_has_several_times_crosses_once_and_is_one_file_again() {
+    let servers = Servers::fresh();
+    servers.accounts(&["copies"]);
+    Seed::new(&servers.source, "copies").bulk(70, Size::Fixed(50_000), 1).unwrap();
+    let mut imap = servers.source.imap("copies").unwrap();
+    // Three in ten of all are copies; the last of them of one message.
+    for (folder, set) in [("a", "1:20"), ("b", "15:22"), ("b", "1"), ("b", "1")] {
+        let _ = imap.attempt(format!("CREATE INBOX.{folder}")).unwrap();
+        imap.command("SELECT INBOX").unwrap();
+        imap.command(format!("COPY {set} INBOX.{folder}")).unwrap();
+    }
+    let mailboxes = ["user.copies", "user.copies.a", "user.copies.b"];
+    let (before, links) = (fingerprint(&servers.source, "copies", &[]), files(&servers.source));
+    assert!(links.iter().any(|file| file.starts_with("4 4 ")), "{links:?}");
+    let disk = on_disk(&servers.source, &mailboxes);
+    let report = servers.push("user.copies", &["--json"]).expect(0).report().unwrap();
+    assert_same(&before, &fingerprint(&servers.target, "copies", &[]), &[]);
+    assert_eq!(files(&servers.target), links, "the links are others");
+    let there = on_disk(&servers.target, &mailboxes);
+    println!(
+        "{} bytes sent; {disk} on the source's disk, {there} on the target's",
+        report["bytes_sent"]
+    );
+    assert_eq!(report["messages_sent"], 100);
+    assert!(report["bytes_sent"].as_u64().unwrap() < 75 * 50_000, "{report}");
+    assert!(disk.abs_diff(there) * 50 < disk, "{disk} and {there} bytes");
 }
