@@ -6,7 +6,10 @@ use crate::clock;
 use crate::shared::kill;
 use crate::support::Pushed;
 use lab::host::Host;
+use lab::seed::Seed;
+use rustix::fs::{FlockOperation, fcntl_lock};
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::time::{Duration, Instant};
 
@@ -36,7 +39,8 @@ fn they_are_cut_over_while_the_window_is_open_and_the_largest_first() {
     let window = ["--cutover-only", "--window=22:00-05:00", "--order=largest"];
     let slowly = ["--jobs=1", "--json", "--route-command=sleep 1"];
     let running = run.spawn(&[&window[..], &slowly].concat());
-    run.until("it does not begin", |status| status["coordinated"] == true);
+    let waits = serde_json::json!(["waiting for the window to open"]);
+    run.until("it does not say why it waits", |status| status["waits"] == waits);
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(ended(&run.until("", |_| true)), 0, "the window is not open yet");
     it_is(source, 1, 22, 0);
@@ -182,4 +186,36 @@ fn the_load_average_of_the_target_holds_a_run_back() {
         .collect();
     assert_eq!(events, ["begun", "ended"].repeat(4), "more than one at once");
     run.users.iter().for_each(|user| run.assert_moved(user));
+}
+
+#[test]
+fn a_canary_that_waits_slows_a_run_down_until_it_does_not() {
+    let run = Run::of("slow", 12);
+    let target = &run.servers.target;
+    target.add_users(&["canary"]).unwrap();
+    Seed::new(target, "canary").small().unwrap();
+    let watched = ["--jobs=2", "--json", "--canary=canary", "--max-latency=1s"];
+    let running = run.spawn(&[&watched[..], &["--route-command=sleep 2"]].concat());
+    let at_once = |status: &serde_json::Value| {
+        let current = status["current"].as_array().map_or(0, Vec::len);
+        (status["paces"][0]["allowed"].as_u64().unwrap_or(0), current)
+    };
+    run.until("it does not use what it may", |status| at_once(status) == (2, 2));
+
+    // Somebody has the canary's INBOX locked: whoever looks at it waits, and gets no answer.
+    let index = format!("{}/cyrus.index", directory(target, "user.canary"));
+    let index = target.root().unwrap().join(index.trim_start_matches('/'));
+    let index = File::options().read(true).write(true).open(index).unwrap();
+    fcntl_lock(&index, FlockOperation::LockExclusive).unwrap();
+    let slow = run.until("it is not slowed down", |status| at_once(status) == (1, 1));
+    assert!(slow["paces"][0]["canary_ms"].as_f64() > Some(1000.0), "{slow}");
+    let goes_on = run.until("it stands still", |status| ended(status) > ended(&slow));
+    assert!(at_once(&goes_on).1 <= 1, "{goes_on}");
+
+    drop(index);
+    let fast = run.until("it does not speed up again", |status| at_once(status) == (2, 2));
+    assert!(fast["paces"][0]["canary_ms"].as_f64() < Some(1000.0), "{fast}");
+    run.bulk(&["drain"]).expect(0);
+    let drained = Pushed::from(running.wait_with_output().unwrap());
+    drained.expect(5).says(&["the target is loaded", "drained"]);
 }

@@ -1,6 +1,7 @@
 //! What a store does, whatever keeps it: each case with a run of its own.
 
 use super::{LONG, RETRIES, ended, home};
+use mbcopy::bulk::pulse::Pace;
 use mbcopy::bulk::resolve::Planned;
 use mbcopy::bulk::schedule::Control;
 use mbcopy::bulk::state::{Outcome, State, Task};
@@ -199,8 +200,13 @@ fn one_coordinates_and_the_others_are_told(place: &Place) {
     assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
     other.set_control(Control::Paused).unwrap();
     assert_eq!(store.control().unwrap(), Control::Paused);
+    store.set_waits("paused").unwrap();
+    store.set_paces(&[Pace { target: "bw2".into(), ..Pace::default() }]).unwrap();
+    assert_eq!((other.waits().unwrap().len(), other.paces().unwrap().len()), (1, 1));
     store.leave(right).unwrap();
     assert!(!store.is_coordinated().unwrap());
+    let said = (other.waits().unwrap(), other.paces().unwrap());
+    assert_eq!(said, (vec![], vec![]), "what one said who is gone is nothing");
     other.coordinate().unwrap();
     assert!(place.runs().unwrap().iter().any(|run| run == store.name()));
 }
