@@ -59,10 +59,17 @@ fn state_of(store: &Store, name: &str) -> State {
 }
 
 fn each_user_is_claimed_once_in_order(place: &Place) {
-    let (store, _right) = run(place, &["a", "b", "c"]);
-    store.order(Order::Largest).unwrap();
-    let order: Vec<_> = (0..3).map(|_| next(&store).mailbox).collect();
-    assert_eq!(order, ["user.c", "user.b", "user.a"]);
+    let in_order = |order| {
+        let (store, right) = run(place, &["a", "b", "c"]);
+        store.add(&[planned("a", 250)], Mode::Move, true).unwrap();
+        store.order(order).unwrap();
+        let taken: Vec<_> = (0..3).map(|_| next(&store).mailbox).collect();
+        (store, right, taken)
+    };
+    assert_eq!(in_order(Order::Listed).2, ["user.a", "user.b", "user.c"]);
+    assert_eq!(in_order(Order::Smallest).2, ["user.b", "user.a", "user.c"]);
+    let (store, _right, taken) = in_order(Order::Largest);
+    assert_eq!(taken, ["user.c", "user.a", "user.b"]);
     assert_eq!(store.claim(1_000_000, false).unwrap(), None);
     // After a crash they are known to be under way.
     let again = place.open(store.name()).unwrap();

@@ -9,17 +9,31 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 /// How wide the bar is.
-const BAR: u64 = 40;
+const BAR: u64 = 30;
 
 /// What is drawn of a run, in the order of its weight.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Screen {
     /// How far it is.
     head: Vec<String>,
-    /// What is under way, below a headline; nothing: none.
-    current: Vec<String>,
-    /// Who got into trouble last, below a headline; nobody: none.
-    troubles: Vec<String>,
+    /// What is under way.
+    current: Section,
+    /// Who got into trouble last.
+    troubles: Section,
+}
+
+/// Rows below a headline; nothing at all if there are none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Section {
+    headline: &'static str,
+    rows: Vec<Row>,
+}
+
+/// A line, and what is to be said below it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Row {
+    line: String,
+    below: String,
 }
 
 impl Screen {
@@ -27,31 +41,30 @@ impl Screen {
         Self { head: head(status), current: current(status), troubles: troubles(status) }
     }
 
-    /// All of it, as long as it is.
+    /// All of it, one row a line.
     pub(super) fn text(&self) -> String {
-        self.lines().join("\n")
-    }
-
-    fn lines(&self) -> Vec<String> {
-        [&self.head[..], &self.current, &self.troubles].concat()
+        let mut lines = self.head.clone();
+        for section in [&self.current, &self.troubles] {
+            lines.extend(section.drawn(usize::MAX, usize::MAX));
+        }
+        lines.join("\n")
     }
 
     /// The same, so that nothing scrolls away and no line wraps: of what does not fit is
     /// told how much it is.
-    fn fitted(mut self, rows: usize, columns: usize) -> Vec<String> {
+    fn fitted(&self, rows: usize, columns: usize) -> Vec<String> {
         let room = rows.saturating_sub(self.head.len());
-        if self.current.len() + self.troubles.len() > room {
-            let of_troubles = (room / 3).max(room.saturating_sub(self.current.len()));
-            cut(&mut self.troubles, of_troubles);
-            cut(&mut self.current, room - self.troubles.len());
-        }
-        let mut lines = self.lines();
+        let current = self.current.drawn(usize::MAX, columns).len();
+        let troubles = self.troubles.drawn((room / 3).max(room.saturating_sub(current)), columns);
+        let mut lines = self.head.clone();
+        lines.extend(self.current.drawn(room.saturating_sub(troubles.len()), columns));
+        lines.extend(troubles);
         lines.truncate(rows);
         lines.iter().map(|line| truncate_str(line, columns, "...").into_owned()).collect()
     }
 
     /// Draws it over what was drawn before; without a terminal, below.
-    pub(super) fn draw(self, terminal: &Term) -> io::Result<()> {
+    pub(super) fn draw(&self, terminal: &Term) -> io::Result<()> {
         let Some((rows, columns)) = terminal.size_checked() else {
             return writeln!(io::stdout(), "{}\n", self.text());
         };
@@ -66,17 +79,68 @@ impl Screen {
     }
 }
 
-/// At most so many lines; the last one says how many more there are.
-fn cut(lines: &mut Vec<String>, most: usize) {
-    if lines.len() <= most {
-        return;
+impl Section {
+    /// A section whose columns stand below each other.
+    fn of<const N: usize>(headline: &'static str, rows: Vec<([String; N], String)>) -> Self {
+        let mut widths = [0; N];
+        for (cells, _) in &rows {
+            for (width, cell) in widths.iter_mut().zip(cells) {
+                *width = measure_text_width(cell).max(*width);
+            }
+        }
+        let line = |cells: &[String; N]| {
+            let pad = |(cell, width): (&String, usize)| {
+                format!("  {cell}{}", " ".repeat(width - measure_text_width(cell)))
+            };
+            cells.iter().zip(widths).map(pad).collect::<String>().trim_end().to_owned()
+        };
+        let rows =
+            rows.iter().map(|(cells, below)| Row { line: line(cells), below: below.clone() });
+        Self { headline, rows: rows.collect() }
     }
-    let kept = most.saturating_sub(1);
-    let more = lines.len() - kept;
-    lines.truncate(kept);
-    // A headline alone says nothing.
-    if kept > 0 {
-        lines.push(format!("  and {more} more"));
+
+    /// At most so many lines; the last one says how many rows are left out.
+    fn drawn(&self, most: usize, columns: usize) -> Vec<String> {
+        let mut lines = vec![self.headline.to_owned()];
+        for (at, row) in self.rows.iter().enumerate() {
+            let drawn = row.drawn(columns);
+            let left = self.rows.len() - at;
+            if lines.len() + drawn.len() + usize::from(left > 1) > most {
+                lines.push(format!("  and {left} more"));
+                break;
+            }
+            lines.extend(drawn);
+        }
+        // A headline alone says nothing.
+        if lines.len() < 2 || lines.len() > most { Vec::new() } else { lines }
+    }
+}
+
+impl Row {
+    fn drawn(&self, columns: usize) -> Vec<String> {
+        let one = match self.below.as_str() {
+            "" => self.line.clone(),
+            below => format!("{}: {below}", self.line),
+        };
+        if self.below.is_empty() || measure_text_width(&one) <= columns {
+            return vec![one];
+        }
+        let mut lines = vec![format!("{}:", self.line)];
+        let mut line = String::new();
+        for word in self.below.split(' ') {
+            if !line.is_empty()
+                && measure_text_width(&line) + measure_text_width(word) + 5 > columns
+            {
+                lines.push(format!("    {line}"));
+                line.clear();
+            }
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(word);
+        }
+        lines.push(format!("    {line}"));
+        lines
     }
 }
 
@@ -116,7 +180,7 @@ fn head(status: &Status) -> Vec<String> {
     }
     for count in &status.states {
         lines.push(format!(
-            "  {:<18} {:>9} users {:>13} messages {:>12}",
+            "  {:<17} {:>9} users {:>11} messages {:>10}",
             count.state.word(),
             HumanCount(count.users).to_string(),
             HumanCount(count.messages).to_string(),
@@ -139,71 +203,44 @@ fn pace_line(pace: &Pace) -> String {
     format!("  {}: {known}; {} at once", pace.target, pace.allowed)
 }
 
-fn current(status: &Status) -> Vec<String> {
+fn current(status: &Status) -> Section {
     let rows = status.current.iter().map(|current| {
         let Current { progress, .. } = current;
-        let phase = if progress.phase.is_empty() { "starting" } else { &progress.phase };
-        let part = match progress.bytes_in_all {
-            0 => String::new(),
-            all => {
+        let all = progress.bytes_in_all;
+        let (phase, part) = match progress.phase.as_str() {
+            "" => ("starting", String::new()),
+            "copying" if all > 0 => {
                 let part = u128::from(progress.bytes) * 100 / u128::from(all);
-                format!("{:>3}% of {}", part.min(100), bytes(all))
+                ("copying", format!("{:>3}% of {}", part.min(100), bytes(all)))
             }
+            phase => (phase, bytes(all)),
         };
-        [
+        let cells = [
             current.mailbox.clone(),
             format!("to {}", current.destination),
             phase.to_owned(),
             part,
             format!("since {:#}", HumanDuration(span(current.since_ms))),
-        ]
+        ];
+        (cells, String::new())
     });
-    table("under way:", rows.collect())
+    Section::of("under way:", rows.collect())
 }
 
-fn troubles(status: &Status) -> Vec<String> {
+fn troubles(status: &Status) -> Section {
     let now = status.at_unix_ms;
     let state = |user: &User| match user.next_unix_ms > now && !user.state.is_end() {
-        true => format!(
-            "{}, again in {:#}",
-            user.state.word(),
-            HumanDuration(span(user.next_unix_ms - now))
-        ),
+        true => {
+            let again = HumanDuration(span(user.next_unix_ms - now));
+            format!("{}, again in {again:#}", user.state.word())
+        }
         false => user.state.word().to_owned(),
     };
     let rows = status.troubles.iter().map(|user| {
-        [
-            user.mailbox.clone(),
-            format!("{:#} ago", HumanDuration(span(now - user.updated_unix_ms))),
-            format!("{}: {}", state(user), user.reason),
-        ]
+        let ago = format!("{:#} ago", HumanDuration(span(now - user.updated_unix_ms)));
+        ([user.mailbox.clone(), ago, state(user)], user.reason.clone())
     });
-    table("last troubles:", rows.collect())
-}
-
-/// A headline and rows whose columns stand below each other; nothing of no rows.
-fn table<const N: usize>(headline: &str, rows: Vec<[String; N]>) -> Vec<String> {
-    let mut widths = [0; N];
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = measure_text_width(cell).max(*width);
-        }
-    }
-    let mut lines = Vec::new();
-    for row in &rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(widths) {
-            line.push_str("  ");
-            line.push_str(cell);
-            line.push_str(&" ".repeat(width - measure_text_width(cell)));
-        }
-        line.truncate(line.trim_end().len());
-        lines.push(line);
-    }
-    if !lines.is_empty() {
-        lines.insert(0, headline.to_owned());
-    }
-    lines
+    Section::of("last troubles:", rows.collect())
 }
 
 fn bytes(bytes: u64) -> String {
@@ -310,9 +347,9 @@ mod tests {
         let wanted = format!(
             "autumn (move): at work\n  \
              waiting for the window to open\n  \
-             [##########------------------------------] 300 of 1,200 users ended (25%)\n  \
+             [#######-----------------------] 300 of 1,200 users ended (25%)\n  \
              lately 3,600 users an hour, 2.00 KiB/s; about 15 minutes left, until {until}\n  \
-             waiting                  892 users             9 messages     2.00 KiB\n  \
+             waiting                 892 users           9 messages   2.00 KiB\n  \
              bw2: load 0.50 for each processor, a client waits 48 ms; 2 at once\n\
              under way:\n  \
              user.y   to bw2  copying   45% of 1000 B  since 3s\n  \
@@ -329,27 +366,35 @@ mod tests {
     #[test]
     fn it_fits_into_every_terminal_and_tells_what_does_not() {
         let all = Screen::of(&status(8, 8));
-        assert_eq!(all.clone().fitted(24, 80).len(), 24);
-        assert_eq!(all.clone().fitted(40, 200), all.lines());
+        assert_eq!(all.fitted(24, 80).len(), 24);
+        assert_eq!(all.fitted(40, 200).join("\n"), all.text());
         for rows in 0..40 {
             for columns in [1, 20, 80] {
-                let lines = all.clone().fitted(rows, columns);
+                let lines = all.fitted(rows, columns);
                 assert!(lines.len() <= rows, "{rows}: {lines:?}");
                 assert!(lines.iter().all(|line| measure_text_width(line) <= columns.max(3)));
                 let told = |what: &str| lines.iter().any(|line| line.starts_with(what));
                 let told = (told("under way:"), told("last troubles:"));
-                assert!(rows < 14 || columns < 20 || told == (true, true), "{rows}: {lines:?}");
+                assert!(rows < 14 || columns < 80 || told == (true, true), "{rows}: {lines:?}");
             }
         }
         // All are told of, or counted.
         let lines = all.fitted(15, 80);
         let named = |what: &str| lines.iter().filter(|line| line.contains(what)).count();
-        let more: usize = lines
-            .iter()
-            .filter_map(|line| {
-                line.strip_prefix("  and ")?.strip_suffix(" more")?.parse::<usize>().ok()
-            })
-            .sum();
+        let more = |line: &String| {
+            line.strip_prefix("  and ")?.strip_suffix(" more")?.parse::<usize>().ok()
+        };
+        let more: usize = lines.iter().filter_map(more).sum();
         assert_eq!(named("user.y") + named("user.x") + more, 16, "{lines:?}");
+        // A long reason stands below.
+        let mut long = status(0, 1);
+        long.troubles[0].reason = "so it is ".repeat(7).trim_end().into();
+        let drawn = Screen::of(&long).fitted(40, 40);
+        let end = [
+            "  user.x0  3m ago  refused:",
+            "    so it is so it is so it is so it is",
+            "    so it is so it is so it is",
+        ];
+        assert_eq!(drawn[drawn.len() - 3..], end);
     }
 }
