@@ -189,6 +189,32 @@ fn the_load_average_of_the_target_holds_a_run_back() {
 }
 
 #[test]
+fn a_canary_whom_nobody_knows_is_told_and_one_is_moved_at_once() {
+    let run = Run::of("mute", 3);
+    let watched = ["--jobs=3", "--json", "--canary=nobody", "--max-latency=10s"];
+    let running = run.spawn(&[&watched[..], &["--route-command=sleep 1"]].concat());
+    let told = |status: &serde_json::Value| {
+        let trouble = status["paces"][0]["trouble"].as_str();
+        trouble.is_some_and(|trouble| trouble.contains("nobody"))
+    };
+    let shown = run.until("it is not shown", told);
+    assert_eq!(shown["paces"][0]["allowed"], 1, "{shown}");
+    let told = documents(&Pushed::from(running.wait_with_output().unwrap()).expect(0));
+    let unknown: Vec<_> = told.iter().filter(|document| document["event"] == "unknown").collect();
+    let reason = unknown[0]["reason"].as_str().unwrap();
+    assert!(unknown.len() == 1 && reason.contains("the canary nobody"), "{unknown:?}");
+    let most = told.iter().fold((0_i32, 0), |(now, most), document| {
+        let now = match document["event"].as_str() {
+            Some("begun") => now + 1,
+            Some("ended") => now - 1,
+            _ => now,
+        };
+        (now, most.max(now))
+    });
+    assert_eq!(most, (0, 1), "{told:?}");
+}
+
+#[test]
 fn a_canary_that_waits_slows_a_run_down_until_it_does_not() {
     let run = Run::of("slow", 16);
     let target = &run.servers.target;
