@@ -1,7 +1,7 @@
 //! The course of a run: hours in which it may begin, limits that end it, terminals and
 //! machines that it loses, targets that do not answer or are loaded.
 
-use crate::bulk::{Run, assert_each_once, directory, documents, serves, shell};
+use crate::bulk::{Run, assert_each_once, directory, documents, most_at_once, serves, shell};
 use crate::clock;
 use crate::shared::kill;
 use crate::support::Pushed;
@@ -203,15 +203,7 @@ fn a_canary_whom_nobody_knows_is_told_and_one_is_moved_at_once() {
     let unknown: Vec<_> = told.iter().filter(|document| document["event"] == "unknown").collect();
     let reason = unknown[0]["reason"].as_str().unwrap();
     assert!(unknown.len() == 1 && reason.contains("the canary nobody"), "{unknown:?}");
-    let most = told.iter().fold((0_i32, 0), |(now, most), document| {
-        let now = match document["event"].as_str() {
-            Some("begun") => now + 1,
-            Some("ended") => now - 1,
-            _ => now,
-        };
-        (now, most.max(now))
-    });
-    assert_eq!(most, (0, 1), "{told:?}");
+    assert_eq!(most_at_once(&told), 1, "{told:?}");
 }
 
 #[test]
