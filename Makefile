@@ -52,7 +52,8 @@ power: lab
 bulk: lab
 	$(CARGO) build --release --bin mbcopy
 	MBCOPY_PROGRAM=target/release/mbcopy USERS=$(USERS) TARGET=$(TARGET) \
-		$(CARGO) test --workspace --features mbcopy/faults --test servers many_users -- --test-threads=1 --ignored --nocapture
+		$(CARGO) test --workspace --features mbcopy/faults --test servers many_users -- --test-threads=1 --ignored --nocapture; \
+		status=$$?; rm -rf "$${MBCOPY_LAB:-/var/tmp/mbcopy-lab}/snaps/many"; exit $$status
 
 bench: lab
 	$(CARGO) build --release --bin mbcopy

@@ -12,12 +12,15 @@ use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const USERS: usize = 100_000;
 
 /// Far more than is needed, far less than what grows with messages would take.
 const MOST_MEMORY: u64 = 400 << 20;
+
+/// Seconds, not minutes, also of a build that is not optimized on a machine with other work.
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// What a program printed, how it ended, and the most memory that it had, in bytes.
 #[allow(clippy::zombie_processes)] // wait4 does wait
@@ -37,8 +40,12 @@ fn measured(command: &mut Command) -> (String, ExitStatus, u64) {
 
 fn mbcopy(arguments: &[&str]) -> (String, u64) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mbcopy"));
+    let began = Instant::now();
     let (text, status, memory) = measured(command.args(arguments));
+    let took = began.elapsed();
     assert!(status.success(), "{arguments:?}: {status}: {text}");
+    assert!(took < LONGEST, "{arguments:?} took {took:?}");
+    println!("{:?}: {took:.1?}", &arguments[..arguments.len().min(5)]);
     assert!(memory < MOST_MEMORY, "{arguments:?} took {} MB", memory >> 20);
     (text, memory)
 }

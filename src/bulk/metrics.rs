@@ -9,10 +9,10 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// How long a client may take to ask.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a client may take to ask; others wait meanwhile.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Most of a request that is read, in bytes.
 const MAX_REQUEST: u64 = 8 << 10;
@@ -115,12 +115,14 @@ impl Server {
 }
 
 fn answer(mut stream: TcpStream, text: &str) -> io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
+    let began = Instant::now();
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut request = Vec::new();
     let mut buffer = [0; 1024];
     while !request.windows(4).any(|end| end == b"\r\n\r\n") && (request.len() as u64) < MAX_REQUEST
     {
+        let left = PATIENCE.checked_sub(began.elapsed()).filter(|left| !left.is_zero());
+        stream.set_read_timeout(Some(left.ok_or(io::ErrorKind::TimedOut)?))?;
         match stream.read(&mut buffer)? {
             0 => break,
             n => request.extend_from_slice(buffer.get(..n).unwrap_or_default()),
@@ -171,5 +173,13 @@ mod tests {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with(&text), "{answer}");
+
+        // One who asks a byte at a time keeps nobody out for long.
+        let mut slow = TcpStream::connect(server.address()).unwrap();
+        let began = Instant::now();
+        while slow.write_all(b"x").is_ok() && began.elapsed() < PATIENCE * 3 {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        assert!(began.elapsed() < PATIENCE * 2, "{:?}", began.elapsed());
     }
 }

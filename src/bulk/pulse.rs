@@ -1,17 +1,20 @@
 //! Feeling the pulse of the targets of a run: how loaded they are, and how long a
 //! client of theirs waits.
 
-use super::throttle::{Beat, Ceiling, allowed};
+use super::throttle::{Beat, Ceiling, allowed, fewer};
 use crate::push::peer::Peer;
 use crate::transport::{ConnectOptions, Destination, Session};
 use crate::wire::{printable, v1};
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use v1::{reply::Result as Answer, request::Op};
 
 /// How often.
 const EVERY: Duration = Duration::from_secs(3);
+
+/// How often is looked at an answer that is overdue.
+const OVERDUE_EVERY: Duration = Duration::from_secs(1);
 
 /// How long an answer is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -45,7 +48,7 @@ pub struct Pace {
 }
 
 /// Asks a target again and again, until nobody listens any more. One move is allowed
-/// before the first answer; while none comes, what was allowed is.
+/// before the first answer; fewer are while an answer is overdue, or where none comes.
 pub fn watch(target: Target, ceiling: Ceiling, jobs: usize) -> watch::Receiver<Pace> {
     let name = target.destination.host().to_owned();
     let (tell, told) =
@@ -53,8 +56,15 @@ pub fn watch(target: Target, ceiling: Ceiling, jobs: usize) -> watch::Receiver<P
     tokio::spawn(async move {
         let mut connection = None;
         while !tell.is_closed() {
-            let asked = tokio::time::timeout(PATIENCE, ask(&target, &mut connection)).await;
-            let beat = asked.unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}")));
+            let overdue = |waited: Duration| {
+                if ceiling.is_overdue(waited) {
+                    tell.send_modify(|pace| {
+                        pace.allowed = fewer(pace.allowed);
+                        pace.canary_ms = milliseconds(waited);
+                    });
+                }
+            };
+            let beat = answer(ask(&target, &mut connection), overdue).await;
             if beat.is_err() {
                 connection = None;
             }
@@ -62,15 +72,41 @@ pub fn watch(target: Target, ceiling: Ceiling, jobs: usize) -> watch::Receiver<P
                 Ok(beat) => {
                     pace.allowed = allowed(pace.allowed, jobs, &ceiling, &beat);
                     pace.load = beat.load;
-                    pace.canary_ms = beat.latency.unwrap_or_default().as_secs_f64() * 1000.0;
+                    pace.canary_ms = milliseconds(beat.latency.unwrap_or_default());
                     pace.trouble.clear();
                 }
-                Err(trouble) => pace.trouble = printable(&trouble),
+                Err(trouble) => {
+                    pace.allowed = fewer(pace.allowed);
+                    pace.trouble = printable(&trouble);
+                }
             });
             tokio::time::sleep(EVERY).await;
         }
     });
     told
+}
+
+/// Waits for an answer, and tells meanwhile how long that has lasted: a target that is
+/// slow enough would answer too late to hold anything back.
+async fn answer(
+    asked: impl Future<Output = Result<Beat, String>>,
+    waits: impl Fn(Duration),
+) -> Result<Beat, String> {
+    let began = Instant::now();
+    let mut asked = std::pin::pin!(asked);
+    loop {
+        match tokio::time::timeout(OVERDUE_EVERY, &mut asked).await {
+            Ok(beat) => return beat,
+            Err(_) if began.elapsed() >= PATIENCE => {
+                return Err(format!("no answer within {PATIENCE:?}"));
+            }
+            Err(_) => waits(began.elapsed()),
+        }
+    }
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
 }
 
 async fn ask(target: &Target, connection: &mut Option<(Session, Peer)>) -> Result<Beat, String> {

@@ -47,6 +47,8 @@ pub enum Event<'a> {
     TakenOver(u64),
     /// An attempt has ended.
     Ended(&'a Job, State, &'a Ended),
+    /// It is not known how a target fares, though it is watched; told when it changes.
+    Unknown(&'a Pace),
     /// Nothing begins now, and why; told when it changes.
     Waiting(Reason, Option<i64>),
     /// Some time has passed.
@@ -95,6 +97,7 @@ pub async fn run(
     let mut taken_over: Option<Instant> = None;
     let mut paces = Vec::new();
     let mut waiting = None;
+    let mut waits = None;
     let mut told_to_stop = false;
     loop {
         let asked = stop.load(Ordering::Relaxed);
@@ -117,7 +120,7 @@ pub async fn run(
                 n => watcher.event(Event::TakenOver(n)),
             }
         }
-        run.note_paces(&mut paces)?;
+        run.note_paces(&mut paces, watcher)?;
         match next(&run.situation(control)?, &options.limits) {
             Step::Start { unfinished_only } => {
                 if run.start(unfinished_only, watcher)? {
@@ -133,6 +136,11 @@ pub async fn run(
             }
             Step::End(_) if asked > 0 => return Ok(Finish::Interrupted),
             Step::End(end) => return Ok(Finish::Ended(end)),
+        }
+        let why = waiting.filter(|reason| *reason != Reason::Busy).map_or("", Reason::text);
+        if waits != Some(why) {
+            store.set_waits(why)?;
+            waits = Some(why);
         }
         tokio::select! {
             ended = run.attempts.join_next(), if !run.attempts.is_empty() => {
@@ -186,12 +194,22 @@ impl Run<'_> {
     }
 
     /// Writes down how the targets fare, where that has changed.
-    fn note_paces(&self, noted: &mut Vec<Pace>) -> Result<(), StoreError> {
+    fn note_paces(
+        &self,
+        noted: &mut Vec<Pace>,
+        watcher: &mut dyn Watcher,
+    ) -> Result<(), StoreError> {
         let now: Vec<Pace> = self.options.paces.iter().map(|pace| pace.borrow().clone()).collect();
-        if *noted != now {
-            self.store.set_paces(&now)?;
-            *noted = now;
+        if *noted == now {
+            return Ok(());
         }
+        self.store.set_paces(&now)?;
+        for (at, pace) in now.iter().enumerate().filter(|(_, pace)| !pace.trouble.is_empty()) {
+            if noted.get(at).is_none_or(|before| before.trouble != pace.trouble) {
+                watcher.event(Event::Unknown(pace));
+            }
+        }
+        *noted = now;
         Ok(())
     }
 

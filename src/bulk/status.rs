@@ -43,6 +43,8 @@ pub struct Status {
     pub end_unix_ms: Option<i64>,
     /// How the targets fare, where that is watched.
     pub paces: Vec<Pace>,
+    /// Why nothing begins just now, as each coordinator says that begins nothing.
+    pub waits: Vec<String>,
     /// What is under way.
     pub current: Vec<Current>,
     /// Who got into trouble last, or is to be tried again.
@@ -105,6 +107,7 @@ impl Status {
             bytes_per_second: bytes as f64 / seconds,
             end_unix_ms: end,
             paces: store.paces()?,
+            waits: store.waits()?,
             current: current.collect(),
             troubles: store.last_troubles(TROUBLES)?,
             states,

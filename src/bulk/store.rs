@@ -259,6 +259,9 @@ pub struct Added {
 /// The remark under which it is kept how the targets fare.
 const PACES: &str = "paces";
 
+/// The remark under which it is kept why nothing begins.
+const WAITS: &str = "waits";
+
 /// The reason of those that a cut-over leaves out.
 pub const NOT_COPIED: &str = "he was not copied before";
 
@@ -354,12 +357,39 @@ impl Store {
         self.set_own_remark(PACES, &serde_json::to_string(paces).unwrap_or_default())
     }
 
-    /// How the targets fare, as each coordinator has seen it.
+    /// How the targets fare, as each coordinator sees it.
     pub fn paces(&self) -> Result<Vec<Pace>> {
-        let query = "SELECT value FROM run WHERE key = ?1 OR key LIKE ?2 ORDER BY key";
-        let rows = self.all(query, &[PACES.into(), format!("{PACES} of %").as_str().into()])?;
-        let read = |row: Row| serde_json::from_str::<Vec<Pace>>(&row.text(0)).unwrap_or_default();
-        Ok(rows.into_iter().flat_map(read).collect())
+        let read = |text: String| serde_json::from_str::<Vec<Pace>>(&text).unwrap_or_default();
+        Ok(self.remarks_of_each(PACES)?.into_iter().flat_map(read).collect())
+    }
+
+    /// Notes why this machine begins nothing; empty: it does.
+    pub fn set_waits(&self, why: &str) -> Result<()> {
+        self.set_own_remark(WAITS, why)
+    }
+
+    /// Why coordinators begin nothing, each reason once.
+    pub fn waits(&self) -> Result<Vec<String>> {
+        let mut reasons = self.remarks_of_each(WAITS)?;
+        reasons.retain(|why| !why.is_empty());
+        reasons.sort();
+        reasons.dedup();
+        Ok(reasons)
+    }
+
+    /// The remarks of this kind of all coordinators that live.
+    fn remarks_of_each(&self, key: &str) -> Result<Vec<String>> {
+        if !self.shared {
+            let own = if self.is_coordinated_here() { self.remark(key)? } else { None };
+            return Ok(own.into_iter().collect());
+        }
+        let query = format!(
+            "SELECT r.value FROM run r JOIN coordinator c ON r.key = ?1 || c.id \
+             WHERE c.alive_until > {} ORDER BY r.key",
+            self.database.now()
+        );
+        let rows = self.all(&query, &[format!("{key} of ").as_str().into()])?;
+        Ok(rows.into_iter().map(|row| row.text(0)).collect())
     }
 
     /// Where those are to go with whom something is to be done still.

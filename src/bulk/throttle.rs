@@ -20,13 +20,18 @@ pub struct Beat {
     pub latency: Option<Duration>,
 }
 
-/// From this part of a ceiling on nothing more is begun than before.
+/// From this part of a ceiling on no more are under way than before.
 const NEAR: f64 = 0.8;
 
 impl Ceiling {
     /// Whether anything is to be watched.
     pub fn is_any(&self) -> bool {
         self.load.is_some() || self.latency.is_some()
+    }
+
+    /// Whether a client waits too long already, however long it will be.
+    pub fn is_overdue(&self, waited: Duration) -> bool {
+        self.latency.is_some_and(|most| waited > most)
     }
 
     /// The part of the ceiling that is reached, of the one that is nearest; 1: all of it.
@@ -43,11 +48,16 @@ impl Ceiling {
 /// twice as many well below it.
 pub fn allowed(allowed: usize, jobs: usize, ceiling: &Ceiling, beat: &Beat) -> usize {
     let next = match ceiling.reached(beat) {
-        reached if reached > 1.0 => allowed / 2,
+        reached if reached > 1.0 => fewer(allowed),
         reached if reached < NEAR => allowed.saturating_mul(2),
         _ => allowed,
     };
     next.clamp(1, jobs.max(1))
+}
+
+/// How many may be under way from now on, where a target is too slow or does not say.
+pub fn fewer(allowed: usize) -> usize {
+    (allowed / 2).max(1)
 }
 
 #[cfg(test)]
@@ -78,6 +88,10 @@ mod tests {
         let any = Ceiling::default();
         assert!(!any.is_any() && CEILING.is_any());
         assert_eq!(allowed(4, 8, &any, &beat(99.0, 9999)), 8);
+        assert_eq!([8, 3, 1, 0].map(fewer), [4, 1, 1, 1]);
+        let waits = |ms| Duration::from_millis(ms);
+        assert!(CEILING.is_overdue(waits(201)) && !CEILING.is_overdue(waits(200)));
+        assert!(!any.is_overdue(waits(9999)));
     }
 
     proptest! {

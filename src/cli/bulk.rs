@@ -2,6 +2,7 @@
 
 mod admin;
 mod plan;
+mod screen;
 mod sources;
 mod start;
 mod status;

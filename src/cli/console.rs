@@ -32,7 +32,8 @@ pub(super) struct Console {
     style: Style,
     bar: ProgressBar,
     syslog: Mutex<Syslog>,
-    last_progress: Mutex<Option<Instant>>,
+    /// When a program was told last how far the copy is, and what it was not told since.
+    progress: Mutex<(Option<Instant>, Option<Event>)>,
 }
 
 #[derive(Serialize)]
@@ -59,7 +60,7 @@ impl Console {
         if let Ok(drawn) = ProgressStyle::with_template(template) {
             bar.set_style(drawn);
         }
-        Self { style, bar, syslog: Mutex::new(Syslog::open()), last_progress: Mutex::new(None) }
+        Self { style, bar, syslog: Mutex::new(Syslog::open()), progress: Mutex::default() }
     }
 
     /// Prints the report and the last line.
@@ -158,14 +159,21 @@ fn counted(number: u64, one: &str, many: &str) -> String {
 }
 
 impl Console {
-    /// Whether progress may be told again; a program wants a line per second.
-    fn progress_is_due(&self) -> bool {
-        let mut last = self.last_progress.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = last.is_none_or(|at| at.elapsed() >= PROGRESS_EVERY);
-        if due {
-            *last = Some(Instant::now());
+    /// Tells a program: of progress once a second, and how far it was before anything else.
+    fn tell(&self, event: Event) {
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let (last, untold) = &mut *progress;
+        if !matches!(event, Event::Progress { .. }) {
+            if let Some(untold) = untold.take() {
+                self.json(&untold);
+            }
+        } else if last.is_some_and(|at| at.elapsed() < PROGRESS_EVERY) {
+            *untold = Some(event);
+            return;
+        } else {
+            (*last, *untold) = (Some(Instant::now()), None);
         }
-        due
+        self.json(&event);
     }
 }
 
@@ -178,9 +186,7 @@ impl Monitor for Console {
             syslog.info(&format!("phase={}", phase.word()));
         }
         if self.style == Style::Json {
-            if !matches!(event, Event::Progress { .. }) || self.progress_is_due() {
-                self.json(&event);
-            }
+            self.tell(event);
             return;
         }
         match event {

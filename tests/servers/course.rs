@@ -1,12 +1,15 @@
 //! The course of a run: hours in which it may begin, limits that end it, terminals and
 //! machines that it loses, targets that do not answer or are loaded.
 
-use crate::bulk::{Run, assert_each_once, directory, documents, serves, shell};
+use crate::bulk::{Run, assert_each_once, directory, documents, most_at_once, serves, shell};
 use crate::clock;
 use crate::shared::kill;
 use crate::support::Pushed;
 use lab::host::Host;
+use lab::seed::Seed;
+use rustix::fs::{FlockOperation, fcntl_lock};
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::time::{Duration, Instant};
 
@@ -36,7 +39,8 @@ fn they_are_cut_over_while_the_window_is_open_and_the_largest_first() {
     let window = ["--cutover-only", "--window=22:00-05:00", "--order=largest"];
     let slowly = ["--jobs=1", "--json", "--route-command=sleep 1"];
     let running = run.spawn(&[&window[..], &slowly].concat());
-    run.until("it does not begin", |status| status["coordinated"] == true);
+    let waits = serde_json::json!(["waiting for the window to open"]);
+    run.until("it does not say why it waits", |status| status["waits"] == waits);
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(ended(&run.until("", |_| true)), 0, "the window is not open yet");
     it_is(source, 1, 22, 0);
@@ -182,4 +186,65 @@ fn the_load_average_of_the_target_holds_a_run_back() {
         .collect();
     assert_eq!(events, ["begun", "ended"].repeat(4), "more than one at once");
     run.users.iter().for_each(|user| run.assert_moved(user));
+}
+
+#[test]
+fn a_canary_whom_nobody_knows_is_told_and_one_is_moved_at_once() {
+    let run = Run::of("mute", 3);
+    let watched = ["--jobs=3", "--json", "--canary=nobody", "--max-latency=10s"];
+    let running = run.spawn(&[&watched[..], &["--route-command=sleep 1"]].concat());
+    let told = |status: &serde_json::Value| {
+        let trouble = status["paces"][0]["trouble"].as_str();
+        trouble.is_some_and(|trouble| trouble.contains("nobody"))
+    };
+    let shown = run.until("it is not shown", told);
+    assert_eq!(shown["paces"][0]["allowed"], 1, "{shown}");
+    let told = documents(&Pushed::from(running.wait_with_output().unwrap()).expect(0));
+    let unknown: Vec<_> = told.iter().filter(|document| document["event"] == "unknown").collect();
+    let reason = unknown[0]["reason"].as_str().unwrap();
+    assert!(unknown.len() == 1 && reason.contains("the canary nobody"), "{unknown:?}");
+    assert_eq!(most_at_once(&told), 1, "{told:?}");
+}
+
+#[test]
+fn a_canary_that_waits_slows_a_run_down_until_it_does_not() {
+    let run = Run::of("slow", 16);
+    let target = &run.servers.target;
+    target.add_users(&["canary"]).unwrap();
+    Seed::new(target, "canary").small().unwrap();
+    let watched = ["--jobs=2", "--json", "--canary=canary", "--max-latency=1s"];
+    let running = run.spawn(&[&watched[..], &["--route-command=sleep 2"]].concat());
+    let at_once = |status: &serde_json::Value| {
+        let current = status["current"].as_array().map_or(0, Vec::len);
+        (status["paces"][0]["allowed"].as_u64().unwrap_or(0), current)
+    };
+    run.until("it does not use what it may", |status| at_once(status) == (2, 2));
+
+    // Somebody has the canary's INBOX locked: whoever looks at it waits, and gets no answer.
+    let index = format!("{}/cyrus.index", directory(target, "user.canary"));
+    let index = target.root().unwrap().join(index.trim_start_matches('/'));
+    let locked = || {
+        let index = File::options().read(true).write(true).open(&index).unwrap();
+        fcntl_lock(&index, FlockOperation::LockExclusive).unwrap();
+        index
+    };
+    let waits =
+        |status: &serde_json::Value| status["paces"][0]["canary_ms"].as_f64() > Some(1000.0);
+    let lock = locked();
+    let slow = run.until("it is not slowed down", |status| at_once(status) == (1, 1));
+    assert!(waits(&slow), "{slow}");
+    let goes_on = run.until("it stands still", |status| ended(status) > ended(&slow));
+    assert!(at_once(&goes_on).1 <= 1, "{goes_on}");
+    drop(lock);
+    let fast = run.until("it does not speed up again", |status| at_once(status) == (2, 2));
+    assert!(!waits(&fast), "{fast}");
+
+    // A run that is over does not wait for an answer.
+    let _lock = locked();
+    run.until("it is not asked again", waits);
+    run.bulk(&["drain"]).expect(0);
+    let began = Instant::now();
+    let drained = Pushed::from(running.wait_with_output().unwrap());
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    drained.expect(5).says(&["the target is loaded", "drained"]);
 }

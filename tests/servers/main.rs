@@ -39,6 +39,7 @@ mod search;
 mod shared;
 mod stragglers;
 mod support;
+mod told;
 mod verify;
 mod versions;
 mod ways;

@@ -1,6 +1,7 @@
 //! What a store does, whatever keeps it: each case with a run of its own.
 
 use super::{LONG, RETRIES, ended, home};
+use mbcopy::bulk::pulse::Pace;
 use mbcopy::bulk::resolve::Planned;
 use mbcopy::bulk::schedule::Control;
 use mbcopy::bulk::state::{Outcome, State, Task};
@@ -58,10 +59,17 @@ fn state_of(store: &Store, name: &str) -> State {
 }
 
 fn each_user_is_claimed_once_in_order(place: &Place) {
-    let (store, _right) = run(place, &["a", "b", "c"]);
-    store.order(Order::Largest).unwrap();
-    let order: Vec<_> = (0..3).map(|_| next(&store).mailbox).collect();
-    assert_eq!(order, ["user.c", "user.b", "user.a"]);
+    let in_order = |order| {
+        let (store, right) = run(place, &["a", "b", "c"]);
+        store.add(&[planned("a", 250)], Mode::Move, true).unwrap();
+        store.order(order).unwrap();
+        let taken: Vec<_> = (0..3).map(|_| next(&store).mailbox).collect();
+        (store, right, taken)
+    };
+    assert_eq!(in_order(Order::Listed).2, ["user.a", "user.b", "user.c"]);
+    assert_eq!(in_order(Order::Smallest).2, ["user.b", "user.a", "user.c"]);
+    let (store, _right, taken) = in_order(Order::Largest);
+    assert_eq!(taken, ["user.c", "user.a", "user.b"]);
     assert_eq!(store.claim(1_000_000, false).unwrap(), None);
     // After a crash they are known to be under way.
     let again = place.open(store.name()).unwrap();
@@ -199,8 +207,13 @@ fn one_coordinates_and_the_others_are_told(place: &Place) {
     assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
     other.set_control(Control::Paused).unwrap();
     assert_eq!(store.control().unwrap(), Control::Paused);
+    store.set_waits("paused").unwrap();
+    store.set_paces(&[Pace { target: "bw2".into(), ..Pace::default() }]).unwrap();
+    assert_eq!((other.waits().unwrap().len(), other.paces().unwrap().len()), (1, 1));
     store.leave(right).unwrap();
     assert!(!store.is_coordinated().unwrap());
+    let said = (other.waits().unwrap(), other.paces().unwrap());
+    assert_eq!(said, (vec![], vec![]), "what one said who is gone is nothing");
     other.coordinate().unwrap();
     assert!(place.runs().unwrap().iter().any(|run| run == store.name()));
 }

@@ -12,7 +12,7 @@ use super::{Result, Store, StoreError};
 use crate::moves::journal::now_ms;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The right to start moves of a run on this machine; a kernel lock that ends with
 /// the process, and what keeps the lease.
@@ -34,6 +34,10 @@ pub struct Served {
 
 /// How many times within a lease is said that we live.
 const SAID_WITHIN_LEASE: u32 = 4;
+
+/// How long a coordinator waits for those who only look whether there is one: they hold
+/// its lock for a moment.
+const A_LOOK: Duration = Duration::from_millis(200);
 
 /// Why a user is taken up again.
 const GONE: &str = "the coordinator that had him is gone";
@@ -87,7 +91,13 @@ impl Store {
         let options =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).clone();
         let mut file = options.open(&path).map_err(io("open"))?;
-        if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+        let began = Instant::now();
+        let exclusive = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+        while rustix::fs::flock(&file, exclusive).is_err() {
+            if began.elapsed() < A_LOOK {
+                std::thread::sleep(A_LOOK / 20);
+                continue;
+            }
             let mut holder = String::new();
             let _ = file.take(200).read_to_string(&mut holder);
             let holder = crate::wire::printable(holder.trim());

@@ -6,7 +6,7 @@ use super::{Done, Failure, How, NOT_FINISHED, StartArgs, Whom, name_of};
 use crate::bulk::attempt::Launcher;
 use crate::bulk::pulse::{self, Pace};
 use crate::bulk::resolve::Planned;
-use crate::bulk::run::{self, Event, Finish, Options, Stop, Watcher};
+use crate::bulk::run::{self, Finish, Options, Stop};
 use crate::bulk::schedule::{Control, End, Limits};
 use crate::bulk::sharing;
 use crate::bulk::state::{Retries, State, Task};
@@ -179,7 +179,6 @@ fn go(started: &Started, store: Store, right: Coordinator, mut teller: Teller) -
         store.leave(right)?;
     }
     let status = Status::of(&store, now_ms())?;
-    teller.event(Event::Tick);
     teller.metrics_now(&status);
     if finish != Finish::Abandoned && status.ended == status.users {
         in_runtime(end_sharing(how, &store, &teller))??;

@@ -1,13 +1,13 @@
 //! `mbcopy bulk status` and `report`: what is known of a run.
 
+use super::screen::Screen;
 use super::{Done, Failure, Of};
-use crate::bulk::pulse::Pace;
 use crate::bulk::report;
-use crate::bulk::status::{Current, Status};
+use crate::bulk::status::Status;
+use crate::bulk::store::Store;
 use crate::moves::journal::now_ms;
 use clap::{Args, ValueEnum};
-use indicatif::{HumanBytes, HumanCount, HumanDuration};
-use std::fmt::Write as _;
+use console::Term;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
@@ -65,15 +65,30 @@ pub(super) fn status(args: StatusArgs) -> Done {
         }
     }
     let store = args.of.open()?;
+    if args.watch {
+        return watch(&store, args.json);
+    }
+    show(&Status::of(&store, now_ms())?, args.json, false);
+    Ok(0)
+}
+
+/// Shows it again and again, until the run is over, also where its store is away meanwhile.
+fn watch(store: &Store, json: bool) -> Done {
+    let terminal = Term::stdout();
     loop {
-        let status = Status::of(&store, now_ms())?;
-        if args.watch && !args.json {
-            // Home, and clear what is below.
-            print!("\x1b[H\x1b[2J");
-        }
-        show(&status, args.json, false);
-        if !args.watch || status.ended == status.users && !status.coordinated {
-            return Ok(0);
+        match Status::of(store, now_ms()) {
+            Ok(status) => {
+                if json {
+                    show(&status, true, false);
+                } else {
+                    Screen::of(&status).draw(&terminal).map_err(Failure::failed)?;
+                }
+                if status.ended == status.users && !status.coordinated {
+                    return Ok(0);
+                }
+            }
+            Err(error) if error.is_passing() => eprintln!("{error}"),
+            Err(error) => return Err(error.into()),
         }
         std::thread::sleep(DRAWN_EVERY);
     }
@@ -83,87 +98,9 @@ fn show(status: &Status, json: bool, short: bool) {
     let text = match (json, short) {
         (true, _) => serde_json::to_string(status).unwrap_or_default(),
         (_, true) => status.line(),
-        _ => screen(status),
+        _ => Screen::of(status).text(),
     };
     let _ = writeln!(std::io::stdout(), "{text}");
-}
-
-fn screen(status: &Status) -> String {
-    let mut text = String::new();
-    let doing = match (status.coordinated, status.control) {
-        (true, "go") => "at work".to_owned(),
-        (true, control) => control.to_owned(),
-        (false, "paused") => "paused; nobody is at work on it".to_owned(),
-        (false, _) if status.ended == status.users => "over".to_owned(),
-        (false, _) => "nobody is at work on it; `mbcopy bulk resume` goes on".to_owned(),
-    };
-    let _ = writeln!(text, "{} ({}): {doing}", status.run, status.mode);
-    for count in &status.states {
-        let _ = writeln!(
-            text,
-            "  {:<18} {:>9} users {:>13} messages {:>12}",
-            count.state.word(),
-            HumanCount(count.users).to_string(),
-            HumanCount(count.messages).to_string(),
-            HumanBytes(count.bytes).to_string()
-        );
-    }
-    let _ =
-        write!(text, "{} of {} users ended", HumanCount(status.ended), HumanCount(status.users));
-    if status.users_per_hour > 0.0 {
-        let _ = write!(
-            text,
-            "; lately {:.0} an hour, {}/s",
-            status.users_per_hour,
-            HumanBytes(status.bytes_per_second as u64)
-        );
-    }
-    if let Some(end) = status.end_unix_ms {
-        let left = Duration::from_millis((end - status.at_unix_ms).max(0) as u64);
-        let _ = write!(text, "; about {} left", HumanDuration(left));
-    }
-    text.push('\n');
-    for pace in &status.paces {
-        let _ = writeln!(text, "  {}", pace_line(pace));
-    }
-    for current in &status.current {
-        let _ = writeln!(text, "  {}", line(current));
-    }
-    if !status.troubles.is_empty() {
-        let _ = writeln!(text, "last troubles:");
-    }
-    for user in &status.troubles {
-        let _ = writeln!(text, "  {} ({}): {}", user.mailbox, user.state.word(), user.reason);
-    }
-    text.truncate(text.trim_end().len());
-    text
-}
-
-fn pace_line(pace: &Pace) -> String {
-    let canary = match pace.canary_ms {
-        0.0 => String::new(),
-        ms => format!(", a client waits {ms:.0} ms"),
-    };
-    let known = match pace.trouble.as_str() {
-        "" => format!("load {:.2} for each processor{canary}", pace.load),
-        trouble => format!("not known: {trouble}"),
-    };
-    format!("{}: {known}; {} moves at once", pace.target, pace.allowed)
-}
-
-fn line(current: &Current) -> String {
-    let progress = &current.progress;
-    let part = match progress.bytes_in_all {
-        0 => String::new(),
-        all => format!(
-            "{:>3}% of {}",
-            (progress.bytes.saturating_mul(100) / all).min(100),
-            HumanBytes(all)
-        ),
-    };
-    let phase = if progress.phase.is_empty() { "starting" } else { &progress.phase };
-    let since = HumanDuration(Duration::from_millis(current.since_ms as u64));
-    format!("{} to {}: {phase} {part} since {since}", current.mailbox, current.destination)
 }
 
 pub(super) fn report(args: ReportArgs) -> Done {

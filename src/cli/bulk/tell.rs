@@ -151,6 +151,12 @@ impl Watcher for Teller {
                     ));
                 }
             }
+            Event::Unknown(pace) => {
+                self.document(json!({
+                    "event": "unknown", "target": pace.target, "reason": pace.trouble,
+                }));
+                self.say(&format!("{}: not known how it fares: {}", pace.target, pace.trouble));
+            }
             Event::Waiting(reason, _) => {
                 self.document(json!({ "event": "waiting", "reason": reason.text() }));
                 if reason != Reason::Busy {
