@@ -8,7 +8,6 @@ pub mod imapd;
 pub mod indexlock;
 pub mod ofd;
 pub mod offline;
-pub mod priority;
 pub mod sqlite;
 pub mod tools;
 pub mod userlock;

@@ -4,7 +4,6 @@
 use super::stage::{StagedDirectory, Trace};
 use crate::agent::{LinkError, Sender};
 use crate::fault::{self, Point};
-use crate::host::priority;
 use crate::wire::blocks::{Blocks, Hashing, Patching};
 use crate::wire::bulk::{Chunk, ChunkError};
 use crate::wire::pool::Pool;
@@ -144,9 +143,8 @@ pub struct Writers {
 }
 
 impl Writers {
-    /// Starts the writers; the frames they have used go to the pool. `gently` lets other users
-    /// of the server go first.
-    pub fn start(expected: &Arc<dyn Expected>, pool: &Pool, gently: bool) -> io::Result<Self> {
+    /// Starts the writers; the frames they have used go to the pool.
+    pub fn start(expected: &Arc<dyn Expected>, pool: &Pool) -> io::Result<Self> {
         let mut queues = Vec::new();
         let mut threads = Vec::new();
         for n in 0..WRITERS {
@@ -158,14 +156,11 @@ impl Writers {
                 pool: pool.clone(),
             };
             queues.push(queue);
-            threads.push(std::thread::Builder::new().name(format!("writer-{n}")).spawn(
-                move || {
-                    if gently {
-                        priority::yield_to_others();
-                    }
-                    writer.run(&frames)
-                },
-            )?);
+            threads.push(
+                std::thread::Builder::new()
+                    .name(format!("writer-{n}"))
+                    .spawn(move || writer.run(&frames))?,
+            );
         }
         Ok(Self { queues, threads, turn: AtomicUsize::new(0) })
     }
@@ -601,7 +596,7 @@ mod tests {
     fn receive(dir: &Path, chunks: &[Chunk]) -> Result<Received, ReceiveError> {
         let directory = StagedDirectory::make(dir, Path::new("box")).unwrap();
         let expected: Arc<dyn Expected> = Arc::new(Asked(Arc::new(directory)));
-        let writers = Writers::start(&expected, &Pool::default(), false).unwrap();
+        let writers = Writers::start(&expected, &Pool::default()).unwrap();
         for chunk in chunks {
             let mut frame = BytesMut::new();
             chunk.encode(&mut frame);
@@ -687,7 +682,7 @@ mod tests {
         let name =
             |uid, first, size| Chunk { same: Some((1, first)), size, ..chunk((1, 1, uid), b"") };
         let take = |chunks: &[Chunk]| {
-            let writers = Writers::start(&expected, &Pool::default(), false).unwrap();
+            let writers = Writers::start(&expected, &Pool::default()).unwrap();
             for chunk in chunks {
                 let mut frame = BytesMut::new();
                 chunk.encode(&mut frame);
@@ -757,7 +752,7 @@ mod tests {
         change(dir.path(), &mut pieces);
         let directory = Arc::new(StagedDirectory::make(dir.path(), Path::new("box")).unwrap());
         let expected: Arc<dyn Expected> = Arc::new(AskedPatch(directory, held));
-        let writers = Writers::start(&expected, &Pool::default(), false).unwrap();
+        let writers = Writers::start(&expected, &Pool::default()).unwrap();
         for chunk in pieces {
             let mut frame = BytesMut::new();
             chunk.encode(&mut frame);
