@@ -523,7 +523,11 @@ pub(super) async fn agent_there(
 ) -> Result<Peer, Box<dyn std::error::Error>> {
     let words = [program, "agent", "--role", role_name(role), "--config", config];
     let process = session.exec(&words).await?;
-    let lanes = Lanes::on(session, &[program, "agent", "--lane"]);
+    // Only a target gets bulk data.
+    let lanes = match role {
+        v1::Role::Target => Lanes::on(session, &[program, "agent", "--lane"]),
+        _ => Lanes::default(),
+    };
     let mut peer = Peer::greet(session.at(), role, process.into()).await?;
     peer.lanes = lanes;
     Ok(peer)

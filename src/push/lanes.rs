@@ -1,10 +1,10 @@
 //! Further channels to the target, where the way is so long that one, of which sshd lets
 //! 2 MiB be under way, would not fill it.
 
-use super::peer::Streams;
+use super::peer::{self, Streams};
 use super::window::CHANNEL;
 use crate::transport::{Session, TransportError};
-use crate::wire::frame::{FrameHeader, Kind, MAX_NOISE, OPENING};
+use crate::wire::frame::{Kind, MAX_NOISE, OPENING};
 use crate::wire::{LANE_OPENING, bulk::Chunk};
 use bytes::Bytes;
 use std::time::Duration;
@@ -126,9 +126,7 @@ impl Lanes {
     /// Sends a payload on a lane; whether it still takes any.
     pub async fn send(&self, at: usize, payload: Bytes) -> bool {
         let Some(queue) = self.queue(at) else { return false };
-        let header = FrameHeader { kind: Kind::Data, request: 0, length: payload.len() };
-        let header = queue.send(Bytes::copy_from_slice(&header.encode())).await;
-        header.is_ok() && (payload.is_empty() || queue.send(payload).await.is_ok())
+        peer::write(queue, Kind::Data, 0, payload).await
     }
 
     /// Ends what was sent, on all lanes that took part; whether they took it.

@@ -81,6 +81,20 @@ pub struct Streams {
     pub memory: Option<Memory>,
 }
 
+const CLOSED: &str = "it closed its input";
+
+/// Writes a frame whose payload is there already; whether somebody still takes it.
+pub(super) async fn write(
+    queue: &mpsc::Sender<Bytes>,
+    kind: Kind,
+    request: u32,
+    payload: Bytes,
+) -> bool {
+    let header = FrameHeader { kind, request, length: payload.len() };
+    let header = queue.send(Bytes::copy_from_slice(&header.encode())).await;
+    header.is_ok() && (payload.is_empty() || queue.send(payload).await.is_ok())
+}
+
 /// Tells the end of what an agent wrote to its standard error.
 pub type Stderr = Box<dyn Fn() -> String + Send + Sync>;
 
@@ -205,9 +219,10 @@ impl Peer {
 
     /// Streams a frame of another peer's after a request of this one.
     pub async fn relay(&mut self, kind: Kind, payload: Bytes) -> Result<(), PeerError> {
-        let header = FrameHeader { kind, request: self.request, length: payload.len() };
-        self.put(Bytes::copy_from_slice(&header.encode())).await?;
-        if payload.is_empty() { Ok(()) } else { self.put(payload).await }
+        match write(&self.write, kind, self.request, payload).await {
+            true => Ok(()),
+            false => Err(self.lost(&CLOSED)),
+        }
     }
 
     /// Streams bulk data after a request of this one, on the channel that has most room.
@@ -302,7 +317,7 @@ impl Peer {
     async fn put(&mut self, bytes: Bytes) -> Result<(), PeerError> {
         match self.write.send(bytes).await {
             Ok(()) => Ok(()),
-            Err(_) => Err(self.lost(&"it closed its input")),
+            Err(_) => Err(self.lost(&CLOSED)),
         }
     }
 

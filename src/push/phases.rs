@@ -27,6 +27,10 @@ const POSTPONED_ROUND: Duration = Duration::from_secs(60);
 /// How often the file of a postponed move is looked for.
 const POSTPONED_LOOK: Duration = Duration::from_millis(500);
 
+fn is_nothing(wants: &v1::Wants) -> bool {
+    wants.wants.is_empty() && wants.user_files.is_empty()
+}
+
 /// The request for a source's plan.
 fn plan_of(options: &Options, move_id: String, adopt: bool) -> Op {
     Op::PlanSource(v1::PlanSource {
@@ -348,7 +352,7 @@ impl Push<'_> {
             self.report.rounds += 1;
             let began = Instant::now();
             let wants = self.compare(false).await?;
-            let nothing = wants.wants.is_empty() && wants.user_files.is_empty();
+            let nothing = is_nothing(&wants);
             self.monitor.event(monitor::Event::Round {
                 number: self.report.rounds,
                 messages: wants.messages,
@@ -415,8 +419,7 @@ impl Push<'_> {
         if !sabotaged(Sabotage::PublishBeforeCompare) {
             let wants = self.compare(true).await?;
             // Whoever is frozen does not wait for nothing to be sent.
-            let nothing = wants.wants.is_empty() && wants.user_files.is_empty();
-            if !nothing && self.send(wants, false).await? > 0 {
+            if !is_nothing(&wants) && self.send(wants, false).await? > 0 {
                 let whole = self.compare(true).await?;
                 self.send(whole, false).await?;
             }

@@ -160,9 +160,8 @@ impl Handler for Target {
             Op::TakeShared(take) => session.take_shared(host, &take).map(Answer::Wants),
             Op::Store(store) => {
                 let lanes = match &self.lanes {
-                    _ if store.lanes.is_empty() => Some(Vec::new()),
                     Some(lanes) => lanes.take(&store.lanes),
-                    None => None,
+                    None => store.lanes.is_empty().then(Vec::new),
                 };
                 let unknown = || agent::protocol("a channel for bulk data that is not there");
                 let mut taken = lanes.ok_or_else(unknown)?;

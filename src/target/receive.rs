@@ -10,7 +10,7 @@ use crate::wire::pool::Pool;
 use crate::wire::v1;
 use bytes::Bytes;
 use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -206,15 +206,16 @@ impl Received {
     /// Gives those messages their other names that have come, verified; how many have not
     /// got theirs, and have to come by themselves.
     pub fn link(&mut self, expected: &dyn Expected) -> u64 {
-        let came: BTreeSet<(u32, u32)> = match self.same.is_empty() {
-            true => BTreeSet::new(),
-            false => {
-                self.messages.iter().flat_map(|(m, uids)| uids.iter().map(|u| (*m, *u))).collect()
-            }
+        let same = std::mem::take(&mut self.same);
+        if !same.is_empty() {
+            self.messages.values_mut().for_each(|uids| uids.sort_unstable());
+        }
+        let came = |(mailbox, uid): (u32, u32)| {
+            self.messages.get(&mailbox).is_some_and(|uids| uids.binary_search(&uid).is_ok())
         };
-        let mut left = 0;
-        for (key, first) in std::mem::take(&mut self.same) {
-            let from = expected.item((first.0, key.1, first.1)).filter(|_| came.contains(&first));
+        let (mut named, mut left) = (Vec::new(), 0);
+        for (key, first) in same {
+            let from = expected.item((first.0, key.1, first.1)).filter(|_| came(first));
             let to = expected.item(key);
             let linked =
                 from.zip(to).filter(|(from, to)| from.size == to.size).map(|(from, to)| {
@@ -223,9 +224,12 @@ impl Received {
                 });
             // Two partitions here may be one on the source.
             match linked {
-                Some(Ok(())) => self.messages.entry(key.0).or_default().push(key.2),
+                Some(Ok(())) => named.push((key.0, key.2)),
                 _ => left += 1,
             }
+        }
+        for (mailbox, uid) in named {
+            self.messages.entry(mailbox).or_default().push(uid);
         }
         left
     }
