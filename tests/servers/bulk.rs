@@ -284,10 +284,11 @@ fn the_targets_load_makes_it_do_less_at_once() {
     // No login is as quick as that, whatever the load is.
     let slow = ["--canary=canary", "--max-latency=1ms", "--route-command=sleep 0.5"];
     let told = ["--jobs=4", "--json", "--metrics-file=/tmp/mbcopy.prom"];
-    let running = run.spawn(&[&told[..], &slow].concat());
+    // Nobody is switched over, and the run does not end, before it was seen.
+    shell(&run.servers.source, "touch /tmp/not-yet");
+    let running = run.spawn(&[&told[..], &slow, &["--postpone-file=/tmp/not-yet"]].concat());
     let began = Instant::now();
     loop {
-        assert!(began.elapsed() < Duration::from_secs(60), "the target's pulse is not shown");
         let said = run.bulk(&["status"]);
         let told = shell(&run.servers.source, "cat /tmp/mbcopy.prom 2>/dev/null || true");
         let shown = said.stdout.contains("a client waits") && said.stdout.contains("; 1 at once");
@@ -298,8 +299,10 @@ fn the_targets_load_makes_it_do_less_at_once() {
         if shown && measured && told.contains("mbcopy_bulk_moves_allowed{") {
             break;
         }
+        assert!(began.elapsed() < Duration::from_secs(60), "no pulse in {}{told}", said.stdout);
         std::thread::sleep(Duration::from_millis(300));
     }
+    shell(&run.servers.source, "rm /tmp/not-yet");
     let ended = Pushed::from(running.wait_with_output().unwrap()).expect(0);
     assert_eq!(most_at_once(&documents(&ended)), 1);
     ended.says(&["the target is loaded"]);
