@@ -6,6 +6,7 @@ pub mod durable;
 pub mod imap;
 pub mod imapd;
 pub mod indexlock;
+pub mod installed;
 pub mod ofd;
 pub mod offline;
 pub mod sqlite;
@@ -165,7 +166,7 @@ impl Host {
         }
     }
 
-    /// The version of Cyrus's installed programs, as `3.6.1`; asked for once.
+    /// The version of Cyrus's installed programs, as `3.6.1`.
     pub fn cyrus_version(&self) -> Option<String> {
         self.version.get_or_init(|| self.ask_version()).clone()
     }
@@ -174,13 +175,8 @@ impl Host {
         if self.offline.is_some() {
             return None;
         }
-        let limit = Duration::from_secs(10);
-        let output =
-            self.tools.run(&self.conf, "cyr_info", &["version"], Vec::new(), limit).ok()?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let is_version = |w: &&str| w.starts_with(|c: char| c.is_ascii_digit());
-        let version = text.split_whitespace().find(is_version)?;
-        Some(version.split(['-', '+']).next().unwrap_or(version).to_owned())
+        let state = self.state_directory().ok().map(|directory| directory.join("mbcopy"));
+        installed::version(&self.tools, &self.conf, state.as_deref())
     }
 
     /// The same on two servers only if they are one: the same configdirectory
