@@ -133,9 +133,29 @@ impl UserLock {
         self
     }
 
+    /// The files that are locked.
+    pub fn files(&self) -> &[File] {
+        &self.files
+    }
+
     /// When somebody may have begun to wait for it.
     pub fn since(&self) -> Instant {
         self.since
+    }
+}
+
+/// Whether the programs that are started from now on hold these locks, too. One that
+/// changes records may outlive this process: whoever waits must not find the records as
+/// they were, and go on where nobody looks any more. No program may inherit a lock that it
+/// takes itself: it would wait for ever.
+pub fn hand_down<'a>(locks: impl IntoIterator<Item = &'a File>, inherited: bool) {
+    let flags = match inherited {
+        true => rustix::io::FdFlags::empty(),
+        false => rustix::io::FdFlags::CLOEXEC,
+    };
+    for lock in locks {
+        // Fails for no file that is open.
+        let _ = rustix::io::fcntl_setfd(lock, flags);
     }
 }
 

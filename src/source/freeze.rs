@@ -5,7 +5,7 @@ use super::locks::Locks;
 use crate::cyrus::name::MailboxName;
 use crate::host::Host;
 use crate::host::imapd::Instance;
-use crate::host::userlock::{LockError, UserLock};
+use crate::host::userlock::{LockError, UserLock, hand_down};
 use crate::host::waiters;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -47,7 +47,7 @@ struct State {
 /// The locks that make a freeze.
 #[derive(Debug)]
 struct Held {
-    _user: UserLock,
+    user: UserLock,
     /// The user's own databases, which his lock does not protect.
     files: Vec<File>,
 }
@@ -66,7 +66,7 @@ impl Freeze {
     /// value is dropped, thawed, or `limit` is over.
     pub fn hold(user: UserLock, limit: Duration) -> Result<Self, LockError> {
         let since = user.since();
-        let locks = Some(Held { _user: user, files: Vec::new() });
+        let locks = Some(Held { user, files: Vec::new() });
         let state = State { locks, end: since + limit, pinned: false, by_limit: false };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let watched = Arc::clone(&shared);
@@ -99,12 +99,16 @@ impl Freeze {
         state.locks.is_some()
     }
 
-    /// Keeps the limit from ending it while `step` is done, which must not stop
-    /// half way; `None` when the limit has ended it already.
+    /// Keeps the limit from ending it while `step` is done, which must not stop half way;
+    /// `None` when the limit has ended it already. A program that `step` has started holds
+    /// it to its own end, even if this process is killed before.
     pub fn pinned<T>(&self, step: impl FnOnce() -> T) -> Option<T> {
         let pin = |on: bool| {
             let mut state = self.shared.state();
             state.pinned = on && state.locks.is_some();
+            if let Some(locks) = &state.locks {
+                hand_down(locks.user.files().iter().chain(&locks.files), on);
+            }
             state.pinned
         };
         let done = pin(true).then(step);

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::agent;
 use crate::cyrus::name::MailboxName;
-use crate::host::userlock::UserLock;
+use crate::host::userlock::{UserLock, hand_down};
 use crate::moves::journal::{Entry, Hold, now_ms, state};
 use crate::moves::verdict::{has_user, route_is_changed};
 use crate::moves::{Journal, MoveId, sealed};
@@ -294,10 +294,19 @@ impl Target {
         entry.state = match absent {
             false => state::PUBLISHED.into(),
             true => {
-                let _lock = self.lock_of(entry)?;
-                publication.undo(&self.host, false).map_err(failed)?;
-                publication.stop_deferring(&self.host).map_err(failed)?;
-                state::PREPARED.into()
+                let lock = self.lock_of(entry)?;
+                let live = !publication.directories_first
+                    && matches!(publication.standing(&self.host), Ok(Standing::Committed));
+                let top = top_of(entry)?;
+                if live && publication.changed_since(&self.host, &top).map_err(failed)?.is_some() {
+                    // Clients came before anything was taken back.
+                    state::PUBLISHED.into()
+                } else {
+                    hand_down(lock.files(), true);
+                    publication.undo(&self.host, false).map_err(failed)?;
+                    publication.stop_deferring(&self.host).map_err(failed)?;
+                    state::PREPARED.into()
+                }
             }
         };
         Ok(())
@@ -305,9 +314,12 @@ impl Target {
 
     /// Takes this server's lock on the user of a move.
     pub(super) fn lock_of(&self, entry: &Entry) -> Result<UserLock, v1::Failure> {
-        let top = MailboxName::from_internal(&entry.name);
-        lock(&self.host, &top.map_err(|e| agent::protocol(e.to_string()))?)
+        lock(&self.host, &top_of(entry)?)
     }
+}
+
+fn top_of(entry: &Entry) -> Result<MailboxName, v1::Failure> {
+    MailboxName::from_internal(&entry.name).map_err(|e| agent::protocol(e.to_string()))
 }
 
 /// What is not as it was after mailboxes were taken away and put back.

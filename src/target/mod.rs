@@ -37,7 +37,7 @@ use crate::cyrus::mboxlist::MailboxList;
 use crate::cyrus::name::{MailboxName, PartitionName, UniqueId};
 use crate::cyrus::release::Release;
 use crate::fault::{self, Point, Sabotage, sabotaged};
-use crate::host::userlock::UserLock;
+use crate::host::userlock::{UserLock, hand_down};
 use crate::host::{Host, indexlock};
 use crate::moves::journal::{Entry, Hold, JournalError, now_ms, state};
 use crate::moves::verdict::has_user;
@@ -343,6 +343,7 @@ impl Session {
         // The route may have led here until a moment ago.
         let defer = [state::ROUTING, state::ROUTED].contains(&self.entry.state.as_str());
         self.record(state::UNPUBLISHING)?;
+        hand_down(lock.files(), true);
         publication.undo(host, defer).map_err(|e| unknown(e.to_string()))?;
         self.deferring = defer.then(Instant::now);
         self.record(state::PREPARED)?;

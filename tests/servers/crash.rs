@@ -1,7 +1,7 @@
 //! Whatever is killed, and wherever: the same command ends the move, and the
 //! user is whole on exactly one server before and after.
 
-use crate::support::{Servers, assert_same, fingerprint};
+use crate::support::{Pushed, Servers, assert_same, fingerprint};
 use lab::chaos::Side;
 use lab::fingerprint::Fingerprint;
 use lab::host::Host;
@@ -9,6 +9,7 @@ use lab::lmtp::Outcome;
 use lab::seed::Seed;
 use mbcopy::fault::Point;
 use std::fmt::Debug;
+use std::time::{Duration, Instant};
 
 /// What a client sees of the user there: everything, or nothing.
 fn sees(host: &Host, user: &str) -> Option<Fingerprint> {
@@ -247,4 +248,91 @@ fn mail_on_its_way_to_the_target_while_the_route_is_restored_is_deferred() {
     killed.assert_as_before(Point::Routed);
     servers.push(mailbox, &["--route-command", "true"]).expect(0);
     killed.assert_moved(Point::Routed);
+}
+
+/// A server whose cyr_dbtool waits for two seconds before it changes mailboxes.db.
+struct Slow<'a>(&'a Host);
+
+impl Slow<'_> {
+    fn at(host: &Host) -> Slow<'_> {
+        let script = "#!/bin/sh\n\
+            case \"$*\" in */var/lib/cyrus/mailboxes.db*batch) : >/tmp/changing; sleep 2;; esac\n\
+            exec /usr/lib/cyrus/bin/cyr_dbtool.real \"$@\"\n";
+        let put = format!(
+            "rm -f /tmp/changing; cd /usr/lib/cyrus/bin && mv cyr_dbtool cyr_dbtool.real && \
+             printf '%s' '{script}' >cyr_dbtool && chmod 755 cyr_dbtool"
+        );
+        let slow = Slow(host);
+        host.run(&["sh", "-c", &put]).unwrap();
+        slow
+    }
+
+    /// Kills an agent in the midst of a change for which a delivery waits. What came of the
+    /// delivery.
+    fn kill(&self, agent: &str, user: &str) -> Outcome {
+        let began = Instant::now();
+        let changing = self.0.root().unwrap().join("tmp/changing");
+        while !changing.exists() {
+            assert!(began.elapsed() < Duration::from_secs(30), "no record is changed");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        std::thread::scope(|scope| {
+            let message = b"From: a@x\r\nSubject: waits\r\n\r\nwaits\r\n";
+            let delivery = scope.spawn(|| lab::lmtp::deliver(self.0, user, message));
+            std::thread::sleep(Duration::from_millis(500));
+            assert!(!delivery.is_finished(), "the delivery does not wait: {delivery:?}");
+            for pid in self.0.pids(&format!("agent --role {agent}")).unwrap() {
+                let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
+                rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+            }
+            delivery.join().unwrap()
+        })
+    }
+}
+
+impl Drop for Slow<'_> {
+    fn drop(&mut self) {
+        let back = "cd /usr/lib/cyrus/bin && mv cyr_dbtool.real cyr_dbtool";
+        self.0.run(&["sh", "-c", back]).unwrap();
+    }
+}
+
+fn assert_deferred(delivery: Outcome) {
+    match delivery {
+        Outcome::Refused(_, reply) => assert_eq!(reply.code / 100, 4, "{reply:?}"),
+        other => panic!("what waited is not deferred: {other:?}"),
+    }
+}
+
+#[test]
+fn who_waits_while_a_source_is_retired_is_deferred_although_its_agent_is_killed() {
+    let servers = Servers::fresh();
+    let user = "orphan";
+    servers.accounts(&[user]);
+    Seed::new(&servers.source, user).small().unwrap();
+    let before = fingerprint(&servers.source, user, &[]);
+    let slow = Slow::at(&servers.source);
+    let words = ["mbcopy", "push", "user.orphan", "bw2", "--route-command", "true"];
+    let pushing = servers.source.spawn(&words).unwrap();
+    assert_deferred(slow.kill("source", user));
+    Pushed::from(pushing.wait_with_output().unwrap()).expect(5);
+    drop(slow);
+    servers.push("user.orphan", &["--route-command", "true"]).expect(0);
+    assert_same(&before, &fingerprint(&servers.target, user, &[]), &[]);
+    assert!(sees(&servers.source, user).is_none(), "the source still serves him");
+}
+
+#[test]
+fn who_waits_while_a_target_is_taken_back_is_deferred_although_its_agent_is_killed() {
+    let killed = Killed::at(Point::Routed, "taken".into(), false);
+    let Killed { servers, user, mailbox, .. } = &killed;
+    let abort = ["mbcopy", "abort", mailbox, servers.target.name(), "--route-command", "true"];
+    let slow = Slow::at(&servers.target);
+    let aborting = servers.source.spawn(&abort).unwrap();
+    assert_deferred(slow.kill("target", user));
+    let ended = Pushed::from(aborting.wait_with_output().unwrap());
+    assert!(ended.code != 0, "{}", ended.stdout);
+    drop(slow);
+    servers.mbcopy(&abort[1..]).expect(0);
+    killed.assert_as_before(Point::Routed);
 }
