@@ -45,7 +45,7 @@ impl Shared {
         let plan: Vec<String> = before.keys().map(|user| format!("user.{user}")).collect();
         let plan = format!("echo '{}\nuser.nobody' > /tmp/users", plan.join("\n"));
         for host in [&servers.source, &other] {
-            shell(host, &format!("rm -rf /var/lib/mbcopy/bulk; {plan}"));
+            shell(host, &format!("rm -rf /var/lib/mbcopy/bulk /tmp/watched; {plan}"));
         }
         Shared { servers, other, database, before }
     }
@@ -134,8 +134,22 @@ fn a_run_is_coordinated_from_a_machine_that_is_no_source_through_a_store_that_go
         assert!(began.elapsed() < Duration::from_secs(60), "it does not begin");
         std::thread::sleep(Duration::from_millis(50));
     }
+    let url = shared.database.lab_url();
+    let watch = format!("exec mbcopy bulk status --watch --json --store {url} >/tmp/watched");
+    let watching = two.spawn(&["sh", "-c", &watch]).unwrap();
+    let watched = || shell(&two, "cat /tmp/watched");
+    while !two.root().unwrap().join("tmp/watched").exists() || watched().is_empty() {
+        assert!(began.elapsed() < Duration::from_secs(60), "nothing is shown");
+        std::thread::sleep(Duration::from_millis(50));
+    }
     shared.database.restart().unwrap();
     let ended = Pushed::from(running.wait_with_output().unwrap()).expect(1);
+    // Who watches goes on when the store is there again, and sees the end.
+    let ended = Pushed::from(watching.wait_with_output().unwrap()).expect(0);
+    assert!(ended.stderr.contains("database"), "nothing was told: {}", ended.stderr);
+    let seen = watched();
+    let last: serde_json::Value = serde_json::from_str(seen.lines().last().unwrap()).unwrap();
+    assert_eq!((&last["ended"], &last["coordinated"]), (&7.into(), &false.into()), "{last}");
     let sum = &documents(&ended).pop().unwrap()["status"];
     assert_eq!(
         (&sum["users"], &sum["ended"], &sum["troubled"]),

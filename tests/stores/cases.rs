@@ -214,6 +214,19 @@ fn one_coordinates_and_the_others_are_told(place: &Place) {
     assert!(!store.is_coordinated().unwrap());
     let said = (other.waits().unwrap(), other.paces().unwrap());
     assert_eq!(said, (vec![], vec![]), "what one said who is gone is nothing");
+    // Who only looks whether there is one holds the lock for a moment, and keeps nobody out.
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let began = Instant::now();
+            while began.elapsed() < Duration::from_millis(500) {
+                store.is_coordinated_here();
+            }
+        });
+        for _ in 0..20 {
+            let right = other.coordinate().unwrap();
+            other.leave(right).unwrap();
+        }
+    });
     other.coordinate().unwrap();
     assert!(place.runs().unwrap().iter().any(|run| run == store.name()));
 }
