@@ -145,8 +145,8 @@ fn a_run_is_coordinated_from_a_machine_that_is_no_source_through_a_store_that_go
     shared.database.restart().unwrap();
     let ended = Pushed::from(running.wait_with_output().unwrap()).expect(1);
     // Who watches goes on when the store is there again, and sees the end.
-    let ended = Pushed::from(watching.wait_with_output().unwrap()).expect(0);
-    assert!(ended.stderr.contains("database"), "nothing was told: {}", ended.stderr);
+    let quit = Pushed::from(watching.wait_with_output().unwrap()).expect(0);
+    assert!(quit.stderr.contains("database"), "nothing was told: {}", quit.stderr);
     let seen = watched();
     let last: serde_json::Value = serde_json::from_str(seen.lines().last().unwrap()).unwrap();
     assert_eq!((&last["ended"], &last["coordinated"]), (&7.into(), &false.into()), "{last}");

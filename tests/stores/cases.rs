@@ -7,7 +7,8 @@ use mbcopy::bulk::schedule::Control;
 use mbcopy::bulk::state::{Outcome, State, Task};
 use mbcopy::bulk::store::{Added, Coordinator, Job, Mode, Order, Place, Store, StoreError};
 use mbcopy::bulk::{report, status::Status};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
 /// Every one of them, on this place.
 pub fn all(place: &Place) {
@@ -215,17 +216,18 @@ fn one_coordinates_and_the_others_are_told(place: &Place) {
     let said = (other.waits().unwrap(), other.paces().unwrap());
     assert_eq!(said, (vec![], vec![]), "what one said who is gone is nothing");
     // Who only looks whether there is one holds the lock for a moment, and keeps nobody out.
+    let (done, name) = (AtomicBool::new(false), store.name());
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            let began = Instant::now();
-            while began.elapsed() < Duration::from_millis(500) {
+            let store = place.open(name).unwrap();
+            while !done.load(Ordering::Relaxed) {
                 store.is_coordinated_here();
+                std::thread::sleep(Duration::from_micros(200));
             }
         });
-        for _ in 0..20 {
-            let right = other.coordinate().unwrap();
-            other.leave(right).unwrap();
-        }
+        let all: Result<(), _> = (0..50).try_for_each(|_| other.leave(other.coordinate()?));
+        done.store(true, Ordering::Relaxed);
+        all.unwrap();
     });
     other.coordinate().unwrap();
     assert!(place.runs().unwrap().iter().any(|run| run == store.name()));
