@@ -336,3 +336,23 @@ fn who_waits_while_a_target_is_taken_back_is_deferred_although_its_agent_is_kill
     servers.mbcopy(&abort[1..]).expect(0);
     killed.assert_as_before(Point::Routed);
 }
+
+#[test]
+fn what_came_to_a_target_that_was_about_to_be_taken_back_is_not_lost() {
+    let killed = Killed::at(Point::Routed, "late".into(), false);
+    let Killed { servers, user, mailbox, .. } = &killed;
+    let abort = ["abort", mailbox, servers.target.name(), "--route-command", "true"];
+    servers.arm_on(&servers.target, "DatabaseWrite");
+    servers.mbcopy(&abort);
+    assert!(servers.disarm(), "the abort was not killed");
+    let message = b"From: a@x\r\nSubject: late\r\n\r\nlate\r\n";
+    lab::lmtp::deliver(&servers.target, user, message).accepted().unwrap();
+    let text = "has changed on this server since it was published";
+    servers.mbcopy(&abort).expect(1).says(&[text]);
+    servers.push(mailbox, &["--route-command", "true"]).expect(1).says(&[text]);
+    let mut late = servers.target.imap(user).unwrap();
+    late.command("SELECT INBOX").unwrap();
+    let found = late.command("SEARCH SUBJECT late").unwrap();
+    assert!(found.of("SEARCH").any(|uids| uids.len() > 1), "{found:?}");
+    assert_same(&killed.before, &fingerprint(&servers.source, user, &[]), &[]);
+}
