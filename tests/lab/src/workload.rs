@@ -389,7 +389,8 @@ pub fn flag_changer(route: &Route, folder: &str, count: u32, pause: Duration) ->
         for (id, _) in &own {
             client.history.fate(id).flags = vec![BTreeSet::new()];
         }
-        let mut late = BTreeMap::<&str, BTreeSet<String>>::new();
+        // What each may be on a server that the route does not lead to any more.
+        let mut late = BTreeMap::<&str, Vec<BTreeSet<String>>>::new();
         while !stop.load(Ordering::Relaxed) {
             let Some((id, uid)) = own.choose(&mut random) else {
                 break;
@@ -410,14 +411,15 @@ pub fn flag_changer(route: &Route, folder: &str, count: u32, pause: Duration) ->
                 let told = told.map(ToString::to_string).filter(|flag| flag != "\\Recent");
                 Ok(told.collect::<BTreeSet<String>>())
             });
+            if outcome.late {
+                late.insert(id, vec![flags.clone()]);
+            } else if outcome.maybe_late {
+                late.entry(id).or_default().push(flags.clone());
+            }
             // What was changed on both servers gets the flags of both.
             let mut may = vec![flags.clone()];
-            match late.get(id.as_str()) {
-                Some(there) if !outcome.late => may.push(flags.union(there).cloned().collect()),
-                _ => {}
-            }
-            if outcome.late {
-                late.insert(id, flags.clone());
+            if let Some(there) = late.get(id.as_str()).filter(|_| !outcome.late) {
+                may.extend(there.iter().map(|there| flags.union(there).cloned().collect()));
             }
             match outcome.value {
                 Some(told) if may.contains(&told) => client.history.fate(id).flags = may,
@@ -518,6 +520,8 @@ struct Persisted<T> {
     ambiguous: u32,
     /// Whether it was late.
     late: bool,
+    /// Whether an attempt that ended with the connection lost may have been late.
+    maybe_late: bool,
 }
 
 impl Client {
@@ -560,7 +564,7 @@ impl Client {
         mut operation: impl FnMut(&mut Imap) -> Result<T>,
     ) -> Persisted<T> {
         let start = Instant::now();
-        let mut ambiguous = 0;
+        let (mut ambiguous, mut maybe_late) = (0, false);
         loop {
             // A connection that is found closed has nothing ambiguous about it.
             let session = self.session.take().filter(Imap::is_alive);
@@ -571,17 +575,22 @@ impl Client {
                         self.session = Some(imap);
                         self.history.done(kind, start);
                         self.late = self.is_astray();
-                        return Persisted { value: Some(value), ambiguous, late: self.late };
+                        let (value, late) = (Some(value), self.late);
+                        return Persisted { value, ambiguous, late, maybe_late };
                     }
                     Err(error) => {
-                        ambiguous += u32::from(!error.is::<Refused>());
-                        let ahead = if self.late && !self.is_astray() { AHEAD } else { "" };
+                        let astray = self.is_astray();
+                        if !error.is::<Refused>() {
+                            ambiguous += 1;
+                            maybe_late |= astray;
+                        }
+                        let ahead = if self.late && !astray { AHEAD } else { "" };
                         self.history.setback(kind, &format!("{ahead}{}", short(&error)));
                     }
                 },
             }
             if stop.load(Ordering::Relaxed) {
-                return Persisted { value: None, ambiguous, late: false };
+                return Persisted { value: None, ambiguous, late: false, maybe_late };
             }
             std::thread::sleep(RETRY);
         }

@@ -237,7 +237,12 @@ impl Client {
                 Ok(mut sieve) => match sieve.put(name, text) {
                     Ok(()) => {
                         self.history.done("SIEVE", start);
-                        return Persisted { value: Some(()), ambiguous, late: false };
+                        return Persisted {
+                            value: Some(()),
+                            ambiguous,
+                            late: false,
+                            maybe_late: false,
+                        };
                     }
                     Err(error) => {
                         ambiguous += u32::from(!error.is::<Refused>());
@@ -246,7 +251,7 @@ impl Client {
                 },
             }
             if stop.load(Ordering::Relaxed) {
-                return Persisted { value: None, ambiguous, late: false };
+                return Persisted { value: None, ambiguous, late: false, maybe_late: false };
             }
             std::thread::sleep(super::RETRY);
         }
@@ -318,7 +323,8 @@ mod tests {
     fn a_lost_answer_leaves_both_open_and_an_acknowledged_one_does_not() {
         let mut history = History::default();
         let folder = || Thing::Folder("INBOX.a".into());
-        let outcome = |value, ambiguous, late| Persisted::<()> { value, ambiguous, late };
+        let outcome =
+            |value, ambiguous, late| Persisted::<()> { value, ambiguous, late, maybe_late: false };
         let may = |history: &History| history.things.get(&folder()).cloned().unwrap_or_default();
         history.changed(folder(), there(), &outcome(None, 0, false));
         assert_eq!(may(&history), [None]);
