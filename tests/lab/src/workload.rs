@@ -423,8 +423,10 @@ pub fn flag_changer(route: &Route, folder: &str, count: u32, pause: Duration) ->
             }
             match outcome.value {
                 Some(told) if may.contains(&told) => client.history.fate(id).flags = may,
-                Some(_) => {
-                    let lie = format!("STORE of UID {uid}, {id}: OK, but without effect");
+                Some(told) => {
+                    let lie = format!(
+                        "STORE of UID {uid}, {id}: OK, but it has {told:?} instead of one of {may:?}"
+                    );
                     client.history.lies.push(lie);
                 }
                 None if outcome.ambiguous > 0 => client.history.fate(id).flags.push(flags),
