@@ -77,6 +77,8 @@ points! {
 
     /// The places that are reached only when the source has stragglers.
     OF_STRAGGLERS {
+        /// The target has set flags of stragglers, or removed them; its ledger does not know.
+        CarryFlagged,
         /// The target has marked what it will expunge as the source has.
         CarryExpunging,
         /// The target's ledger says that it appends a straggler.

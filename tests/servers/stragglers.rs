@@ -1,7 +1,9 @@
 //! What reaches the source after the target has the user comes to the target, once,
 //! and harms nothing that has come there since.
 
+use crate::failures::Pushing;
 use crate::support::{OptionsPutBack, Servers, assert_same, fingerprint};
+use lab::chaos::Side;
 use lab::host::Host;
 use lab::imap::{Imap, NewMessage};
 use lab::seed::{Seed, Size};
@@ -202,12 +204,13 @@ fn numbers(report: &serde_json::Value) -> [u64; 6] {
 }
 
 /// Finishes the move, and looks that everything is on the target and nobody on the source.
-fn finish(servers: &Servers, user: &str) {
+/// `flags`: how many messages are known to have got the source's.
+fn finish(servers: &Servers, user: &str, flags: u64) {
     let mailbox = format!("user.{user}");
     let told = servers.both().map(|host| uids(host, user));
     let again = servers.push(&mailbox, &["--route-command", "true", "--json"]).expect(0);
     let report = again.report().unwrap();
-    assert_eq!(numbers(&report), [7, 3, 1, 4, 7, 0], "{report:#}");
+    assert_eq!(numbers(&report), [7, flags, 1, 4, 7, 0], "{report:#}");
     assert_eq!(folders(&servers.target, user), everything());
     // No UID that a client of either server knows means another message now.
     let now = uids(&servers.target, user);
@@ -243,7 +246,7 @@ fn mail_and_changes_that_reach_the_source_after_the_route_are_carried_over() {
         stop_at(&servers, "late", point);
         use_source(&servers, "late");
         use_target(&servers, "late");
-        finish(&servers, "late");
+        finish(&servers, "late", 3);
     }
 }
 
@@ -258,7 +261,8 @@ fn carrying_over_that_is_killed_is_finished_and_nothing_comes_twice() {
     for point in Point::OF_STRAGGLERS.iter().copied().chain(more) {
         stop_at(&servers, "again", point);
     }
-    finish(&servers, "again");
+    // Whose flags were set when it was killed has them already.
+    finish(&servers, "again", 2);
 }
 
 #[test]
@@ -304,6 +308,27 @@ fn what_was_changed_on_both_servers_is_kept_and_said() {
     assert!(found["INBOX"].contains_key(&("b5".into(), vec!["\\Flagged".into()], true)));
     assert!(found.contains_key("INBOX.two") && !found.contains_key("INBOX.one"));
     assert_eq!(found["INBOX.gone"].len(), 2);
+}
+
+#[test]
+fn flags_that_are_set_while_others_are_carried_over_stay() {
+    let servers = Servers::fresh();
+    seed(&servers, "race");
+    stop_at(&servers, "race", Point::Routed);
+    let mut there = servers.source.imap("race").unwrap();
+    commands(&mut there, &["SELECT INBOX", "UID STORE 2 FLAGS (\\Answered)"]);
+    there.logout();
+    let pushing = Pushing::until(&servers, Side::Target, "CarryFlagged wait", "user.race");
+    let mut here = servers.target.imap("race").unwrap();
+    commands(&mut here, &["SELECT INBOX", "UID STORE 2 FLAGS (\\Seen \\Flagged)"]);
+    here.logout();
+    pushing.go_on().expect(0);
+    let mut here = servers.target.imap("race").unwrap();
+    commands(&mut here, &["SELECT INBOX"]);
+    for flag in ["SEEN", "FLAGGED", "ANSWERED"] {
+        let found = here.command(format!("UID SEARCH UID 2 {flag}")).unwrap();
+        assert!(found.of("SEARCH").any(|uids| uids.len() > 1), "{flag} is lost");
+    }
 }
 
 #[test]

@@ -187,13 +187,14 @@ fn store(
     for (set, newest) in messages.sets() {
         let mut uids: Vec<u32> = set.iter().map(|(_, uid)| *uid).collect();
         let mut modseqs = BTreeMap::new();
-        let mut condition = Some(newest);
+        let mut unchanged_since = newest;
         for (sign, flags) in [('+', add), ('-', remove)] {
             if flags.is_empty() || uids.is_empty() {
                 continue;
             }
             let flags: Vec<&[u8]> = flags.iter().map(Vec::as_slice).collect();
-            let answer = run.session(writer)?.store(&uids, condition, sign, &flags)?;
+            let answer = run.session(writer)?.store(&uids, Some(unchanged_since), sign, &flags)?;
+            fault::point(Point::CarryFlagged);
             if !answer.ok {
                 let text =
                     format!("flags of {} messages were not changed: {}", uids.len(), answer.text);
@@ -204,7 +205,8 @@ fn store(
             again |= !modified.is_empty();
             uids.retain(|uid| !modified.contains(uid));
             modseqs.extend(answer.modseqs);
-            condition = None;
+            // What clients do between the two commands has a higher one than what we did.
+            unchanged_since = modseqs.values().copied().fold(newest, u64::max);
         }
         let done = set.iter().filter(|(_, uid)| uids.contains(uid));
         let lines: Vec<_> = done
