@@ -406,7 +406,12 @@ pub fn flag_changer(route: &Route, folder: &str, count: u32, pause: Duration) ->
                 imap.command(format!("UID STORE {uid} FLAGS ({list})"))?;
                 // STORE's own answer tells nothing if the flags were these before.
                 let reply = imap.command(format!("UID FETCH {uid} (UID FLAGS)"))?;
-                let told = reply.numbered("FETCH").find_map(|(_, data)| data.first()?.get("FLAGS"));
+                // What others change meanwhile is told, too.
+                let is_it = |data: &&Value| {
+                    data.get("UID").and_then(Value::number) == Some(u64::from(*uid))
+                };
+                let told = reply.numbered("FETCH").filter_map(|(_, data)| data.first());
+                let told = told.filter(is_it).filter_map(|data| data.get("FLAGS")).last();
                 let told = told.map_or(&[][..], |told| told.list()).iter();
                 let told = told.map(ToString::to_string).filter(|flag| flag != "\\Recent");
                 Ok(told.collect::<BTreeSet<String>>())
