@@ -7,7 +7,7 @@ use lab::workload::{Crew, Route};
 use mbcopy::fault::Point;
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn verify(servers: &Servers, mailbox: &str, options: &[&str]) -> Pushed {
     let arguments = ["verify", mailbox, servers.target.name()];
@@ -190,9 +190,20 @@ fn a_stage_of_which_only_a_part_has_come_is_only_behind() {
     let servers = Servers::fresh();
     servers.accounts(&["part"]);
     Seed::new(&servers.source, "part").bulk(3000, Size::Fixed(10_000), 4).unwrap();
-    let push = "mbcopy push user.part bw2 --bwlimit 3000000 >/dev/null 2>&1 & \
-                sleep 1.5; kill -KILL $!; wait $!; true";
-    servers.source.run(&["bash", "-c", push]).unwrap();
+    let push = "rm -f /tmp/enough; mbcopy push user.part bw2 --bwlimit 3000000 >/dev/null 2>&1 & \
+                until [ -e /tmp/enough ]; do sleep 0.05; done; kill -KILL $!; wait $!; true";
+    std::thread::scope(|scope| {
+        let pushing = scope.spawn(|| servers.source.run(&["bash", "-c", push]).unwrap());
+        let staged = "find /var/spool/cyrus -path '*/.mbcopy/*' -name '*.' | head -n 100 | wc -l";
+        let began = Instant::now();
+        while servers.target.run(&["sh", "-c", staged]).unwrap().trim() != "100" {
+            if pushing.is_finished() || began.elapsed() > Duration::from_secs(60) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        servers.source.run(&["touch", "/tmp/enough"]).unwrap();
+    });
     let said = verify(&servers, "user.part", &["--json", "--content"]).expect(0);
     let report = said.report().unwrap();
     assert_eq!(report["differences"], 0);
