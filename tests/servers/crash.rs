@@ -1,6 +1,7 @@
 //! Whatever is killed, and wherever: the same command ends the move, and the
 //! user is whole on exactly one server before and after.
 
+use crate::shared::kill;
 use crate::support::{Pushed, Servers, assert_same, fingerprint};
 use lab::chaos::Side;
 use lab::fingerprint::Fingerprint;
@@ -281,10 +282,7 @@ impl Slow<'_> {
             let delivery = scope.spawn(|| lab::lmtp::deliver(self.0, user, message));
             std::thread::sleep(Duration::from_millis(500));
             assert!(!delivery.is_finished(), "the delivery does not wait: {delivery:?}");
-            for pid in self.0.pids(&format!("agent --role {agent}")).unwrap() {
-                let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
-                rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-            }
+            self.0.pids(&format!("agent --role {agent}")).unwrap().into_iter().for_each(kill);
             delivery.join().unwrap()
         })
     }
