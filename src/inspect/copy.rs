@@ -227,10 +227,8 @@ pub fn index_path(host: &Host, mailbox: &SourceMailbox) -> Option<PathBuf> {
 fn moves(host: &Host, top: &MailboxName) -> Result<Vec<Entry>, v1::Failure> {
     let failed = |e: &dyn std::fmt::Display| unreadable(e.to_string());
     let directory = host.config.configdirectory().map_err(|e| failed(&e))?;
-    if !directory.join("mbcopy/journal.sqlite").exists() {
-        return Ok(Vec::new());
-    }
-    let journal = Journal::open(&directory).map_err(|e| failed(&e))?;
+    let journal = Journal::open_existing(&directory).map_err(|e| failed(&e))?;
+    let Some(journal) = journal else { return Ok(Vec::new()) };
     let mut moves = journal.of(top.as_bytes()).map_err(|e| failed(&e))?;
     moves.reverse();
     Ok(moves)

@@ -355,10 +355,8 @@ pub(crate) fn listing<'a>(
 fn moves(host: &Host, top: &MailboxName) -> Result<Vec<Entry>, v1::Failure> {
     let failed = |e: &dyn std::fmt::Display| unreadable(e.to_string());
     let directory = host.state_directory().map_err(|e| failed(&e))?;
-    if !directory.join("mbcopy/journal.sqlite").exists() {
-        return Ok(Vec::new());
-    }
-    let journal = Journal::open(&directory).map_err(|e| failed(&e))?;
+    let journal = Journal::open_existing(&directory).map_err(|e| failed(&e))?;
+    let Some(journal) = journal else { return Ok(Vec::new()) };
     journal.of(top.as_bytes()).map_err(|e| failed(&e))
 }
 
@@ -443,10 +441,8 @@ pub(super) fn states(host: &Host, to: &Sender) -> Result<v1::StatesListed, v1::F
 fn all_moves(host: &Host) -> Result<Vec<Entry>, v1::Failure> {
     let failed = |e: &dyn std::fmt::Display| unreadable(e.to_string());
     let directory = host.state_directory().map_err(|e| failed(&e))?;
-    if !directory.join("mbcopy/journal.sqlite").exists() {
-        return Ok(Vec::new());
-    }
-    let journal = Journal::open(&directory).map_err(|e| failed(&e))?;
+    let journal = Journal::open_existing(&directory).map_err(|e| failed(&e))?;
+    let Some(journal) = journal else { return Ok(Vec::new()) };
     // A damaged record says so in `status`.
     Ok(journal.moves().map_err(|e| failed(&e))?.0)
 }

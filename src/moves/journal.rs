@@ -121,6 +121,12 @@ pub mod state {
     }
 }
 
+/// Below the configdirectory.
+const DIRECTORY: &str = "mbcopy";
+
+/// The database.
+const FILE: &str = "journal.sqlite";
+
 /// The journal of this server.
 pub struct Journal {
     directory: PathBuf,
@@ -139,12 +145,18 @@ pub struct Hold {
 impl Journal {
     /// Opens the journal below a configdirectory, making it where it is missing.
     pub fn open(configdirectory: &Path) -> Result<Self, JournalError> {
-        let directory = configdirectory.join("mbcopy");
+        let directory = configdirectory.join(DIRECTORY);
         make_directory(&directory)?;
-        let path = directory.join("journal.sqlite");
+        let path = directory.join(FILE);
         let database = Self::connect(&path)
             .map_err(|source| JournalError::Database { path: path.clone(), source })?;
         Ok(Self { directory, database })
+    }
+
+    /// Opens the journal below a configdirectory, if there is one.
+    pub fn open_existing(configdirectory: &Path) -> Result<Option<Self>, JournalError> {
+        let exists = configdirectory.join(DIRECTORY).join(FILE).exists();
+        exists.then(|| Self::open(configdirectory)).transpose()
     }
 
     fn connect(path: &Path) -> rusqlite::Result<Connection> {
@@ -361,7 +373,7 @@ impl Journal {
     }
 
     fn path(&self) -> PathBuf {
-        self.directory.join("journal.sqlite")
+        self.directory.join(FILE)
     }
 
     fn error(&self, source: rusqlite::Error) -> JournalError {

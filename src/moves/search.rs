@@ -82,7 +82,8 @@ enum Step {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Refusal {
     Limit,
-    Unknown,
+    /// Clients have used what was published.
+    Used,
 }
 
 const START: World = World {
@@ -162,7 +163,7 @@ impl World {
             Step::Settle => self.source_ahead = false,
             Step::Commit => self.published = true,
             Step::Route(server) => self.route = server,
-            Step::Hold if self.target_ahead => return Err(Refusal::Unknown),
+            Step::Hold if self.target_ahead => return Err(Refusal::Used),
             Step::Hold => self.held = true,
             Step::Undo => {
                 assert!(!self.target_ahead, "mail on the target is lost: {self:?}");
@@ -220,14 +221,25 @@ impl World {
             self.source = state::RETIRING;
         }
         if [state::PUBLISHING, state::UNPUBLISHING].contains(&self.target) {
-            let committed = self.published && self.target == state::PUBLISHING;
-            self.published = committed;
-            self.target = if committed { state::PUBLISHED } else { state::PREPARED };
+            let kept = self.target_ahead || self.target == state::PUBLISHING;
+            self.published &= kept;
+            self.target = if self.published { state::PUBLISHED } else { state::PREPARED };
+        }
+        if self.target == state::PUBLISHED {
+            self = self.used();
         }
         if self.source == state::RETIRING && !self.retired {
             self.source = state::ROUTED;
         }
         self
+    }
+
+    /// Whom clients have used on the target is not taken off it any more.
+    fn used(self) -> World {
+        match self.target_ahead && !verdict::route_is_changed(self.target) {
+            true => World { before: (self.before.0, self.target), target: state::ROUTING, ..self },
+            false => self,
+        }
     }
 
     /// A command refuses to do anything: what the journals say does not fit
@@ -311,7 +323,8 @@ impl World {
         if reaches_source {
             next.push(World { source_ahead: true, ..self });
         }
-        if self.published && !self.held && self.route == Server::Target {
+        // Also of those who were led there for a moment, or go wherever they like.
+        if self.published && !self.held {
             next.push(World { target_ahead: true, ..self });
         }
         let Some(work) = self.at_work else {
@@ -341,7 +354,9 @@ impl World {
                         next.extend(done.forgetful());
                     }
                     Err(Refusal::Limit) => next.push(self.after(work, Event::LimitReached)),
-                    Err(Refusal::Unknown) => next.push(self.after(work, Event::OutcomeUnknown)),
+                    Err(Refusal::Used) => {
+                        next.push(self.used().after(work, Event::OutcomeUnknown));
+                    }
                 }
             }
         }
@@ -362,7 +377,7 @@ impl World {
                     match went_on.take(*step) {
                         Ok(done) => done,
                         Err(Refusal::Limit) => world.after(work, Event::LimitReached),
-                        Err(Refusal::Unknown) => world.after(work, Event::OutcomeUnknown),
+                        Err(Refusal::Used) => world.used().after(work, Event::OutcomeUnknown),
                     }
                 }
             };

@@ -3,8 +3,9 @@
 //!
 //! Both journals say *routing* before the route may be changed: where either does,
 //! the move goes forward, which is safe even if the route was not changed, so that
-//! a disk that has lost one journal's last write splits nobody. The target's
-//! journal, corrected by its mailboxes.db, decides whether the target has the user.
+//! a disk that has lost one journal's last write splits nobody. The target's says so,
+//! too, once clients have used what it has published. The target's journal, corrected
+//! by its mailboxes.db, decides whether the target has the user.
 
 use super::journal::state;
 

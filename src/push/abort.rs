@@ -51,7 +51,7 @@ pub async fn abort(
             };
             let (now, advice) = guidance.unwrap_or((now, advice));
             push.report.failure = Some(Failure { text, state: now.into(), advice: advice.into() });
-            if routed && push.source_state != state::DONE {
+            if push.route_begun && push.source_state != state::DONE {
                 push.report.outcome = match trouble {
                     Trouble::Refused(_) => Outcome::Refused,
                     _ => Outcome::Resumable,
@@ -101,7 +101,10 @@ impl Push<'_> {
         };
         let there = there.map(|m| m.state);
         let mailbox = self.report.mailbox.clone();
-        match verdict::on_abort(&known.state, there.as_deref().unwrap_or_default()) {
+        let verdict = verdict::on_abort(&known.state, there.as_deref().unwrap_or_default());
+        self.route_begun =
+            route_is_changed(&known.state) || matches!(verdict, OnAbort::Recall | OnAbort::Restore);
+        match verdict {
             OnAbort::GiveUp if known.state == state::PUBLISHING => {
                 self.record(Server::Source, state::COPYING).await?;
             }

@@ -257,7 +257,7 @@ impl Push<'_> {
                     ));
                 }
                 self.route_begun = true;
-                let state = if source.is_empty() { target } else { source };
+                let state = if route_is_changed(source) { source } else { target };
                 self.note(format!("going on with a move that stopped when it was {state}"));
                 self.source_state = source.into();
                 Ok(true)

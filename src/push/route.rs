@@ -1,11 +1,12 @@
 //! Telling the world where the user now is: the admin's own command.
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Serialize;
 use std::io::{Read, Seek};
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
 /// What the command is told, in its environment and as JSON on its input.
 #[derive(Debug, Clone, Serialize)]
@@ -91,6 +92,7 @@ impl Change {
         let json = serde_json::to_vec(self).map_err(|e| start(e.into()))?;
         // A file, not a pipe: a daemon that the command starts may keep it open.
         let output = tempfile::tempfile().map_err(start)?;
+        let guard = Guard::set().map_err(start)?;
         let mut child = Command::new("/bin/sh")
             .args(["-c", command])
             .env("MBCOPY_MOVE_ID", &self.move_id)
@@ -104,32 +106,69 @@ impl Change {
             .stdin(Stdio::piped())
             .stdout(output.try_clone().map_err(start)?)
             .stderr(output.try_clone().map_err(start)?)
-            .process_group(0)
-            .kill_on_drop(true)
+            .process_group(guard.group)
             .spawn()
             .map_err(start)?;
-        let group = child.id().and_then(|id| rustix::process::Pid::from_raw(id as i32));
         if let Some(mut input) = child.stdin.take() {
             // A command that reads only its environment may close its input.
             let _ = input.write_all(&json).await;
         }
         match tokio::time::timeout(limit, child.wait()).await {
-            Err(_) => {
-                if let Some(group) = group {
-                    let _ =
-                        rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-                }
-                Err(RouteError::Timeout { what, command: command.into(), limit })
-            }
+            Err(_) => Err(RouteError::Timeout { what, command: command.into(), limit }),
             Ok(Err(source)) => Err(start(source)),
-            Ok(Ok(status)) if status.success() => Ok(()),
-            Ok(Ok(status)) => Err(RouteError::Status {
-                what,
-                command: command.into(),
-                status,
-                output: said(output),
-            }),
+            Ok(Ok(status)) => {
+                guard.release();
+                match status.success() {
+                    true => Ok(()),
+                    false => Err(RouteError::Status {
+                        what,
+                        command: command.into(),
+                        status,
+                        output: said(output),
+                    }),
+                }
+            }
         }
+    }
+}
+
+/// Kills a command, and all that it has started, unless it has ended: also when this
+/// process is killed, or it could change the route after the next command has brought
+/// it back.
+struct Guard {
+    /// A shell that waits for this process, at the head of the command's process group.
+    shell: Child,
+    group: i32,
+    released: bool,
+}
+
+impl Guard {
+    /// The shell's input ends with this process, whatever kills it.
+    fn set() -> std::io::Result<Self> {
+        let shell = Command::new("/bin/sh")
+            .args(["-c", "read -r gone; kill -KILL 0"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()?;
+        let id = shell.id().and_then(|id| i32::try_from(id).ok());
+        let group = id.ok_or_else(|| std::io::Error::other("a shell without a number"))?;
+        Ok(Self { shell, group, released: false })
+    }
+
+    /// The command has ended; what it has left running goes on.
+    fn release(mut self) {
+        self.released = true;
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let group = Pid::from_raw(self.group).filter(|_| !self.released);
+        let _ = group.map(|group| kill_process_group(group, Signal::KILL));
+        // Before its input is closed.
+        let _ = self.shell.start_kill();
     }
 }
 
@@ -176,5 +215,19 @@ mod tests {
         assert!(text.contains("no such map") && text.contains("exit status: 4"), "{text}");
         let error = change().run("sleep 60 | sleep 60", Duration::from_millis(100)).await;
         assert!(matches!(error, Err(RouteError::Timeout { .. })));
+    }
+
+    #[tokio::test]
+    async fn what_a_command_leaves_running_goes_on_unless_it_is_ended_itself() {
+        let place = tempfile::tempdir().unwrap();
+        let command = |name: &str, more: &str| {
+            let path = place.path().join(name);
+            format!("(sleep 0.5; : > {}) >/dev/null 2>&1 </dev/null & {more}", path.display())
+        };
+        change().run(&command("kept", ""), Duration::from_secs(10)).await.unwrap();
+        let ended = change().run(&command("ended", "sleep 60"), Duration::from_millis(200)).await;
+        assert!(matches!(ended, Err(RouteError::Timeout { .. })));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(place.path().join("kept").exists() && !place.path().join("ended").exists());
     }
 }

@@ -112,10 +112,8 @@ impl Source {
         let host = &self.host;
         let top = top_of(host, &attach.mailbox)?;
         let directory = host.state_directory().map_err(|e| refused(e.to_string()))?;
-        if !directory.join("mbcopy/journal.sqlite").exists() {
-            return Ok(v1::Attached::default());
-        }
-        let journal = Journal::open(&directory).map_err(|e| journal_failure(&e))?;
+        let journal = Journal::open_existing(&directory).map_err(|e| journal_failure(&e))?;
+        let Some(journal) = journal else { return Ok(v1::Attached::default()) };
         let holder = format!("process {}, an abort", std::process::id());
         let hold = journal.hold(top.as_bytes(), &holder).map_err(|e| journal_failure(&e))?;
         let unfinished = journal.unfinished(top.as_bytes(), v1::Role::Source);
@@ -221,10 +219,8 @@ pub(super) fn old_server(host: &Host, id: &MoveId) -> Result<Option<OldDisk>, v1
 /// The moves that this server's journal knows, of one mailbox or of all.
 pub(super) fn moves(host: &Host, mailbox: &str) -> Result<v1::Moves, v1::Failure> {
     let directory = host.state_directory().map_err(|e| refused(e.to_string()))?;
-    if !directory.join("mbcopy/journal.sqlite").exists() {
-        return Ok(v1::Moves::default());
-    }
-    let journal = Journal::open(&directory).map_err(|e| journal_failure(&e))?;
+    let journal = Journal::open_existing(&directory).map_err(|e| journal_failure(&e))?;
+    let Some(journal) = journal else { return Ok(v1::Moves::default()) };
     let found = match mailbox {
         "" => journal.moves(),
         mailbox => journal.of(top_of(host, mailbox)?.as_bytes()).map(|moves| (moves, Vec::new())),

@@ -2,17 +2,17 @@
 
 use super::base::Base;
 use super::offer::Inventory;
-use super::publish::{Publication, Standing, TakenAway};
+use super::publish::{Changed, Publication, Standing, TakenAway};
 use super::shadow::Top;
 use super::share::Share;
 use super::stage::Stage;
 use super::{
-    PROGRAMS, Session, Target, began_to_publish, features, internal, journal_failure, lock, plan,
-    publish, remove_stage,
+    PROGRAMS, Session, Target, USED, began_to_publish, features, internal, journal_failure, lock,
+    lock_published, plan, publish, remove_stage,
 };
 use crate::agent;
 use crate::cyrus::name::MailboxName;
-use crate::host::userlock::{UserLock, hand_down};
+use crate::host::userlock::UserLock;
 use crate::moves::journal::{Entry, Hold, now_ms, state};
 use crate::moves::verdict::{has_user, route_is_changed};
 use crate::moves::{Journal, MoveId, sealed};
@@ -74,8 +74,11 @@ impl Target {
             answer.problems.extend(plan::release(&self.host, &plan.mailboxes));
             answer.problems.extend(plan::programs(&self.host, &PROGRAMS));
             answer.problems.extend(features::unserved(&self.host, &plan.mailboxes));
+            // Also where nothing is written.
+            let read = if journal.is_none() { self.journal_there()? } else { None };
             base = journal
                 .as_ref()
+                .or(read.as_ref())
                 .map_or(Ok(None), |journal| Base::find(&self.host, journal, top.as_bytes()))
                 .map_err(|e| journal_failure(&e))?;
             let conflicts =
@@ -115,12 +118,7 @@ impl Target {
         let name = attach.identity.clone().unwrap_or_default().name;
         let top = MailboxName::from_internal(&name)
             .map_err(|e| agent::protocol(format!("the name of the mailbox: {e}")))?;
-        let directory = self.host.config.configdirectory();
-        let directory = directory.map_err(|e| internal(e.to_string(), "nothing was changed"))?;
-        if !directory.join("mbcopy/journal.sqlite").exists() {
-            return Ok(v1::Attached::default());
-        }
-        let journal = Journal::open(&directory).map_err(|e| journal_failure(&e))?;
+        let Some(journal) = self.journal_there()? else { return Ok(v1::Attached::default()) };
         let holder = format!("process {}, an abort", std::process::id());
         let hold =
             journal.hold_for(top.as_bytes(), &holder, &id).map_err(|e| journal_failure(&e))?;
@@ -134,6 +132,13 @@ impl Target {
         let session = self.begin(top, entry, Some(journal), Some(hold))?;
         self.session = Some(Session { publication, ..session });
         Ok(v1::Attached { r#move: Some(record), ..v1::Attached::default() })
+    }
+
+    /// This server's journal, if it has one.
+    fn journal_there(&self) -> Result<Option<Journal>, v1::Failure> {
+        let directory = self.host.config.configdirectory();
+        let directory = directory.map_err(|e| internal(e.to_string(), "nothing was changed"))?;
+        Journal::open_existing(&directory).map_err(|e| journal_failure(&e))
     }
 
     /// A session of a move that nothing is known of but its entry.
@@ -278,6 +283,7 @@ impl Target {
             )
         };
         let standing = publication.standing(&self.host);
+        let top = top_of(entry)?;
         let absent = match entry.state.as_str() {
             state::PUBLISHING => standing.map_err(failed)? != Standing::Committed,
             state::UNPUBLISHING => true,
@@ -289,26 +295,46 @@ impl Target {
             }
             // The records change as soon as somebody uses the mailboxes.
             _ if matches!(standing, Ok(Standing::Absent)) => true,
+            state::PUBLISHED => false,
             _ => return Ok(()),
         };
-        entry.state = match absent {
-            false => state::PUBLISHED.into(),
-            true => {
-                let lock = self.lock_of(entry)?;
-                let live = !publication.directories_first
-                    && matches!(publication.standing(&self.host), Ok(Standing::Committed));
-                let top = top_of(entry)?;
-                if live && publication.changed_since(&self.host, &top).map_err(failed)?.is_some() {
-                    // Clients came before anything was taken back.
-                    state::PUBLISHED.into()
-                } else {
-                    hand_down(lock.files(), true);
-                    publication.undo(&self.host, false).map_err(failed)?;
-                    publication.stop_deferring(&self.host).map_err(failed)?;
-                    state::PREPARED.into()
+        if !absent {
+            let changed = publication.changed_since(&self.host, &top).map_err(failed)?;
+            let used = matches!(changed, Some(Changed::Used(_)));
+            entry.state = if used { USED } else { state::PUBLISHED }.into();
+            return Ok(());
+        }
+        let lock = lock_published(&self.host, &top, Some(publication))?;
+        if matches!(publication.standing(&self.host), Ok(Standing::Committed)) {
+            // Clients may have come before anything was taken back.
+            let begun = publication.directories_first && publication.has_moved_back();
+            match publication.changed_since(&self.host, &top).map_err(failed)? {
+                Some(Changed::Used(what)) if begun => {
+                    return Err(v1::Failure::new(
+                        Kind::UnknownOutcome,
+                        format!(
+                            "{what} was used on this server while its other directories were \
+                             being taken off it"
+                        ),
+                        "the source serves the user",
+                        "carry over what came to it, put the index of the stage in its place, and \
+                         run the same command again",
+                    ));
                 }
+                Some(Changed::Used(_)) => {
+                    entry.state = USED.into();
+                    return Ok(());
+                }
+                Some(Changed::Unreadable(_)) if !begun => {
+                    entry.state = state::PUBLISHED.into();
+                    return Ok(());
+                }
+                _ => {}
             }
-        };
+        }
+        publication.undo(&self.host, &lock, false).map_err(failed)?;
+        publication.stop_deferring(&self.host).map_err(failed)?;
+        entry.state = state::PREPARED.into();
         Ok(())
     }
 

@@ -37,10 +37,10 @@ use crate::cyrus::mboxlist::MailboxList;
 use crate::cyrus::name::{MailboxName, PartitionName, UniqueId};
 use crate::cyrus::release::Release;
 use crate::fault::{self, Point, Sabotage, sabotaged};
-use crate::host::userlock::{UserLock, hand_down};
+use crate::host::userlock::UserLock;
 use crate::host::{Host, indexlock};
 use crate::moves::journal::{Entry, Hold, JournalError, now_ms, state};
-use crate::moves::verdict::has_user;
+use crate::moves::verdict::{has_user, route_is_changed};
 use crate::moves::{Journal, sealed};
 use crate::murder;
 use crate::wire::pool::Pool;
@@ -48,7 +48,7 @@ use crate::wire::v1::{self, failure::Kind, reply::Result as Answer, request::Op}
 use base::Base;
 use carry::Carrying;
 use offer::{Checked, Inventory, OfferError};
-use publish::Publication;
+use publish::{Changed, Publication};
 use receive::Expected;
 use shadow::{Shadow, Top};
 use share::Share;
@@ -68,6 +68,11 @@ const ON_THE_WAY: Duration = Duration::from_secs(5);
 
 /// Cyrus's programs without which nobody can be published.
 const PROGRAMS: [&str; 3] = ["cyr_dbtool", "ctl_cyrusdb", "reconstruct"];
+
+/// What the journal says of a user whom clients have used here since he was published,
+/// wherever the route leads: as after its change, the move goes forward, or what came
+/// here would be lost.
+const USED: &str = state::ROUTING;
 
 /// The target's side of one move.
 pub struct Target {
@@ -257,7 +262,7 @@ impl Session {
         if let Err(error) = publication.execute(host) {
             let unknown = matches!(error, publish::PublishError::Unknown { .. });
             // Before the commit everything goes back, so that the failure is plain.
-            let undone = if unknown { Err(error.to_string()) } else { self.take_back(host) };
+            let undone = if unknown { Err(error.to_string()) } else { self.take_back(host, &lock) };
             return Err(match undone {
                 Ok(()) => v1::Failure::new(
                     Kind::Internal,
@@ -289,24 +294,9 @@ impl Session {
         murder::take(host, &self.top)
     }
 
-    /// Keeps everybody waiting who wants to open what was published.
-    fn lock_published(&self, host: &Host) -> Result<UserLock, v1::Failure> {
-        let opens = host.release().is_none_or(opens_take_user_lock);
-        let Some(publication) = self.publication.as_ref().filter(|_| !opens) else {
-            return lock(host, &self.top);
-        };
-        let paths = || {
-            let paths = publication.indexes.iter().map(|(path, _)| path.path().to_owned());
-            Ok(paths.filter(|path| path.exists()).collect())
-        };
-        host.user_lock_path(&self.top)
-            .and_then(|user| indexlock::take(&[user], &paths, LOCK_WAIT))
-            .map_err(|e| internal(e.to_string(), "the source serves the user"))
-    }
-
-    fn take_back(&mut self, host: &Host) -> Result<(), String> {
+    fn take_back(&mut self, host: &Host, lock: &UserLock) -> Result<(), String> {
         let publication = self.publication.clone().ok_or("there is no plan of it")?;
-        publication.undo(host, false).map_err(|e| e.to_string())?;
+        publication.undo(host, lock, false).map_err(|e| e.to_string())?;
         self.record(state::PREPARED).map_err(|f| f.text)
     }
 
@@ -316,7 +306,7 @@ impl Session {
         }
         let lock = match self.withdrawing.take() {
             Some(lock) => lock,
-            None => self.lock_published(host)?,
+            None => lock_published(host, &self.top, self.publication.as_ref())?,
         };
         let unknown = |text: String| {
             v1::Failure::new(
@@ -330,11 +320,24 @@ impl Session {
             .publication
             .clone()
             .ok_or_else(|| agent::protocol("taking back what was not published"))?;
-        let changed = publication.changed_since(host, &self.top);
-        if let Some(changed) = changed.map_err(|e| unknown(e.to_string()))? {
-            return Err(unknown(format!(
-                "{changed} has changed on this server since it was published"
-            )));
+        match publication.changed_since(host, &self.top).map_err(|e| unknown(e.to_string()))? {
+            None => {}
+            Some(Changed::Unreadable(text)) => return Err(unknown(text)),
+            Some(Changed::Used(what)) => {
+                let name = host.external(&self.top);
+                if !route_is_changed(&self.entry.state) {
+                    self.record(USED)?;
+                }
+                return Err(v1::Failure::new(
+                    Kind::UnknownOutcome,
+                    format!("{what} has changed on this server since it was published"),
+                    "both servers have the user, and clients have used him on the target",
+                    format!(
+                        "finish the move, which keeps what came to either: mbcopy resume {name}; \
+                         mbcopy reverse {name} moves him back then"
+                    ),
+                ));
+            }
         }
         if hold {
             self.withdrawing = Some(lock);
@@ -343,8 +346,7 @@ impl Session {
         // The route may have led here until a moment ago.
         let defer = [state::ROUTING, state::ROUTED].contains(&self.entry.state.as_str());
         self.record(state::UNPUBLISHING)?;
-        hand_down(lock.files(), true);
-        publication.undo(host, defer).map_err(|e| unknown(e.to_string()))?;
+        publication.undo(host, &lock, defer).map_err(|e| unknown(e.to_string()))?;
         self.deferring = defer.then(Instant::now);
         self.record(state::PREPARED)?;
         drop(lock);
@@ -477,6 +479,25 @@ fn name_key(name: &MailboxName) -> Vec<u8> {
 fn lock(host: &Host, top: &MailboxName) -> Result<UserLock, v1::Failure> {
     host.user_lock_path(top)
         .and_then(|path| UserLock::take(&[path], LOCK_WAIT))
+        .map_err(|e| internal(e.to_string(), "the source serves the user"))
+}
+
+/// Keeps everybody waiting who wants to open what was published.
+fn lock_published(
+    host: &Host,
+    top: &MailboxName,
+    publication: Option<&Publication>,
+) -> Result<UserLock, v1::Failure> {
+    let opens = host.release().is_none_or(opens_take_user_lock);
+    let Some(publication) = publication.filter(|_| !opens) else {
+        return lock(host, top);
+    };
+    let paths = || {
+        let paths = publication.indexes.iter().map(|(path, _)| path.path().to_owned());
+        Ok(paths.filter(|path| path.exists()).collect())
+    };
+    host.user_lock_path(top)
+        .and_then(|user| indexlock::take(&[user], &paths, LOCK_WAIT))
         .map_err(|e| internal(e.to_string(), "the source serves the user"))
 }
 

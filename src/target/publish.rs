@@ -26,6 +26,7 @@ use crate::fault::{self, Point, Sabotage, sabotaged};
 use crate::host::Host;
 use crate::host::durable;
 use crate::host::tools::DbOp;
+use crate::host::userlock::{UserLock, hand_down};
 use crate::moves::sealed::PathBytes;
 use crate::murder;
 use std::collections::{BTreeMap, BTreeSet};
@@ -83,6 +84,15 @@ pub enum Standing {
     Committed,
     /// Nothing of it.
     Absent,
+}
+
+/// How a user is not as he was published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Changed {
+    /// Clients have used a mailbox, or made one; which.
+    Used(String),
+    /// What was published cannot be read; why.
+    Unreadable(String),
 }
 
 /// Why publishing or taking it back stopped.
@@ -254,19 +264,20 @@ impl Publication {
         }
     }
 
-    /// What has changed since it was published, if anything has: a mailbox that
-    /// was used, or one that is new.
+    /// What has changed since it was published, if anything has.
     pub fn changed_since(
         &self,
         host: &Host,
         top: &MailboxName,
-    ) -> Result<Option<String>, PublishError> {
-        let same = |path: &Path, hash: &[u8; 32]| {
-            std::fs::read(path).is_ok_and(|bytes| blake3::hash(&bytes).as_bytes() == hash)
-        };
-        let changed = self.indexes.iter().find(|(path, hash)| !same(path.path(), hash));
-        if let Some((path, _)) = changed {
-            return Ok(Some(path.path().display().to_string()));
+    ) -> Result<Option<Changed>, PublishError> {
+        let mut missing = None;
+        for (path, hash) in &self.indexes {
+            let path = path.path();
+            match std::fs::read(path) {
+                Ok(bytes) if blake3::hash(&bytes).as_bytes() == hash => {}
+                Ok(_) => return Ok(Some(Changed::Used(path.display().to_string()))),
+                Err(e) => missing = Some(Changed::Unreadable(format!("{}: {e}", path.display()))),
+            }
         }
         let unknown = |reason: String| {
             let database = PathBuf::from("mailboxes.db");
@@ -278,7 +289,12 @@ impl Publication {
             list.owned(top, &host.config.deletedprefix()).map_err(|e| unknown(e.to_string()))?;
         let ours = |key: &[u8]| self.records.iter().any(|(k, _)| k == key);
         let new = owned.iter().find(|e| !e.is_deleted() && !ours(&e.key));
-        Ok(new.map(|entry| host.external(&entry.name)))
+        Ok(new.map(|entry| Changed::Used(host.external(&entry.name))).or(missing))
+    }
+
+    /// Whether directories are on the stage again.
+    pub fn has_moved_back(&self) -> bool {
+        self.renames.iter().any(|(from, _)| !is_vacant(from.path()))
     }
 
     /// Puts back what this backend's `ctl_mboxlist -m` has taken away since: it was
@@ -318,8 +334,10 @@ impl Publication {
     }
 
     /// Takes everything back; `defer`: for those who are still on their way here.
-    /// The caller holds the user's lock and has seen that nothing has changed since.
-    pub fn undo(&self, host: &Host, defer: bool) -> Result<(), PublishError> {
+    /// The caller has seen, under the user's `lock`, that nothing has changed since. The
+    /// program that changes the records holds it, too.
+    pub fn undo(&self, host: &Host, lock: &UserLock, defer: bool) -> Result<(), PublishError> {
+        hand_down(lock.files(), true);
         if self.directories_first {
             self.rename_back()?;
         }

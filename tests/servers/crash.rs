@@ -339,18 +339,70 @@ fn who_waits_while_a_target_is_taken_back_is_deferred_although_its_agent_is_kill
 fn what_came_to_a_target_that_was_about_to_be_taken_back_is_not_lost() {
     let killed = Killed::at(Point::Routed, "late".into(), false);
     let Killed { servers, user, mailbox, .. } = &killed;
-    let abort = ["abort", mailbox, servers.target.name(), "--route-command", "true"];
+    let route = ["--route-command", "true"];
+    let abort = [&["abort", mailbox, servers.target.name()], &route[..]].concat();
     servers.arm_on(&servers.target, "DatabaseWrite");
     servers.mbcopy(&abort);
     assert!(servers.disarm(), "the abort was not killed");
-    let message = b"From: a@x\r\nSubject: late\r\n\r\nlate\r\n";
-    lab::lmtp::deliver(&servers.target, user, message).accepted().unwrap();
+    let deliver = |server: &Host, what: &str| {
+        let message = format!("From: a@x\r\nSubject: {what}\r\n\r\n{what}\r\n");
+        lab::lmtp::deliver(server, user, message.as_bytes()).accepted().unwrap();
+    };
+    deliver(&servers.target, "late");
+    deliver(&servers.source, "meanwhile");
     let text = "has changed on this server since it was published";
-    servers.mbcopy(&abort).expect(1).says(&[text]);
-    servers.push(mailbox, &["--route-command", "true"]).expect(1).says(&[text]);
-    let mut late = servers.target.imap(user).unwrap();
-    late.command("SELECT INBOX").unwrap();
-    let found = late.command("SEARCH SUBJECT late").unwrap();
-    assert!(found.of("SEARCH").any(|uids| uids.len() > 1), "{found:?}");
-    assert_same(&killed.before, &fingerprint(&servers.source, user, &[]), &[]);
+    servers.mbcopy(&abort).expect(5).says(&[text, &format!("mbcopy resume {mailbox}")]);
+    let here = |server: &Host, what: &str| {
+        let mut session = server.imap(user).unwrap();
+        session.command("SELECT INBOX").unwrap();
+        let found = session.command(format!("SEARCH SUBJECT {what}")).unwrap();
+        found.of("SEARCH").map(|uids| uids.len() - 1).sum::<usize>()
+    };
+    let both = |server| [here(server, "late"), here(server, "meanwhile")];
+    assert_eq!([both(&servers.source), both(&servers.target)], [[0, 1], [1, 0]]);
+    servers.mbcopy(&[&["resume", mailbox], &route[..]].concat()).expect(0);
+    assert!(sees(&servers.source, user).is_none(), "the source still serves him");
+    assert_eq!(both(&servers.target), [1, 1]);
+    servers.mbcopy(&[&["reverse", mailbox], &route[..]].concat()).expect(0);
+    assert!(sees(&servers.target, user).is_none(), "the target still serves him");
+    assert_eq!(both(&servers.source), [1, 1]);
+}
+
+#[test]
+fn a_target_that_clients_have_used_before_its_route_was_changed_is_not_taken_back() {
+    let killed = Killed::at(Point::PublishRecorded, "early".into(), false);
+    let Killed { servers, user, mailbox, .. } = &killed;
+    let message = b"From: a@x\r\nSubject: early\r\n\r\nearly\r\n";
+    lab::lmtp::deliver(&servers.target, user, message).accepted().unwrap();
+    servers.push(mailbox, &["--route-command", "true"]).expect(0);
+    assert!(sees(&servers.source, user).is_none(), "the source still serves him");
+    let all = fingerprint(&servers.target, user, &[]);
+    assert_eq!(all.messages().count(), killed.before.messages().count() + 1);
+}
+
+#[test]
+fn a_route_command_ends_with_the_coordinator_that_has_started_it() {
+    let servers = Servers::fresh();
+    let user = "routing";
+    servers.accounts(&[user]);
+    Seed::new(&servers.source, user).small().unwrap();
+    let before = fingerprint(&servers.source, user, &[]);
+    let route = "touch /run/begun; sleep 3; echo $MBCOPY_ACTION >>/run/routes";
+    let words = ["mbcopy", "push", "user.routing", "bw2", "--route-command", route];
+    let pushing = servers.source.spawn(&words).unwrap();
+    let run = servers.source.root().unwrap().join("run");
+    let began = Instant::now();
+    while !run.join("begun").exists() {
+        assert!(began.elapsed() < Duration::from_secs(30), "the route is not changed");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    servers.source.pids("^mbcopy push").unwrap().into_iter().for_each(kill);
+    pushing.wait_with_output().unwrap();
+    let at_once = route.replace("sleep 3", ":");
+    let words = ["abort", "user.routing", "bw2", "--route-command", &at_once];
+    servers.mbcopy(&words).expect(0);
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!(std::fs::read_to_string(run.join("routes")).unwrap(), "restore\n");
+    assert_same(&before, &fingerprint(&servers.source, user, &[]), &[]);
+    std::fs::remove_file(run.join("routes")).unwrap();
 }

@@ -37,6 +37,7 @@ fn a_moved_user_comes_back_with_what_has_come_since_and_can_go_again() {
     let gone = servers.target.imap("home").unwrap().attempt("EXAMINE INBOX").unwrap();
     assert!(!gone.tagged.is_ok(), "the server he came from still shows him");
 
+    servers.push("user.home", &["--dry-run"]).expect(0);
     let again = servers.push("user.home", &["--json"]).expect(0).report().unwrap();
     assert_eq!(again["messages_sent"], 0, "what was kept there is used, too");
     assert_same(&there, &fingerprint(&servers.target, "home", &[]), &[]);
