@@ -62,7 +62,7 @@ pub fn on_push(source: &str, target: &str) -> OnPush {
 /// What an abort does; the arguments are as for [`on_push`].
 pub fn on_abort(source: &str, target: &str) -> OnAbort {
     match source {
-        state::RETIRING | state::RETIRED | state::DONE => OnAbort::TooLate,
+        state::RETIRING | state::RETIRED | state::DONE | state::PURGED => OnAbort::TooLate,
         state::ABORTED => OnAbort::Over,
         // A disk has lost what one of them wrote last.
         state::ROUTING | state::ROUTED if knows_of_no_user(target) => OnAbort::Restore,

@@ -32,8 +32,14 @@ pub async fn abort(
         Err(trouble) => {
             let text = trouble.to_string();
             push.remember(Phase::Unpublishing, &trouble);
-            let routed = route_is_changed(&push.source_state) || push.source_state == state::DONE;
+            let over = [state::DONE, state::PURGED].contains(&push.source_state.as_str());
+            let routed = route_is_changed(&push.source_state) || over;
             let (now, advice) = match (&trouble, routed) {
+                (Trouble::Refused(_), false) if push.recalled => (
+                    "the source serves the user, and the target shows nothing of him; mail may \
+                     still be held",
+                    "",
+                ),
                 (Trouble::Refused(_), false) => ("nothing was changed", ""),
                 (Trouble::Refused(_), true) => ("the target serves the user", ""),
                 (_, true) => (
@@ -45,13 +51,12 @@ pub async fn abort(
                     "mend the cause and abort again",
                 ),
             };
-            let guidance = match &trouble {
-                Trouble::Peer(e) => e.guidance(),
-                _ => None,
+            let (now, advice) = match &trouble {
+                Trouble::Peer(e) => e.guidance_beside((now, advice), routed),
+                _ => (now, advice),
             };
-            let (now, advice) = guidance.unwrap_or((now, advice));
             push.report.failure = Some(Failure { text, state: now.into(), advice: advice.into() });
-            if push.route_begun && push.source_state != state::DONE {
+            if push.route_begun && !over {
                 push.report.outcome = match trouble {
                     Trouble::Refused(_) => Outcome::Refused,
                     _ => Outcome::Resumable,
@@ -114,7 +119,11 @@ impl Push<'_> {
                 self.withdraw(true).await?;
                 self.record(Server::Source, state::COPYING).await?;
             }
-            OnAbort::Recall => self.unpublish().await?,
+            OnAbort::Recall => {
+                let patience = self.patience_of_route();
+                let recalled = tokio::time::timeout(patience, self.unpublish()).await;
+                recalled.unwrap_or(Err(Trouble::Silence(patience)))?;
+            }
             OnAbort::Restore => {
                 self.change_route(&self.change().restored()).await?;
                 self.record(Server::Source, state::COPYING).await?;
@@ -138,6 +147,7 @@ impl Push<'_> {
             }
         }
         self.source_state = state::COPYING.into();
+        self.recalled = true;
         self.release_mail().await?;
         if there.is_some() {
             self.finish(Server::Target, false).await?;

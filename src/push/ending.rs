@@ -90,7 +90,12 @@ impl Push<'_> {
         if denied && self.report.outcome != Outcome::Held {
             self.report.outcome = Outcome::Resumable;
         }
-        self.report.settle_serving(if denied { Phase::Routed } else { phase }, self.offline);
+        let phase = match denied {
+            _ if self.led_here => Phase::CommitUnknown,
+            true => Phase::Routed,
+            false => phase,
+        };
+        self.report.settle_serving(phase, self.offline);
         self.report.next_steps = self.next_steps();
     }
 
@@ -161,19 +166,22 @@ impl Push<'_> {
 
     pub(super) fn remember(&mut self, phase: Phase, trouble: &Trouble) {
         self.broken |= trouble.breaks_connections();
-        let guidance = match trouble {
-            Trouble::Peer(e) => e.guidance(),
-            Trouble::Contradiction { state, advice, .. } => Some((*state, advice.as_str())),
-            _ => None,
-        };
-        let (state, advice) = guidance.unwrap_or(match phase {
+        let (state, advice) = match phase {
+            _ if self.led_here => (
+                "both servers have the user, and the route leads to the source as far as is known",
+                "run the same push again: it goes forward",
+            ),
             Phase::Refreezing | Phase::Retiring | Phase::Thawing => (
                 "the target serves the user; the source's copy is not retired yet",
                 "run the same push again",
             ),
-            Phase::Planning if self.route_begun => (
+            _ if self.route_begun => (
                 "the route leads to the target; the source's copy is not retired yet",
                 "mend the cause and run the same push again",
+            ),
+            Phase::Unpublishing if matches!(trouble, Trouble::Route(_)) => (
+                "both servers have the user, and the route may lead to either",
+                "mend the route command and run the same push again: it goes forward",
             ),
             Phase::Publishing | Phase::Unpublishing => (
                 "it is not known whether the target has committed; the source serves the user \
@@ -184,7 +192,15 @@ impl Push<'_> {
                 "the source serves the user and is unchanged",
                 "mend the cause and run the same push again; what was copied is kept",
             ),
-        });
+        };
+        let (state, advice) = match trouble {
+            Trouble::Peer(e) => {
+                let routed = self.route_begun || phase.serving() == Server::Target;
+                e.guidance_beside((state, advice), routed)
+            }
+            Trouble::Contradiction { state, advice, .. } => (*state, advice.as_str()),
+            _ => (state, advice),
+        };
         self.report.failure =
             Some(Failure { text: trouble.to_string(), state: state.into(), advice: advice.into() });
         self.report.outcome = match trouble {

@@ -256,7 +256,7 @@ struct Push<'a> {
     ready: bool,
     /// Whether no earlier push has begun this move.
     fresh: bool,
-    /// Whether the target defers those who are still on their way to it.
+    /// Whether the route is restored; the target may defer those who are on their way to it.
     recalled: bool,
     /// Whether the target's Cyrus has accepted what was copied.
     rehearsed: bool,
@@ -268,6 +268,9 @@ struct Push<'a> {
     bad_messages: Vec<v1::Problem>,
     /// Whether an earlier push has begun to change the route.
     route_begun: bool,
+    /// Whether this push goes forward although the source's journal says that the route
+    /// leads there, and has not changed it yet.
+    led_here: bool,
     /// Whether the route command has run again, and leads to the target for certain.
     led_away: bool,
     /// How far an earlier push had come, if its route was begun.
@@ -317,6 +320,7 @@ impl<'a> Push<'a> {
             message_bytes: 0,
             bad_messages: Vec::new(),
             route_begun: false,
+            led_here: false,
             led_away: false,
             source_state: String::new(),
             snapshot: bytes::Bytes::new(),
@@ -331,7 +335,7 @@ impl<'a> Push<'a> {
         // The source keeps the freeze limit by itself. A peer that stops
         // answering must not keep the admin waiting much longer than that.
         let patience = match phase {
-            Phase::Routing | Phase::Unpublishing => Some(self.options.route_timeout * 2 + GRACE),
+            Phase::Routing | Phase::Unpublishing => Some(self.patience_of_route()),
             phase => phase.is_frozen().then(|| self.left() + GRACE),
         };
         let step = async {
@@ -386,6 +390,11 @@ impl<'a> Push<'a> {
     fn left(&self) -> Duration {
         let limit = self.limit();
         self.frozen_at.map_or(limit, |at| limit.saturating_sub(at.elapsed()))
+    }
+
+    /// How long a change of the route, to and fro, may take.
+    fn patience_of_route(&self) -> Duration {
+        self.options.route_timeout * 2 + GRACE
     }
 
     fn stop_if_asked(&self) -> Result<(), Trouble> {

@@ -59,6 +59,18 @@ impl PeerError {
         }
     }
 
+    /// The state things are in, and what to do next: as the agent says, else as the
+    /// coordinator does (`ours`). Once the move is `routed`, an agent that only failed
+    /// does not know who serves the user.
+    pub fn guidance_beside<'a>(
+        &'a self,
+        ours: (&'a str, &'a str),
+        routed: bool,
+    ) -> (&'a str, &'a str) {
+        let (state, advice) = self.guidance().unwrap_or(ours);
+        (if routed && !self.outcome_unknown() { ours.0 } else { state }, advice)
+    }
+
     /// Whether it is not known what became of the request.
     pub fn outcome_unknown(&self) -> bool {
         match self {

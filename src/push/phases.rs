@@ -257,6 +257,7 @@ impl Push<'_> {
                     ));
                 }
                 self.route_begun = true;
+                self.led_here = !source.is_empty() && !route_is_changed(source);
                 let state = if route_is_changed(source) { source } else { target };
                 self.note(format!("going on with a move that stopped when it was {state}"));
                 self.source_state = source.into();
@@ -483,10 +484,11 @@ impl Push<'_> {
                 return Err(peer.unexpected("change of the route").into());
             };
         }
-        match &self.options.route_command {
-            Some(command) => Ok(change.run(command, self.options.route_timeout).await?),
-            None => Ok(()),
+        if let Some(command) = &self.options.route_command {
+            change.run(command, self.options.route_timeout).await?;
         }
+        self.led_here = false;
+        Ok(())
     }
 
     /// Takes the user off the target, in two steps: first the target makes sure
@@ -497,8 +499,9 @@ impl Push<'_> {
         self.change_route(&self.change().restored()).await?;
         // The route is certain again: a crash from here on goes back.
         self.record(Server::Source, state::COPYING).await?;
-        self.withdraw(true).await?;
+        self.source_state = state::COPYING.into();
         self.recalled = true;
+        self.withdraw(true).await?;
         Ok(())
     }
 

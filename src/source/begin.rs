@@ -69,7 +69,8 @@ impl Source {
                 Some(before) if before.peer == entry.peer => {
                     entry = Entry { updated: now_ms(), ..before };
                 }
-                Some(before) if !harmless(&before.state) => {
+                // One that has published may be live there although its route is restored.
+                Some(before) if !harmless(&before.state) || !before.note().is_empty() => {
                     return Err(v1::Failure::new(
                         Kind::Refused,
                         format!(
@@ -77,7 +78,11 @@ impl Source {
                             before.id, before.display, before.peer, before.state
                         ),
                         "that move decides which server has the user",
-                        format!("finish it first: mbcopy push {} {}", plan.mailbox, before.peer),
+                        format!(
+                            "finish it first (mbcopy push {0} {1}), or give it up (mbcopy abort {0} \
+                             {1})",
+                            plan.mailbox, before.peer
+                        ),
                     ));
                 }
                 _ => {}

@@ -278,14 +278,14 @@ impl Target {
             v1::Failure::new(
                 Kind::UnknownOutcome,
                 format!("what became of an interrupted publication cannot be settled: {e}"),
-                "the source serves the user",
+                "it is not known whether the target has the user",
                 "mend the cause and run the same push again",
             )
         };
         let standing = publication.standing(&self.host);
         let top = top_of(entry)?;
         let absent = match entry.state.as_str() {
-            state::PUBLISHING => standing.map_err(failed)? != Standing::Committed,
+            state::PUBLISHING => standing.map_err(failed)? == Standing::Absent,
             state::UNPUBLISHING => true,
             state::PREPARED if matches!(standing, Ok(Standing::Committed)) => false,
             state::PREPARED => {
@@ -305,7 +305,7 @@ impl Target {
             return Ok(());
         }
         let lock = lock_published(&self.host, &top, Some(publication))?;
-        if matches!(publication.standing(&self.host), Ok(Standing::Committed)) {
+        if publication.standing(&self.host).map_err(failed)? != Standing::Absent {
             // Clients may have come before anything was taken back.
             let begun = publication.directories_first && publication.has_moved_back();
             match publication.changed_since(&self.host, &top).map_err(failed)? {

@@ -312,7 +312,7 @@ impl Session {
             v1::Failure::new(
                 Kind::UnknownOutcome,
                 text,
-                "both servers have a copy of the user; the route leads to the source",
+                "both servers have a copy of the user",
                 "look at this server's copy before anything else",
             )
         };

@@ -82,6 +82,8 @@ pub struct Publication {
 pub enum Standing {
     /// All of it.
     Committed,
+    /// Not all of it any more.
+    Changed,
     /// Nothing of it.
     Absent,
 }
@@ -237,29 +239,39 @@ impl Publication {
         }
     }
 
-    /// How many of the user's records the live mailboxes.db holds as they were
-    /// published: all, none, or something between, which only others can make.
+    /// What the live mailboxes.db holds of the user's records: all as they were published,
+    /// none, or something between, which only clients can make.
+    ///
+    /// Errors: a part of them is there and a part is not, which no client can have made.
     pub fn standing(&self, host: &Host) -> Result<Standing, PublishError> {
         let unknown =
             |database: PathBuf, reason: String| PublishError::Unknown { database, reason };
         let database = host.mailboxes().map_err(|e| unknown(e.path, e.reason))?;
         let deferring: BTreeMap<&[u8], &[u8]> =
             self.deferring.iter().map(|(k, v)| (k.as_slice(), v.as_slice())).collect();
-        let (mut held, mut absent) = (0, 0);
+        let (mut held, mut missing, mut changed) = (0, false, false);
         for (key, value) in &self.records {
             let found = database
                 .get(key)
                 .map_err(|e| unknown(PathBuf::from("mailboxes.db"), e.to_string()))?;
-            held += usize::from(found.as_deref() == Some(value.as_slice()));
-            // A tombstone was there before, and is as good as nothing.
-            absent += usize::from(found.is_none_or(|found| {
-                let defers = deferring.get(key.as_slice()) == Some(&found.as_ref());
-                defers || is_tombstone(&found) || self.is_stale(key, &found)
-            }));
+            let Some(found) = found else {
+                missing = true;
+                continue;
+            };
+            let defers = deferring.get(key.as_slice()) == Some(&found.as_ref());
+            match found.as_ref() == value.as_slice() {
+                true => held += 1,
+                // A tombstone was there before, and is as good as nothing; so is a mailbox
+                // that somebody has made under the same name.
+                false if defers || is_tombstone(&found) || self.is_stale(key, &found) => {}
+                false => changed |= key.starts_with(b"I") || is_same_mailbox(value, &found),
+            }
         }
-        match self.records.len() {
-            all if held == all => Ok(Standing::Committed),
-            all if absent == all => Ok(Standing::Absent),
+        match held {
+            all if all == self.records.len() => Ok(Standing::Committed),
+            0 if !changed => Ok(Standing::Absent),
+            // Who renames or deletes a mailbox leaves a trace of it.
+            _ if changed || !missing => Ok(Standing::Changed),
             _ => Err(PublishError::Changed),
         }
     }
@@ -270,6 +282,10 @@ impl Publication {
         host: &Host,
         top: &MailboxName,
     ) -> Result<Option<Changed>, PublishError> {
+        if self.standing(host)? == Standing::Changed {
+            let what = format!("{} in mailboxes.db", host.external(top));
+            return Ok(Some(Changed::Used(what)));
+        }
         let mut missing = None;
         for (path, hash) in &self.indexes {
             let path = path.path();
@@ -338,10 +354,14 @@ impl Publication {
     /// program that changes the records holds it, too.
     pub fn undo(&self, host: &Host, lock: &UserLock, defer: bool) -> Result<(), PublishError> {
         hand_down(lock.files(), true);
+        let standing = self.standing(host)?;
+        if standing == Standing::Changed {
+            return Err(PublishError::Changed);
+        }
         if self.directories_first {
             self.rename_back()?;
         }
-        if self.standing(host)? == Standing::Committed {
+        if standing == Standing::Committed {
             let removed = self.records.iter().map(delete);
             let deferring = self.deferring.iter().filter(|_| defer).map(set);
             let restored = self.stale_records.iter().map(set);
@@ -428,6 +448,12 @@ fn is_tombstone(record: &[u8]) -> bool {
     let parsed = Dlist::parse(record).ok();
     let kind = parsed.as_ref().and_then(|r| r.get(b"T")).and_then(Dlist::as_bytes);
     kind.is_some_and(|kind| kind.contains(&b'd'))
+}
+
+/// Whether two records tell of one mailbox.
+fn is_same_mailbox(one: &[u8], other: &[u8]) -> bool {
+    let id = |record| Some(Dlist::parse(record).ok()?.get(b"I")?.as_bytes()?.to_vec());
+    id(one).is_some_and(|one: Vec<u8>| Some(one) == id(other))
 }
 
 fn set((key, value): &KeyValue) -> DbOp<'_> {

@@ -2,7 +2,7 @@
 //! user is whole on exactly one server before and after.
 
 use crate::shared::kill;
-use crate::support::{Pushed, Servers, assert_same, fingerprint};
+use crate::support::{Pushed, Servers, assert_same, fingerprint, install};
 use lab::chaos::Side;
 use lab::fingerprint::Fingerprint;
 use lab::host::Host;
@@ -124,6 +124,11 @@ impl Killed {
             }
             _ => panic!("{what}: {}{}", aborted.stdout, aborted.stderr),
         }
+    }
+
+    /// Another command on the move, with its route command.
+    pub fn again(&self, command: &str) -> Pushed {
+        self.servers.mbcopy(&[command, &self.mailbox, "--route-command", "true"])
     }
 
     /// The user is whole on the target, and the source shows nothing of him.
@@ -335,15 +340,22 @@ fn who_waits_while_a_target_is_taken_back_is_deferred_although_its_agent_is_kill
     killed.assert_as_before(Point::Routed);
 }
 
+/// A target that is about to be taken back: its route is restored already, and its agent
+/// was killed before any record changed.
+fn about_to_be_taken_back(user: &str) -> Killed {
+    let killed = Killed::at(Point::Routed, user.into(), false);
+    let servers = &killed.servers;
+    servers.arm_on(&servers.target, "DatabaseWrite");
+    let aborted = killed.again("abort").expect(5).says(&["bw1 serves the user now"]);
+    assert!(!aborted.stderr.contains("leads to the target"), "{}", aborted.stderr);
+    assert!(servers.disarm(), "the abort was not killed");
+    killed
+}
+
 #[test]
 fn what_came_to_a_target_that_was_about_to_be_taken_back_is_not_lost() {
-    let killed = Killed::at(Point::Routed, "late".into(), false);
+    let killed = about_to_be_taken_back("late");
     let Killed { servers, user, mailbox, .. } = &killed;
-    let route = ["--route-command", "true"];
-    let abort = [&["abort", mailbox, servers.target.name()], &route[..]].concat();
-    servers.arm_on(&servers.target, "DatabaseWrite");
-    servers.mbcopy(&abort);
-    assert!(servers.disarm(), "the abort was not killed");
     let deliver = |server: &Host, what: &str| {
         let message = format!("From: a@x\r\nSubject: {what}\r\n\r\n{what}\r\n");
         lab::lmtp::deliver(server, user, message.as_bytes()).accepted().unwrap();
@@ -351,7 +363,8 @@ fn what_came_to_a_target_that_was_about_to_be_taken_back_is_not_lost() {
     deliver(&servers.target, "late");
     deliver(&servers.source, "meanwhile");
     let text = "has changed on this server since it was published";
-    servers.mbcopy(&abort).expect(5).says(&[text, &format!("mbcopy resume {mailbox}")]);
+    let resume = format!("mbcopy resume {mailbox}");
+    killed.again("abort").expect(5).says(&[text, &resume, "bw1 serves the user now"]);
     let here = |server: &Host, what: &str| {
         let mut session = server.imap(user).unwrap();
         session.command("SELECT INBOX").unwrap();
@@ -360,12 +373,37 @@ fn what_came_to_a_target_that_was_about_to_be_taken_back_is_not_lost() {
     };
     let both = |server| [here(server, "late"), here(server, "meanwhile")];
     assert_eq!([both(&servers.source), both(&servers.target)], [[0, 1], [1, 0]]);
-    servers.mbcopy(&[&["resume", mailbox], &route[..]].concat()).expect(0);
+    // Nobody knows by the source alone that the target has him.
+    let elsewhere = Host::new("bw3");
+    install(&elsewhere);
+    let other = servers.mbcopy(&["push", mailbox, "bw3", "--route-command", "true"]);
+    other.expect(4).says(&["to bw2 stopped", "bw1 serves the user now"]);
+    killed.again("resume").expect(0);
     assert!(sees(&servers.source, user).is_none(), "the source still serves him");
     assert_eq!(both(&servers.target), [1, 1]);
-    servers.mbcopy(&[&["reverse", mailbox], &route[..]].concat()).expect(0);
+    killed.again("reverse").expect(0);
     assert!(sees(&servers.target, user).is_none(), "the target still serves him");
     assert_eq!(both(&servers.source), [1, 1]);
+}
+
+#[test]
+fn folders_that_were_changed_on_a_target_that_was_about_to_be_taken_back_stay_so() {
+    for (user, command) in [
+        ("renames", "RENAME INBOX.Sent INBOX.New"),
+        ("grants", "SETACL INBOX.Sent admin lrs"),
+        ("deletes", "DELETE INBOX.a.b"),
+    ] {
+        let killed = about_to_be_taken_back(user);
+        let servers = &killed.servers;
+        let target = servers.target.imap(user).unwrap().command(command);
+        target.unwrap_or_else(|e| panic!("{command}: {e}"));
+        let changed = fingerprint(&servers.target, user, &[]);
+        assert!(changed != killed.before, "{command}");
+        killed.again("abort").expect(5);
+        killed.again("resume").expect(0);
+        assert!(sees(&servers.source, user).is_none(), "{command}: the source still serves him");
+        assert_same(&changed, &fingerprint(&servers.target, user, &[]), &[]);
+    }
 }
 
 #[test]
@@ -387,6 +425,7 @@ fn a_route_command_ends_with_the_coordinator_that_has_started_it() {
     servers.accounts(&[user]);
     Seed::new(&servers.source, user).small().unwrap();
     let before = fingerprint(&servers.source, user, &[]);
+    servers.source.run(&["rm", "-f", "/run/begun", "/run/routes"]).unwrap();
     let route = "touch /run/begun; sleep 3; echo $MBCOPY_ACTION >>/run/routes";
     let words = ["mbcopy", "push", "user.routing", "bw2", "--route-command", route];
     let pushing = servers.source.spawn(&words).unwrap();
@@ -404,5 +443,4 @@ fn a_route_command_ends_with_the_coordinator_that_has_started_it() {
     std::thread::sleep(Duration::from_secs(4));
     assert_eq!(std::fs::read_to_string(run.join("routes")).unwrap(), "restore\n");
     assert_same(&before, &fingerprint(&servers.source, user, &[]), &[]);
-    std::fs::remove_file(run.join("routes")).unwrap();
 }
