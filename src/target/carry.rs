@@ -238,8 +238,8 @@ impl Carrying {
         let mut ordered: Vec<_> = self.offer.mailboxes.iter().collect();
         // Parents before what is below them.
         ordered.sort_by(|(_, a), (_, b)| a.name.as_bytes().cmp(b.name.as_bytes()));
-        let placed = ordered.iter().filter(|(_, o)| !o.gone && o.kind != Kind::Sieve);
-        folders::place(&mut run, placed.map(|(_, offered)| *offered))?;
+        let all: Vec<&Offered> = ordered.iter().map(|(_, offered)| *offered).collect();
+        folders::place(&mut run, &all)?;
         for (ordinal, offered) in ordered.iter().filter(|(_, o)| !o.gone && !o.name_only) {
             match offered.kind {
                 Kind::Sieve => sieve::carry(&mut run, **ordinal, offered, &self.offer.found)?,
@@ -299,8 +299,13 @@ struct Run<'a> {
 impl Run<'_> {
     /// The live mailbox that is the offered one.
     fn here(&self, offered: &Offered) -> Option<&MailboxEntry> {
-        let id = self.ledger.placed.get(offered.id.as_str());
-        self.tree.by_id(id.map_or(offered.id.as_str(), String::as_str))
+        self.tree.by_id(self.id_here(offered))
+    }
+
+    /// The uniqueid that the offered one has here, if it is here.
+    fn id_here<'a>(&'a self, offered: &'a Offered) -> &'a str {
+        let id = offered.id.as_str();
+        self.ledger.placed.get(id).map_or(id, String::as_str)
     }
 
     /// The name of a mailbox, as a session is told.

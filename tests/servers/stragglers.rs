@@ -311,6 +311,55 @@ fn what_was_changed_on_both_servers_is_kept_and_said() {
 }
 
 #[test]
+fn folders_that_take_the_names_of_others_are_not_mixed_with_them() {
+    let servers = Servers::fresh();
+    seed(&servers, "reuse");
+    let mut there = servers.source.imap("reuse").unwrap();
+    for folder in ["a", "b", "b.deep", "empty"] {
+        commands(&mut there, &[&format!("CREATE INBOX.{folder}")]);
+        append(&mut there, &format!("INBOX.{folder}"), &format!("in-{folder}"), &[]);
+    }
+    stop_at(&servers, "reuse", Point::Routed);
+    commands(
+        &mut there,
+        &[
+            // To a name behind the old one, and to one before it.
+            "RENAME INBOX.old INBOX.old-2024",
+            "CREATE INBOX.old",
+            "RENAME INBOX.work INBOX.awork",
+            "CREATE INBOX.work",
+            "DELETE INBOX.gone",
+            "CREATE INBOX.gone",
+            "DELETE INBOX.empty",
+            "CREATE INBOX.empty",
+            "RENAME INBOX.a INBOX.tmp",
+            "RENAME INBOX.b INBOX.a",
+            "RENAME INBOX.tmp INBOX.b",
+            // Below what has the old name now.
+            "RENAME INBOX.both INBOX.tmp",
+            "CREATE INBOX.both",
+            "RENAME INBOX.tmp INBOX.both.below",
+        ],
+    );
+    for folder in ["old", "old-2024", "work", "awork", "gone", "a", "b", "both", "both.below"] {
+        append(&mut there, &format!("INBOX.{folder}"), &format!("late-{folder}"), &[]);
+    }
+    there.logout();
+    let source = folders(&servers.source, "reuse");
+    assert_eq!(source["INBOX.a"].len() + source["INBOX.gone"].len(), 3);
+    // Whatever was done when it was killed, its ledger does not know of it.
+    for passed in [1, 2, 4, 6] {
+        servers.arm_on(&servers.target, &format!("LedgerWrite kill {passed}"));
+        servers.push("user.reuse", &["--route-command", "true"]);
+        assert!(servers.disarm(), "the ledger was not written {passed} times");
+    }
+    let again = servers.push("user.reuse", &["--route-command", "true", "--json"]).expect(0);
+    let report = again.report().unwrap();
+    assert_eq!(numbers(&report)[0], 9, "{report:#}");
+    assert_eq!(folders(&servers.target, "reuse"), source);
+}
+
+#[test]
 fn flags_that_are_set_while_others_are_carried_over_stay() {
     let servers = Servers::fresh();
     seed(&servers, "race");
