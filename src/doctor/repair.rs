@@ -6,6 +6,7 @@ use super::look;
 use super::plan::{self, Carried, NoPlan, Plan};
 use super::seen::{Seen, Standing};
 use crate::fault::{self, Point};
+use crate::host::imap::is_flag;
 use crate::moves::MoveId;
 use crate::push::peer::{Peer, PeerError};
 use crate::verify::finding::Side;
@@ -327,6 +328,11 @@ impl Run<'_, '_> {
         };
         if read.gone {
             return Ok(());
+        }
+        for flag in read.flags.iter().filter(|flag| !is_flag(flag)) {
+            let flag = crate::wire::printable(&String::from_utf8_lossy(flag));
+            let of = format!("{} message {uid}", mailbox.display);
+            (self.tell)(&format!("{of}: its flag {flag:.100} cannot be given, and is left out"));
         }
         let to = self.peers.on(right);
         let append = v1::AppendMessage {

@@ -278,11 +278,12 @@ fn uids(set: &str) -> impl Iterator<Item = u32> {
     ranges.flatten()
 }
 
-/// Whether this may stand among the flags of a command.
+/// Whether this may stand among the flags of a command: what Cyrus takes for an atom
+/// (lib/imparse.c:imparse_isnatom), which is more than what IMAP calls so.
 pub fn is_flag(flag: &[u8]) -> bool {
     let system: [&[u8]; 5] = [b"\\Answered", b"\\Flagged", b"\\Deleted", b"\\Draft", b"\\Seen"];
-    let atom = |b: &u8| b.is_ascii_graphic() && !b"(){%*\"\\]".contains(b);
-    let keyword = !flag.is_empty() && flag.len() <= 1000 && flag.iter().all(atom);
+    let atom = |b: &u8| b.is_ascii_graphic() && !b"(){%*\"\\".contains(b);
+    let keyword = !flag.is_empty() && flag.len() < 1024 && flag.iter().all(atom);
     keyword || system.contains(&flag)
 }
 
@@ -428,7 +429,10 @@ mod tests {
         assert_eq!(quoted(b"user.a b"), b"\"user.a b\"");
         assert_eq!(quoted(b"a\"\r\nb"), b"{5+}\r\na\"\r\nb");
         assert_eq!(set(&[1, 2, 3, 9]), "1:3,9");
-        assert!(is_flag(b"\\Seen") && is_flag(b"$Label1"));
+        assert!(
+            is_flag(b"\\Seen") && is_flag(b"$Label1") && is_flag(b"[x]") && is_flag(&[b'y'; 1023])
+        );
+        assert!(!is_flag(&[b'y'; 1024]));
         for bad in [&b""[..], b"a b", b"a)", b"\\Recent", b"a\r\nb", b"\xff"] {
             assert!(!is_flag(bad), "{bad:?}");
         }

@@ -108,9 +108,6 @@ impl Offer {
             if straggler.uid == 0 || straggler.guid.len() != 20 {
                 return Err(nonsense("an impossible message"));
             }
-            if !straggler.flags.iter().all(|flag| imap::is_flag(flag)) {
-                return Err(nonsense("an impossible flag"));
-            }
         }
         let wire = part.mailbox.unwrap_or_default();
         if let Some(known) = self.mailboxes.get_mut(&wire.ordinal) {
@@ -374,6 +371,17 @@ impl Run<'_> {
             advice: "the source's retired copy has it".into(),
             ..v1::Problem::default()
         });
+    }
+
+    /// Notes flags that no command can name; whether this one is none of them.
+    fn sends(&mut self, flag: &[u8], name: &MailboxName, uid: u32) -> bool {
+        let sends = imap::is_flag(flag);
+        if !sends {
+            let shown = crate::wire::printable(&String::from_utf8_lossy(flag));
+            let text = format!("its flag {shown:.100} cannot be given, and is not carried over");
+            self.leave(Severity::Note, name, uid, text);
+        }
+        sends
     }
 
     fn write(&mut self, lines: impl IntoIterator<Item = ledger::Line>) -> Result<()> {

@@ -365,7 +365,7 @@ fn flags_that_are_set_while_others_are_carried_over_stay() {
     seed(&servers, "race");
     stop_at(&servers, "race", Point::Routed);
     let mut there = servers.source.imap("race").unwrap();
-    commands(&mut there, &["SELECT INBOX", "UID STORE 2 FLAGS (\\Answered)"]);
+    commands(&mut there, &["SELECT INBOX", "UID STORE 2 FLAGS (\\Answered \\Deleted)"]);
     there.logout();
     let pushing = Pushing::until(&servers, Side::Target, "CarryFlagged wait", "user.race");
     let mut here = servers.target.imap("race").unwrap();
@@ -378,6 +378,27 @@ fn flags_that_are_set_while_others_are_carried_over_stay() {
         let found = here.command(format!("UID SEARCH UID 2 {flag}")).unwrap();
         assert!(found.of("SEARCH").any(|uids| uids.len() > 1), "{flag} is lost");
     }
+    // It was changed on both.
+    let found = here.command("UID SEARCH UID 2 DELETED").unwrap();
+    assert!(!found.of("SEARCH").any(|uids| uids.len() > 1));
+}
+
+#[test]
+fn flags_that_were_removed_stay_so_if_the_rest_is_killed() {
+    let servers = Servers::fresh();
+    seed(&servers, "flags");
+    stop_at(&servers, "flags", Point::Routed);
+    let mut there = servers.source.imap("flags").unwrap();
+    commands(&mut there, &["SELECT INBOX", "UID STORE 2 FLAGS (\\Answered a]b)"]);
+    append(&mut there, "INBOX", "late", &["[late]", "}"]);
+    there.logout();
+    let source = folders(&servers.source, "flags");
+    stop_at(&servers, "flags", Point::CarryFlagged);
+    servers.push("user.flags", &["--route-command", "true"]).expect(0);
+    let found = folders(&servers.target, "flags");
+    assert_eq!(found, source);
+    let b2 = ("b2".to_owned(), vec!["\\Answered".to_owned(), "a]b".to_owned()], true);
+    assert!(found["INBOX"].contains_key(&b2), "{found:?}");
 }
 
 #[test]

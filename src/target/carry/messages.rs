@@ -8,6 +8,7 @@ use crate::cyrus::index::Record;
 use crate::cyrus::mboxlist::MailboxEntry;
 use crate::fault::{self, Point};
 use crate::host::Host;
+use crate::host::imap::is_flag;
 use crate::inventory::hex;
 use crate::wire::v1::{self, problem::Severity};
 use std::collections::{BTreeMap, BTreeSet};
@@ -87,13 +88,17 @@ fn changes(run: &mut Run<'_>, offered: &Offered, last: bool) -> Result<bool> {
         if place.modseq >= message.modseq {
             continue;
         }
-        if strip {
-            there.flags.remove(SEEN);
-        }
         let ours = before.map_or(0, |s| s.here).max(place.ours);
-        let here = mailbox.view()?.find(place.uid).map_err(unreadable)?.map(|record| Here {
+        let record = mailbox.view()?.find(place.uid).map_err(unreadable)?;
+        let mut has = record.as_ref().map(|record| mailbox.flags(record)).unwrap_or_default();
+        // What came with the user has all its flags, also those that cannot be sent.
+        there.flags.retain(|f| has.contains(f) || run.sends(f, &entry.name, place.uid));
+        let sendable = |flags: &mut Flags| flags.retain(|f| is_flag(f) && (!strip || f != SEEN));
+        sendable(&mut there.flags);
+        sendable(&mut has);
+        let here = record.map(|record| Here {
             expunged: record.is_expunged() || record.is_unlinked(),
-            flags: mailbox.flags(&record).into_iter().filter(|f| !strip || f != SEEN).collect(),
+            flags: has,
             modseq: record.modseq,
             // What was appended is as it came while it has its first MODSEQ.
             ours: if place.appended { ours.max(record.createdmodseq) } else { ours },
@@ -188,7 +193,9 @@ fn store(
         let mut uids: Vec<u32> = set.iter().map(|(_, uid)| *uid).collect();
         let mut modseqs = BTreeMap::new();
         let mut unchanged_since = newest;
-        for (sign, flags) in [('+', add), ('-', remove)] {
+        // If it ends between the two, what is left to be done is what is done about a message
+        // that was changed on both: what was to be removed would stay.
+        for (sign, flags) in [('-', remove), ('+', add)] {
             if flags.is_empty() || uids.is_empty() {
                 continue;
             }
