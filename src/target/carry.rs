@@ -23,6 +23,7 @@ use crate::cyrus::imap_set::UidSet;
 use crate::cyrus::mboxlist::MailboxEntry;
 use crate::cyrus::mboxlist::mbtype::{Flag, Kind};
 use crate::cyrus::name::{MailboxName, UniqueId};
+use crate::doctor::repair::MAX_MESSAGE;
 use crate::host::Host;
 use crate::host::imap::{self, ImapError};
 use crate::host::imapd::{Instance, InstanceError};
@@ -65,6 +66,16 @@ pub enum CarryError {
     /// The session broke.
     #[error(transparent)]
     Imap(#[from] ImapError),
+    /// The messages do not fit.
+    #[error("{bytes} bytes are to come, and {} has {free} bytes free", path.display())]
+    Room {
+        /// What is to come.
+        bytes: u64,
+        /// The move's directory.
+        path: PathBuf,
+        /// What is free there.
+        free: u64,
+    },
 }
 
 type Result<T> = std::result::Result<T, CarryError>;
@@ -74,6 +85,8 @@ type Result<T> = std::result::Result<T, CarryError>;
 pub struct Offer {
     mailboxes: BTreeMap<u32, Offered>,
     found: v1::StragglersFound,
+    /// How many messages, runs of messages and rights were told.
+    told: usize,
 }
 
 /// A mailbox that is different on the source.
@@ -108,6 +121,10 @@ impl Offer {
             if straggler.uid == 0 || straggler.guid.len() != 20 {
                 return Err(nonsense("an impossible message"));
             }
+        }
+        self.told += part.stragglers.len() + part.present_runs.len() + part.rights.len();
+        if self.told > manifest::MAX_MESSAGES || self.mailboxes.len() > manifest::MAX_MAILBOXES {
+            return Err(nonsense("more than anybody has"));
         }
         let wire = part.mailbox.unwrap_or_default();
         if let Some(known) = self.mailboxes.get_mut(&wire.ordinal) {
@@ -200,6 +217,7 @@ impl Carrying {
             let needed = |s: &&v1::Straggler| {
                 s.uid > offered.last_uid
                     && !s.expunged
+                    && s.size <= MAX_MESSAGE as u64
                     && !self.ledger.appended.contains_key(&offered.message(s.uid))
             };
             let sizes: BTreeMap<u32, u64> =
@@ -217,7 +235,16 @@ impl Carrying {
             let directory = StagedDirectory::make(&root, Path::new(&ordinal.to_string()));
             asked.insert(*ordinal, (Arc::new(directory.map_err(io(&root))?), sizes));
         }
-        Ok((wants, Arc::new(Asked(asked))))
+        // Before anything comes: nothing is half done then.
+        let stat =
+            rustix::fs::statvfs(&self.directory).map_err(|e| io(&self.directory)(e.into()))?;
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        match wants.bytes <= free {
+            true => Ok((wants, Arc::new(Asked(asked)))),
+            false => {
+                Err(CarryError::Room { bytes: wants.bytes, path: self.directory.clone(), free })
+            }
+        }
     }
 
     /// Carries everything over; what is done is in the ledger, whatever happens.
@@ -392,4 +419,59 @@ impl Run<'_> {
 /// The name of a message's file on the stage.
 fn file_name(uid: u32) -> String {
     format!("{uid}.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cyrus::name::PartitionName;
+
+    fn straggler(uid: u32, size: u64) -> v1::Straggler {
+        let guid = Bytes::from_static(&[7; 20]);
+        v1::Straggler { uid, size, guid, modseq: 5, ..v1::Straggler::default() }
+    }
+
+    fn part(ordinal: u32, stragglers: Vec<v1::Straggler>) -> (v1::StragglerMailbox, Checked) {
+        let mailbox = v1::Mailbox { ordinal, ..v1::Mailbox::default() };
+        let checked = Checked {
+            name: MailboxName::from_internal(b"user.x").unwrap(),
+            id: UniqueId::new(format!("id{ordinal}").as_bytes()).unwrap(),
+            partition: PartitionName::new("default").unwrap(),
+        };
+        let mailbox = Some(mailbox);
+        (v1::StragglerMailbox { mailbox, stragglers, ..Default::default() }, checked)
+    }
+
+    /// What is asked for where this is offered.
+    fn wants(stragglers: Vec<v1::Straggler>) -> Result<v1::Wants> {
+        let directory = tempfile::tempdir().unwrap();
+        let mut offer = Offer::default();
+        let (part, checked) = part(1, stragglers);
+        offer.mailbox(part, checked)?;
+        let ledger = Ledger::open(&directory.path().join("ledger"))?;
+        let carrying = Carrying { offer, ledger, directory: directory.path().to_owned() };
+        carrying.wants().map(|(wants, _)| wants)
+    }
+
+    #[test]
+    fn no_more_is_asked_for_than_there_is_room_for() {
+        let large = MAX_MESSAGE as u64;
+        let asked = wants(vec![straggler(1, 10), straggler(2, large + 1), straggler(3, u64::MAX)]);
+        let asked = asked.unwrap();
+        assert_eq!((asked.messages, asked.bytes), (1, 10));
+        let many = (1..200_000).map(|uid| straggler(uid, large)).collect();
+        assert!(matches!(wants(many), Err(CarryError::Room { .. })));
+    }
+
+    #[test]
+    fn what_a_source_may_tell_has_an_end() {
+        let mut offer = Offer { told: manifest::MAX_MESSAGES - 2, ..Offer::default() };
+        for (uids, fits) in [(1..2, true), (2..3, true), (3..4, false)] {
+            let (part, checked) = part(1, uids.map(|uid| straggler(uid, 1)).collect());
+            assert_eq!(offer.mailbox(part, checked).is_ok(), fits);
+        }
+        // A flag that no command can name is no reason to stop.
+        let odd = v1::Straggler { flags: vec![b"\xff"[..].into()], ..straggler(1, 1) };
+        assert_eq!(wants(vec![odd]).unwrap().messages, 1);
+    }
 }

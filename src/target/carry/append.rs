@@ -7,6 +7,7 @@ use super::live::{Mailbox, id_of};
 use super::messages::{SEEN, settle_pending, there};
 use super::{CarryError, Offered, Result, Run, STAGE, file_name, uids};
 use crate::cyrus::mboxlist::MailboxEntry;
+use crate::doctor::repair::MAX_MESSAGE;
 use crate::fault::{self, Point};
 use crate::host::imap::is_flag;
 use crate::inventory::hex;
@@ -30,6 +31,11 @@ pub fn appends(run: &mut Run<'_>, ordinal: u32, offered: &Offered) -> Result<()>
     let new: Vec<_> = offered.stragglers.iter().filter(is_new).collect();
     let mut batch: Option<Batch<'_>> = None;
     for straggler in new {
+        if straggler.size > MAX_MESSAGE as u64 {
+            let text = format!("it has {} bytes, more than are carried over", straggler.size);
+            run.leave(Severity::BadMessage, &offered.name, straggler.uid, text);
+            continue;
+        }
         let Some(bytes) = arrived(run, ordinal, offered, straggler.uid)? else { continue };
         let date = internal_date(straggler.internaldate).ok_or_else(|| {
             CarryError::Nonsense(format!("an impossible date, {}", straggler.internaldate))
