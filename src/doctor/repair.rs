@@ -208,7 +208,7 @@ impl Run<'_, '_> {
         plan: Plan,
     ) -> Result<(), RepairError> {
         let (right, wrong) = (plan.right, plan.right.other());
-        if !plan.restore.is_empty() {
+        if !plan.restore.is_empty() || !plan.taken.is_empty() {
             let restored = plan.restore.iter().map(|r| v1::Restored {
                 name: r.name.clone().into(),
                 unique_id: r.id.clone(),
@@ -216,9 +216,13 @@ impl Run<'_, '_> {
                 folder_modseq: r.modseqs[0],
                 created_modseq: r.modseqs[1],
             });
-            let op = Op::Restore(v1::Restore { mailboxes: restored.collect() });
+            let mailboxes = restored.collect();
+            let taken = plan.taken.iter().cloned().collect();
+            let op = Op::Restore(v1::Restore { mailboxes, taken });
             self.peers.call(right, op, |a| matches!(a, Answer::RestoreDone(_))).await?;
             self.done.records += plan.restore.len();
+        }
+        if !plan.restore.is_empty() {
             (self.tell)(&format!("{} records are made right", plan.restore.len()));
         }
         if plan.list {
@@ -243,7 +247,7 @@ impl Run<'_, '_> {
             self.peers.call(wrong, op, |a| matches!(a, Answer::UserHeld(_))).await?;
             let again = look(self.peers, named(&case.name)).await?;
             let now = diagnose(again.both());
-            let rest = plan::rest(again.both(), right);
+            let rest = plan::rest(again.both(), &plan);
             if diagnosis.state != State::OurRepair && now.state == State::Unknown {
                 let text = "the state is another one now: nothing was put aside";
                 return Err(RepairError::Stopped(text.into()));
