@@ -384,6 +384,63 @@ fn flags_that_are_set_while_others_are_carried_over_stay() {
 }
 
 #[test]
+fn what_was_carried_over_and_is_undone_on_the_source_is_undone_again() {
+    drop(OptionsPutBack);
+    let servers = Servers::fresh();
+    let _put_back = OptionsPutBack;
+    servers.source.set_option("expunge_mode", "immediate").unwrap();
+    seed(&servers, "undo");
+    let before = fingerprint(&servers.source, "undo", &[]);
+    let had = folders(&servers.source, "undo");
+    stop_at(&servers, "undo", Point::Routed);
+    let mut there = servers.source.imap("undo").unwrap();
+    append(&mut there, "INBOX", "late", &[]);
+    commands(
+        &mut there,
+        &[
+            "CREATE INBOX.made",
+            "RENAME INBOX.old INBOX.renamed",
+            "SUBSCRIBE INBOX.both",
+            "UNSUBSCRIBE INBOX.work",
+            "SETACL INBOX.both bob lrs",
+        ],
+    );
+    append(&mut there, "INBOX.made", "late-made", &[]);
+    // All of it is on the target when this ends: before the source is retired.
+    stop_at(&servers, "undo", Point::RetireBegun);
+    let carried = folders(&servers.target, "undo");
+    assert!(carried["INBOX"].len() == 8 && carried["INBOX.made"].len() == 1, "{carried:?}");
+    commands(
+        &mut there,
+        &[
+            "SELECT INBOX",
+            "UID STORE 8 +FLAGS (\\Deleted)",
+            "UID EXPUNGE 8",
+            "SELECT INBOX.made",
+            "UID STORE 1 +FLAGS (\\Deleted)",
+            "UID EXPUNGE 1",
+            "UNSELECT",
+            "RENAME INBOX.renamed INBOX.old",
+            "UNSUBSCRIBE INBOX.both",
+            "SUBSCRIBE INBOX.work",
+            "DELETEACL INBOX.both bob",
+        ],
+    );
+    there.logout();
+    let again = servers.push("user.undo", &["--route-command", "true", "--json"]).expect(0);
+    println!("{}", again.report().unwrap()["carried"]);
+    let mut found = folders(&servers.target, "undo");
+    assert_eq!(found.remove("INBOX.made"), Some(BTreeMap::new()));
+    assert_eq!(found, had);
+    let after = fingerprint(&servers.target, "undo", &[]);
+    let subscribed =
+        |of: &lab::fingerprint::Fingerprint| of.own.subscribed.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(subscribed(&after), subscribed(&before));
+    let acl = |of: &lab::fingerprint::Fingerprint| of.own.mailboxes["INBOX.both"].acl.clone();
+    assert_eq!(acl(&after), acl(&before));
+}
+
+#[test]
 fn flags_that_were_removed_stay_so_if_the_rest_is_killed() {
     let servers = Servers::fresh();
     seed(&servers, "flags");

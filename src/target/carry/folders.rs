@@ -123,7 +123,13 @@ fn at_name(
     let Some(other) = all.iter().find(is_it) else { return Ok(There::Free) };
     if !other.gone {
         let stays = over.contains(other.id.as_str()) || there.name == other.name;
-        return Ok(if stays { There::Taken } else { There::Leaving });
+        let by_the_user = there.name != other.name && other.name_then.as_ref() == Some(&other.name);
+        return Ok(match (stays, by_the_user) {
+            (false, _) => There::Leaving,
+            // As good as one that he has made here.
+            (true, true) => There::Free,
+            (true, false) => There::Taken,
+        });
     }
     if !is_as_it_was(run, other)? {
         return Ok(There::Kept);
@@ -205,6 +211,10 @@ fn rename(
         || deed(Deed::Mailbox, "renamed")
         || deed(Deed::Begun, "renamed")
         || all.iter().any(|other| came_along(other, offered, here));
+    if Some(&offered.name) == offered.name_then.as_ref() && !ours {
+        // Here alone, by the user.
+        return Ok(());
+    }
     if Some(here) != offered.name_then.as_ref() && !ours {
         let text = "it was renamed on both servers, and keeps its name here";
         run.leave(Severity::Note, here, 0, text);
@@ -271,11 +281,20 @@ pub fn delete(run: &mut Run<'_>, offered: &Offered) -> Result<()> {
 
 /// Gives and takes the rights that were given and taken on the source.
 pub fn rights(run: &mut Run<'_>, offered: &Offered) -> Result<()> {
-    for change in &offered.rights {
+    let id = offered.id.as_str().to_owned();
+    let mut changes = offered.rights.clone();
+    // What was changed and is as it was again: only what we did is taken back.
+    for ((_, identifier), then) in run.ledger.rights.iter().filter(|((of, _), _)| *of == id) {
+        if !changes.iter().any(|change| change.identifier == identifier) {
+            let [identifier, then] = [identifier, then].map(|bytes| Bytes::copy_from_slice(bytes));
+            changes.push(v1::RightsChange { identifier, now: then.clone(), then });
+        }
+    }
+    for change in &changes {
         let Some(here) = run.here(offered).cloned() else { return Ok(()) };
-        let id = &change.identifier;
-        let now = here.acl.rights(id).unwrap_or_default();
-        let shown = crate::wire::printable(&String::from_utf8_lossy(id));
+        let whose = &change.identifier;
+        let now = here.acl.rights(whose).unwrap_or_default();
+        let shown = crate::wire::printable(&String::from_utf8_lossy(whose));
         if now == change.now {
             continue;
         }
@@ -285,6 +304,9 @@ pub fn rights(run: &mut Run<'_>, offered: &Offered) -> Result<()> {
         };
         let did = |deed, what| run.ledger.deeds.contains(&(deed, what));
         let ours = did(Deed::Other, what(now)) || did(Deed::Mailbox, said_of("made", &here.name));
+        if change.now == change.then && !ours {
+            continue;
+        }
         if now != change.then && !ours {
             let text = format!("the rights of {shown} were changed on both servers");
             run.leave(Severity::Note, &here.name, 0, text);
@@ -292,15 +314,16 @@ pub fn rights(run: &mut Run<'_>, offered: &Offered) -> Result<()> {
         }
         let name = run.external(&here.name)?;
         let said = match change.now.is_empty() {
-            true => administer(run, "DELETEACL", &[&name, id])?,
-            false => administer(run, "SETACL", &[&name, id, &change.now])?,
+            true => administer(run, "DELETEACL", &[&name, whose])?,
+            false => administer(run, "SETACL", &[&name, whose, &change.now])?,
         };
         run.tree = Tree::read(run.host, run.top)?;
         let set = run
             .here(offered)
-            .is_some_and(|entry| entry.acl.rights(id).unwrap_or_default() == change.now);
+            .is_some_and(|entry| entry.acl.rights(whose).unwrap_or_default() == change.now);
         if set {
-            run.write([Line::Did(Deed::Other, what(&change.now))])?;
+            let then = Line::Rights(id.clone(), change.identifier.to_vec(), change.then.to_vec());
+            run.write([Line::Did(Deed::Other, what(&change.now)), then])?;
         } else {
             let text = format!(
                 "the rights of {shown}, {} on the source, are not the same here: {}",
@@ -315,26 +338,36 @@ pub fn rights(run: &mut Run<'_>, offered: &Offered) -> Result<()> {
 
 /// Subscribes the user to what he has subscribed to on the source.
 pub fn subscribe(run: &mut Run<'_>, found: &v1::StragglersFound) -> Result<()> {
-    let changes: [(&str, &[Bytes]); 2] =
-        [("SUBSCRIBE", &found.subscribed), ("UNSUBSCRIBE", &found.unsubscribed)];
-    for (command, names) in changes {
-        for name in names {
-            let Ok(name) = MailboxName::from_internal(name) else { continue };
-            let verb = command.to_lowercase();
-            let what = said_of(&verb, &name);
-            // Once: he may have changed his mind here.
-            if run.ledger.deeds.contains(&(Deed::Other, what.clone())) {
-                continue;
+    for (name, (now, then)) in subscriptions(&run.ledger.subscribed, found) {
+        // Once: he may have changed his mind here.
+        if run.ledger.subscribed.get(&name).is_some_and(|(done, _)| *done == now) {
+            continue;
+        }
+        let Ok(mailbox) = MailboxName::from_internal(&name) else { continue };
+        let command = if now { "SUBSCRIBE" } else { "UNSUBSCRIBE" };
+        let what = said_of(&command.to_lowercase(), &mailbox);
+        match administer(run, command, &[&run.external(&mailbox)?])? {
+            None => {
+                run.write([Line::Did(Deed::Other, what), Line::Subscribed(name, now, then)])?;
             }
-            match administer(run, command, &[&run.external(&name)?])? {
-                None => run.write([Line::Did(Deed::Other, what)])?,
-                Some(said) => {
-                    run.leave(Severity::Note, &name, 0, format!("he cannot {verb}: {said}"));
-                }
+            Some(said) => {
+                let verb = command.to_lowercase();
+                run.leave(Severity::Note, &mailbox, 0, format!("he cannot {verb}: {said}"));
             }
         }
     }
     Ok(())
+}
+
+/// Whether he subscribes to a mailbox, and whether he did when he was published.
+type Subscriptions = BTreeMap<Vec<u8>, (bool, bool)>;
+
+/// What is different on the source, and, of what was `done` before, what is not any more.
+fn subscriptions(done: &Subscriptions, found: &v1::StragglersFound) -> Subscriptions {
+    let again = done.iter().map(|(name, (_, then))| (name.clone(), (*then, *then)));
+    let on = found.subscribed.iter().map(|name| (name.to_vec(), (true, false)));
+    let off = found.unsubscribed.iter().map(|name| (name.to_vec(), (false, true)));
+    again.chain(on).chain(off).collect()
 }
 
 /// Has the owner, or an admin, do something; what the server said if it did not.
@@ -348,4 +381,31 @@ fn administer(run: &mut Run<'_>, verb: &str, words: &[&[u8]]) -> Result<Option<S
 
 fn said_of(verb: &str, name: &MailboxName) -> String {
     format!("{verb} {}", name.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subscription_that_is_as_it_was_again_is_put_back() {
+        let name = |text: &str| text.as_bytes().to_vec();
+        let done = Subscriptions::from([
+            (name("user.x.a"), (true, false)),
+            (name("user.x.b"), (false, true)),
+            (name("user.x.c"), (true, false)),
+        ]);
+        let found = v1::StragglersFound {
+            subscribed: vec![name("user.x.c").into()],
+            unsubscribed: vec![name("user.x.d").into()],
+            ..v1::StragglersFound::default()
+        };
+        let expected = Subscriptions::from([
+            (name("user.x.a"), (false, false)),
+            (name("user.x.b"), (true, true)),
+            (name("user.x.c"), (true, false)),
+            (name("user.x.d"), (false, true)),
+        ]);
+        assert_eq!(subscriptions(&done, &found), expected);
+    }
 }

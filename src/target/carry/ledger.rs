@@ -30,6 +30,12 @@ pub enum Line {
     Placed(String, String),
     /// Something else was done, by a text that names it.
     Did(Deed, String),
+    /// The user subscribes to that mailbox now, or not any more; whether he did when he was
+    /// published.
+    Subscribed(Vec<u8>, bool, bool),
+    /// Rights in a mailbox of the source were changed: whose, and what they were when it was
+    /// published.
+    Rights(String, Vec<u8>, Vec<u8>),
 }
 
 /// A message that is about to be appended.
@@ -109,6 +115,11 @@ pub struct Ledger {
     pub placed: BTreeMap<String, String>,
     /// What else was done.
     pub deeds: BTreeSet<(Deed, String)>,
+    /// Mailboxes whose subscriptions were changed: what they are now, and what they were.
+    pub subscribed: BTreeMap<Vec<u8>, (bool, bool)>,
+    /// Rights that were changed, by the mailbox on the source and by whose they are: what
+    /// they were.
+    pub rights: BTreeMap<(String, Vec<u8>), Vec<u8>>,
 }
 
 impl Ledger {
@@ -128,6 +139,8 @@ impl Ledger {
             expunging: BTreeSet::new(),
             placed: BTreeMap::new(),
             deeds: BTreeSet::new(),
+            subscribed: BTreeMap::new(),
+            rights: BTreeMap::new(),
         };
         let mut good = 0;
         for line in bytes.split_inclusive(|b| *b == b'\n') {
@@ -184,6 +197,12 @@ impl Ledger {
         self.deeds.iter().filter(|(d, _)| *d == deed).count() as u64
     }
 
+    /// The UIDs on the source of the messages of a mailbox of it that were appended.
+    pub fn appended_of(&self, mailbox: &str) -> impl Iterator<Item = u32> + '_ {
+        let (first, last) = ((mailbox.to_owned(), 0), (mailbox.to_owned(), u32::MAX));
+        self.appended.range(first..=last).map(|((_, uid), _)| *uid)
+    }
+
     fn take(&mut self, line: Line) {
         match line {
             Line::Appending(message, appending) => {
@@ -207,6 +226,12 @@ impl Ledger {
             }
             Line::Did(deed, what) => {
                 self.deeds.insert((deed, what));
+            }
+            Line::Subscribed(name, now, then) => {
+                self.subscribed.insert(name, (now, then));
+            }
+            Line::Rights(mailbox, identifier, then) => {
+                self.rights.entry((mailbox, identifier)).or_insert(then);
             }
         }
     }
