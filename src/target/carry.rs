@@ -257,6 +257,7 @@ impl Carrying {
             directory: &self.directory,
             sessions: BTreeMap::new(),
             left: Vec::new(),
+            odd: Vec::new(),
             frozen: self.offer.found.frozen,
         };
         let mut ordered: Vec<_> = self.offer.mailboxes.iter().collect();
@@ -284,6 +285,11 @@ impl Carrying {
             folders::delete(&mut run, offered)?;
         }
         folders::subscribe(&mut run, &self.offer.found)?;
+        run.write([])?;
+        // What is settled is not looked at again, and is to be told all the same.
+        for (mailbox, uid, text) in run.ledger.left.clone() {
+            run.left.push(problem(Severity::Note, mailbox, uid, text));
+        }
         let problems = std::mem::take(&mut run.left);
         drop(run);
         let _ = std::fs::remove_dir_all(self.directory.join(STAGE));
@@ -316,6 +322,8 @@ struct Run<'a> {
     /// Sessions with imapd, by who is logged in.
     sessions: BTreeMap<String, Instance>,
     left: Vec<v1::Problem>,
+    /// Of what is carried over the parts that are left behind, until the ledger has them.
+    odd: Vec<ledger::Line>,
     /// Whether nothing more can reach the source.
     frozen: bool,
 }
@@ -389,15 +397,7 @@ impl Run<'_> {
 
     /// Notes what is not carried over.
     fn leave(&mut self, severity: Severity, name: &MailboxName, uid: u32, text: impl Into<String>) {
-        self.left.push(v1::Problem {
-            severity: severity.into(),
-            code: crate::wire::STRAGGLER_LEFT.into(),
-            mailbox: self.host.external(name),
-            uid,
-            text: text.into(),
-            advice: "the source's retired copy has it".into(),
-            ..v1::Problem::default()
-        });
+        self.left.push(problem(severity, self.host.external(name), uid, text.into()));
     }
 
     /// Notes flags that no command can name; whether this one is none of them.
@@ -406,13 +406,30 @@ impl Run<'_> {
         if !sends {
             let shown = crate::wire::printable(&String::from_utf8_lossy(flag));
             let text = format!("its flag {shown:.100} cannot be given, and is not carried over");
-            self.leave(Severity::Note, name, uid, text);
+            let left = (self.host.external(name), uid, text);
+            if !self.ledger.left.contains(&left) {
+                self.odd.push(ledger::Line::Left(left.0, left.1, left.2));
+            }
         }
         sends
     }
 
     fn write(&mut self, lines: impl IntoIterator<Item = ledger::Line>) -> Result<()> {
-        Ok(self.ledger.write(lines)?)
+        let odd = std::mem::take(&mut self.odd);
+        Ok(self.ledger.write(odd.into_iter().chain(lines))?)
+    }
+}
+
+/// What is not carried over.
+fn problem(severity: Severity, mailbox: String, uid: u32, text: String) -> v1::Problem {
+    v1::Problem {
+        severity: severity.into(),
+        code: crate::wire::STRAGGLER_LEFT.into(),
+        mailbox,
+        uid,
+        text,
+        advice: "the source's retired copy has it".into(),
+        ..v1::Problem::default()
     }
 }
 

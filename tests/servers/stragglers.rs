@@ -441,6 +441,33 @@ fn what_was_carried_over_and_is_undone_on_the_source_is_undone_again() {
 }
 
 #[test]
+fn scripts_that_do_not_arrive_are_said_and_those_that_are_deleted_again_go_again() {
+    let servers = Servers::fresh();
+    seed(&servers, "filters");
+    stop_at(&servers, "filters", Point::Routed);
+    let mut there = servers.source.sieve("filters").unwrap();
+    there.put("fresh", "stop;\r\n").unwrap();
+    there.put("brief", "keep; # brief\r\n").unwrap();
+    stop_at(&servers, "filters", Point::RetireBegun);
+    let names = || {
+        let print = fingerprint(&servers.target, "filters", &[]);
+        print.sieve.keys().cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(names(), ["brief", "changed", "dropped", "fresh", "kept"]);
+    there.delete("brief").unwrap();
+    there.put("fresh", "keep;\r\nstop;\r\n").unwrap();
+    there.put("lost", "keep; # lost\r\n").unwrap();
+    // Its message is not there any more.
+    let remove = "grep -rl '# lost' /var/spool/cyrus /var/lib/cyrus | grep '\\.$' | xargs rm";
+    servers.source.run(&["sh", "-c", remove]).unwrap();
+    let again = servers.push("user.filters", &["--route-command", "true"]).expect(3);
+    again.says(&["a sieve script whose name is not known is not carried over"]);
+    assert_eq!(names(), ["changed", "dropped", "fresh", "kept"]);
+    let print = fingerprint(&servers.target, "filters", &[]);
+    assert_eq!(print.sieve["fresh"].text, "keep;\r\nstop;\r\n");
+}
+
+#[test]
 fn flags_that_were_removed_stay_so_if_the_rest_is_killed() {
     let servers = Servers::fresh();
     seed(&servers, "flags");

@@ -36,6 +36,11 @@ pub enum Line {
     /// Rights in a mailbox of the source were changed: whose, and what they were when it was
     /// published.
     Rights(String, Vec<u8>, Vec<u8>),
+    /// A sieve script of the source was put here, under this name.
+    Put(Message, String),
+    /// Something of a message that was carried over was left behind: its mailbox, its UID,
+    /// and what.
+    Left(String, u32, String),
 }
 
 /// A message that is about to be appended.
@@ -120,6 +125,10 @@ pub struct Ledger {
     /// Rights that were changed, by the mailbox on the source and by whose they are: what
     /// they were.
     pub rights: BTreeMap<(String, Vec<u8>), Vec<u8>>,
+    /// The names of sieve scripts that were put here.
+    pub scripts: BTreeMap<Message, String>,
+    /// What was left behind of messages that were carried over.
+    pub left: BTreeSet<(String, u32, String)>,
 }
 
 impl Ledger {
@@ -141,6 +150,8 @@ impl Ledger {
             deeds: BTreeSet::new(),
             subscribed: BTreeMap::new(),
             rights: BTreeMap::new(),
+            scripts: BTreeMap::new(),
+            left: BTreeSet::new(),
         };
         let mut good = 0;
         for line in bytes.split_inclusive(|b| *b == b'\n') {
@@ -203,6 +214,13 @@ impl Ledger {
         self.appended.range(first..=last).map(|((_, uid), _)| *uid)
     }
 
+    /// The scripts of a mailbox of the source that were put here: their UIDs there, and
+    /// their names.
+    pub fn scripts_of(&self, mailbox: &str) -> impl Iterator<Item = (u32, &String)> + '_ {
+        let (first, last) = ((mailbox.to_owned(), 0), (mailbox.to_owned(), u32::MAX));
+        self.scripts.range(first..=last).map(|((_, uid), name)| (*uid, name))
+    }
+
     fn take(&mut self, line: Line) {
         match line {
             Line::Appending(message, appending) => {
@@ -232,6 +250,12 @@ impl Ledger {
             }
             Line::Rights(mailbox, identifier, then) => {
                 self.rights.entry((mailbox, identifier)).or_insert(then);
+            }
+            Line::Put(message, name) => {
+                self.scripts.insert(message, name);
+            }
+            Line::Left(mailbox, uid, text) => {
+                self.left.insert((mailbox, uid, text));
             }
         }
     }
@@ -276,6 +300,24 @@ mod tests {
             assert_eq!((ledger.appended.len(), ledger.settled.len()), (1, 0), "cut {cut}");
             assert_eq!(std::fs::metadata(&path).unwrap().len() as usize, whole.len() - last);
         }
+    }
+
+    #[test]
+    fn what_was_before_the_first_change_stays_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger");
+        let rights = |then: &[u8]| Line::Rights("abc".into(), b"bob".to_vec(), then.to_vec());
+        let put = |id: &str, uid| Line::Put((id.into(), uid), format!("{id}{uid}"));
+        let left = Line::Left("user.x".into(), 7, "its flag".into());
+        let lines =
+            [rights(b"lr"), rights(b"lrs"), put("abc", 1), put("abd", 2), left.clone(), left];
+        Ledger::open(&path).unwrap().write(lines).unwrap();
+        let ledger = Ledger::open(&path).unwrap();
+        assert_eq!(ledger.rights.into_values().collect::<Vec<_>>(), [b"lr"]);
+        assert_eq!(ledger.left.len(), 1);
+        let ledger = Ledger::open(&path).unwrap();
+        let scripts: Vec<_> = ledger.scripts_of("abc").collect();
+        assert_eq!(scripts, [(1, &"abc1".to_owned())]);
     }
 
     proptest::proptest! {
