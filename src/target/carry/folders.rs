@@ -134,6 +134,22 @@ fn at_name(
     if !is_as_it_was(run, other)? {
         return Ok(There::Kept);
     }
+    // None is deleted that has others below it.
+    let name = there.name.clone();
+    let is_below = |o: &&&Offered| run.here(o).is_some_and(|here| here.name.is_below(&name));
+    let below: Vec<&Offered> = all.iter().filter(is_below).copied().collect();
+    let leaves = |o: &&Offered| {
+        let stays = run.here(o).is_none_or(|here| here.name == o.name);
+        !o.gone && !stays && !over.contains(o.id.as_str())
+    };
+    if below.iter().any(leaves) {
+        return Ok(There::Leaving);
+    }
+    for gone in below.into_iter().rev().filter(|o| o.gone) {
+        if is_as_it_was(run, gone)? {
+            delete(run, gone)?;
+        }
+    }
     delete(run, other)?;
     let left = run.tree.by_name(&offered.name).is_some_and(|entry| !is_place_only(entry));
     Ok(if left { There::Taken } else { There::Free })

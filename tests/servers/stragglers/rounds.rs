@@ -11,7 +11,7 @@ fn folders_that_take_the_names_of_others_are_not_mixed_with_them() {
     let servers = Servers::fresh();
     seed(&servers, "reuse");
     let mut there = servers.source.imap("reuse").unwrap();
-    for folder in ["a", "b", "b.deep", "empty"] {
+    for folder in ["a", "b", "b.deep", "empty", "hull", "hull.core", "nest", "nest.deep"] {
         commands(&mut there, &[&format!("CREATE INBOX.{folder}")]);
         append(&mut there, &format!("INBOX.{folder}"), &format!("in-{folder}"), &[]);
     }
@@ -31,13 +31,22 @@ fn folders_that_take_the_names_of_others_are_not_mixed_with_them() {
             "RENAME INBOX.a INBOX.tmp",
             "RENAME INBOX.b INBOX.a",
             "RENAME INBOX.tmp INBOX.b",
+            // None is deleted that has others below it.
+            "DELETE INBOX.nest.deep",
+            "DELETE INBOX.nest",
+            "CREATE INBOX.nest",
+            "RENAME INBOX.hull.core INBOX.zcore",
+            "DELETE INBOX.hull",
+            "CREATE INBOX.hull",
             // Below what has the old name now.
             "RENAME INBOX.both INBOX.tmp",
             "CREATE INBOX.both",
             "RENAME INBOX.tmp INBOX.both.below",
         ],
     );
-    for folder in ["old", "old-2024", "work", "awork", "gone", "a", "b", "both", "both.below"] {
+    for folder in
+        ["old", "old-2024", "work", "awork", "gone", "a", "b", "both", "both.below", "nest", "hull"]
+    {
         append(&mut there, &format!("INBOX.{folder}"), &format!("late-{folder}"), &[]);
     }
     there.logout();
@@ -51,7 +60,7 @@ fn folders_that_take_the_names_of_others_are_not_mixed_with_them() {
     }
     let again = servers.push("user.reuse", &["--route-command", "true", "--json"]).expect(0);
     let report = again.report().unwrap();
-    assert_eq!(numbers(&report)[0], 9, "{report:#}");
+    assert_eq!(numbers(&report)[0], 11, "{report:#}");
     assert_eq!(folders(&servers.target, "reuse"), source);
 }
 
