@@ -37,6 +37,7 @@ pub async fn examine(
     seen.files = done.files().collect();
     seen.quota_roots = done.quota_roots;
     seen.repairable = done.repairable;
+    seen.taken = done.taken.into_iter().collect();
     seen.moves = done.moves.iter().map(of_move).collect();
     let in_murder = !done.master.is_empty() || !done.list_trouble.is_empty();
     seen.list = in_murder.then(|| List {

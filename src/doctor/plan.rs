@@ -5,7 +5,7 @@ use super::list::{self, Standings};
 use super::seen::{Mailbox, Seen, Standing};
 use crate::verify::finding::Side;
 use crate::wire::v1::FileKind;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A record to be made live again, or to be removed since it leads nowhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +50,9 @@ pub struct Plan {
     pub forget: Vec<(Side, Vec<Vec<u8>>)>,
     /// From the other server to that one.
     pub carry: Vec<Carried>,
+    /// The ids of mailboxes of the other server that were taken from that one: no record
+    /// says that the user has deleted them or what is in them.
+    pub taken: BTreeSet<String>,
     /// Whether all that the other server has is put away.
     pub put_aside: bool,
     /// Whether a push ends it.
@@ -98,7 +101,7 @@ fn of_servers(both: Both<'_>, diagnosis: &Diagnosis, to: Option<Side>) -> Result
             "finish it: mbcopy resume {} (on the server that has begun it); or give it up: mbcopy \
              abort {}; `mbcopy status {}` says what each would do",
         ),
-        State::OurRepair => Ok(onto(both, origin.other(), to)),
+        State::OurRepair => Ok(begun(both, origin.other(), to)),
         _ if Side::BOTH.iter().any(|side| !both.on(*side).repairable) => {
             other("a repair needs Cyrus 3.2 or later, in use, on both servers")
         }
@@ -132,6 +135,7 @@ impl Plan {
             list: false,
             forget: Vec::new(),
             carry: Vec::new(),
+            taken: BTreeSet::new(),
             put_aside: false,
             push: false,
             asks: Vec::new(),
@@ -144,10 +148,34 @@ impl Plan {
     }
 }
 
+/// A repair that was to make the user whole on `right` has stopped.
+fn begun(both: Both<'_>, right: Side, to: Option<Side>) -> Plan {
+    let (wrong, seen) = (both.on(right.other()), both.on(right));
+    // Its journal is written before its records are.
+    let restore: Vec<Restored> = deleted(seen, wrong).map(|m| restored(m, wrong)).collect();
+    let taken = seen.taken.clone();
+    Plan {
+        carry: carry(wrong, seen, &restore, Gone::Copied, &taken),
+        restore,
+        taken,
+        ..onto(both, right, to)
+    }
+}
+
+/// The mailboxes that were deleted on a server, whose files it still has, and that are in
+/// use on the other one only.
+fn deleted<'a>(seen: &'a Seen, other: &'a Seen) -> impl Iterator<Item = &'a Mailbox> {
+    seen.mailboxes.iter().filter(|m| {
+        let there = other.of(Standing::Live).any(|o| o.id == m.id);
+        let here = seen.of(Standing::Live).any(|o| o.id == m.id || o.name == m.name);
+        m.standing == Standing::Deleted && m.has_files() && there && !here
+    })
+}
+
 /// The user is whole on `right`: what only the other server has is carried over.
 fn onto(both: Both<'_>, right: Side, to: Option<Side>) -> Plan {
     Plan {
-        carry: carry(both.on(right.other()), both.on(right), &[], Gone::Copied),
+        carry: carry(both.on(right.other()), both.on(right), &[], Gone::Copied, &NONE),
         put_aside: true,
         push: to.is_some_and(|to| to != right),
         ..Plan::of(right)
@@ -168,35 +196,22 @@ fn split(both: Both<'_>, side: Side, to: Option<Side>) -> Result<Plan, String> {
     let push = |plan: Plan| Plan { push: to.is_some_and(|to| to != plan.right), ..plan };
     if has_all(other, origin, false) {
         // What clients have changed on the part here since is carried over as mail.
-        let carry = carry(origin, other, &[], Gone::Deleted);
+        let carry = carry(origin, other, &[], Gone::Deleted, &NONE);
         return Ok(push(Plan { carry, put_aside: true, ..Plan::of(side.other()) }));
     }
-    let lost = |m: &&Mailbox| {
-        let there = other.of(Standing::Live).any(|o| o.id == m.id);
-        let here = origin.of(Standing::Live).any(|o| o.id == m.id || o.name == m.name);
-        m.standing == Standing::Deleted && m.has_files() && there && !here
-    };
-    let restore: Vec<Restored> =
-        origin.mailboxes.iter().filter(lost).map(|m| restored(m, other)).collect();
-    let plan = Plan { restore: restore.clone(), ..with_restored(both, side, to, &restore) };
+    let restore: Vec<Restored> = deleted(origin, other).map(|m| restored(m, other)).collect();
+    let plan = with_restored(both, side, to, &restore, &NONE);
     if has_all(origin, other, true) && has_his_own(origin, other) {
         return Ok(plan);
     }
     let right = to.unwrap_or(side);
     let restore = if right == side { restore } else { Vec::new() };
     let (from, onto) = (both.on(right.other()), both.on(right));
-    let carry = carry(from, onto, &restore, Gone::Taken);
-    let mut plan = Plan { restore, carry, put_aside: true, ..Plan::of(right) };
+    let taken: BTreeSet<String> = from.of(Standing::Live).map(|m| m.id.clone()).collect();
+    let carry = carry(from, onto, &restore, Gone::Copied, &taken);
+    let mut plan = Plan { restore, carry, taken, put_aside: true, ..Plan::of(right) };
     plan.asks.extend(made_anew(both, &plan));
-    let (from, onto) = (both.on(right.other()), both.on(right));
-    if !has_his_own(onto, from) {
-        plan.asks.push(format!(
-            "{} has lost subscriptions, scripts or quota roots that {} has: they have to be set \
-             again",
-            onto.server(),
-            from.server()
-        ));
-    }
+    plan.asks.extend(has_lost(both, &plan));
     Ok(plan)
 }
 
@@ -225,6 +240,20 @@ fn made_anew(both: Both<'_>, plan: &Plan) -> Option<String> {
     })
 }
 
+/// What the admin must agree to where the right server has not what is the user's besides
+/// his mailboxes.
+fn has_lost(both: Both<'_>, plan: &Plan) -> Option<String> {
+    let (from, onto) = (both.on(plan.right.other()), both.on(plan.right));
+    (!has_his_own(onto, from)).then(|| {
+        format!(
+            "{} has lost subscriptions, scripts or quota roots that {} has: they have to be set \
+             again",
+            onto.server(),
+            from.server()
+        )
+    })
+}
+
 /// The first server has begun to send clients away, or to delete.
 fn stopped(both: Both<'_>, diagnosis: &Diagnosis, to: Option<Side>) -> Result<Plan, String> {
     let side = diagnosis.origin;
@@ -242,14 +271,14 @@ fn stopped(both: Both<'_>, diagnosis: &Diagnosis, to: Option<Side>) -> Result<Pl
     // What is his besides mailboxes goes with the first of them that is deleted, or later.
     let own = diagnosis.state == State::StoppedSwitching || has_his_own(origin, other);
     if own && lost.iter().all(|m| made_since(m)) {
-        return Ok(Plan { restore: restore.clone(), ..with_restored(both, side, to, &restore) });
+        return Ok(with_restored(both, side, to, &restore, &NONE));
     }
     let whole_there = changed().all(|m| other.of(Standing::Live).any(|o| o.id == m.id))
         && origin.of(Standing::Live).all(|m| other.of(Standing::Live).any(|o| o.id == m.id));
     if whole_there && to != Some(side) {
         // What clients could change here since is carried over as mail.
         return Ok(Plan {
-            carry: carry(origin, other, &[], Gone::Deleted),
+            carry: carry(origin, other, &[], Gone::Deleted, &NONE),
             put_aside: true,
             ..Plan::of(side.other())
         });
@@ -260,31 +289,42 @@ fn stopped(both: Both<'_>, diagnosis: &Diagnosis, to: Option<Side>) -> Result<Pl
             .into());
     }
     let right = to.unwrap_or(side);
+    // Nobody but the move has deleted what is in use there and has no files here.
+    let taken = lost.iter().filter(|m| !made_since(m)).map(|m| m.id.clone()).collect();
     let mut plan = match right == side {
-        true => Plan { restore: restore.clone(), ..with_restored(both, side, None, &restore) },
+        true => with_restored(both, side, None, &restore, &taken),
         false => Plan {
-            carry: carry(origin, other, &[], Gone::Deleted),
+            carry: carry(origin, other, &[], Gone::Deleted, &NONE),
             put_aside: true,
             ..Plan::of(right)
         },
     };
     plan.asks.extend(made_anew(both, &plan));
+    plan.asks.extend(has_lost(both, &plan));
     Ok(plan)
 }
 
-fn with_restored(both: Both<'_>, right: Side, to: Option<Side>, restore: &[Restored]) -> Plan {
+fn with_restored(
+    both: Both<'_>,
+    right: Side,
+    to: Option<Side>,
+    restore: &[Restored],
+    taken: &BTreeSet<String>,
+) -> Plan {
     let wrong = both.on(right.other());
     Plan {
-        carry: carry(wrong, both.on(right), restore, Gone::Copied),
+        restore: restore.to_vec(),
+        carry: carry(wrong, both.on(right), restore, Gone::Copied, taken),
+        taken: taken.clone(),
         put_aside: wrong.mailboxes.iter().any(|m| m.standing == Standing::Live),
         push: to.is_some_and(|to| to != right),
         ..Plan::of(right)
     }
 }
 
-/// What is left to be carried over to `right`, whose records are live again.
-pub fn rest(both: Both<'_>, right: Side) -> Vec<Carried> {
-    carry(both.on(right.other()), both.on(right), &[], Gone::Copied)
+/// What is left to be carried over by a plan whose records are live again.
+pub fn rest(both: Both<'_>, plan: &Plan) -> Vec<Carried> {
+    carry(both.on(plan.right.other()), both.on(plan.right), &[], Gone::Copied, &plan.taken)
 }
 
 /// The first names, and how many there are more.
@@ -317,12 +357,20 @@ enum Gone {
     Copied,
     /// What was deleted on the right server, or has come since.
     Deleted,
-    /// What XFER or `ctl_mboxlist -m` has taken from the right server.
-    Taken,
 }
 
-/// What `wrong` has and `right` has never had, by content.
-fn carry(wrong: &Seen, right: &Seen, restore: &[Restored], gone: Gone) -> Vec<Carried> {
+/// Nothing was taken.
+const NONE: BTreeSet<String> = BTreeSet::new();
+
+/// What `wrong` has and `right` has never had, by content. Of what XFER or `ctl_mboxlist -m`
+/// has `taken` from `right` it tells nothing that a record of it is left there.
+fn carry(
+    wrong: &Seen,
+    right: &Seen,
+    restore: &[Restored],
+    gone: Gone,
+    taken: &BTreeSet<String>,
+) -> Vec<Carried> {
     // What came with the copy is older than the copy: if the original does not list it
     // any more, it was expunged there.
     let copied = wrong.of(Standing::Live).map(|m| m.changed).min();
@@ -340,7 +388,8 @@ fn carry(wrong: &Seen, right: &Seen, restore: &[Restored], gone: Gone) -> Vec<Ca
         let same = |m: &&Mailbox| !mailbox.id.is_empty() && m.id == mailbox.id;
         let twin = right.mailboxes.iter().filter(usable).find(same);
         let removed = |m: &&Mailbox| restore.iter().any(|r| r.remove && r.name == m.name);
-        let known = gone != Gone::Taken && right.mailboxes.iter().any(|m| same(&m) && !removed(&m));
+        let known = !taken.contains(&mailbox.id)
+            && right.mailboxes.iter().any(|m| same(&m) && !removed(&m));
         let by_name = || right.mailboxes.iter().filter(usable).find(|m| m.name == mailbox.name);
         let twin = twin.or_else(by_name);
         let mut had: BTreeMap<[u8; 20], usize> = twin.map(Mailbox::guids).unwrap_or_default();

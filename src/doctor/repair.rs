@@ -6,6 +6,7 @@ use super::look;
 use super::plan::{self, Carried, NoPlan, Plan};
 use super::seen::{Seen, Standing};
 use crate::fault::{self, Point};
+use crate::host::imap::is_flag;
 use crate::moves::MoveId;
 use crate::push::peer::{Peer, PeerError};
 use crate::verify::finding::Side;
@@ -207,7 +208,7 @@ impl Run<'_, '_> {
         plan: Plan,
     ) -> Result<(), RepairError> {
         let (right, wrong) = (plan.right, plan.right.other());
-        if !plan.restore.is_empty() {
+        if !plan.restore.is_empty() || !plan.taken.is_empty() {
             let restored = plan.restore.iter().map(|r| v1::Restored {
                 name: r.name.clone().into(),
                 unique_id: r.id.clone(),
@@ -215,9 +216,13 @@ impl Run<'_, '_> {
                 folder_modseq: r.modseqs[0],
                 created_modseq: r.modseqs[1],
             });
-            let op = Op::Restore(v1::Restore { mailboxes: restored.collect() });
+            let mailboxes = restored.collect();
+            let taken = plan.taken.iter().cloned().collect();
+            let op = Op::Restore(v1::Restore { mailboxes, taken });
             self.peers.call(right, op, |a| matches!(a, Answer::RestoreDone(_))).await?;
             self.done.records += plan.restore.len();
+        }
+        if !plan.restore.is_empty() {
             (self.tell)(&format!("{} records are made right", plan.restore.len()));
         }
         if plan.list {
@@ -242,7 +247,7 @@ impl Run<'_, '_> {
             self.peers.call(wrong, op, |a| matches!(a, Answer::UserHeld(_))).await?;
             let again = look(self.peers, named(&case.name)).await?;
             let now = diagnose(again.both());
-            let rest = plan::rest(again.both(), right);
+            let rest = plan::rest(again.both(), &plan);
             if diagnosis.state != State::OurRepair && now.state == State::Unknown {
                 let text = "the state is another one now: nothing was put aside";
                 return Err(RepairError::Stopped(text.into()));
@@ -327,6 +332,11 @@ impl Run<'_, '_> {
         };
         if read.gone {
             return Ok(());
+        }
+        for flag in read.flags.iter().filter(|flag| !is_flag(flag)) {
+            let flag = crate::wire::printable(&String::from_utf8_lossy(flag));
+            let of = format!("{} message {uid}", mailbox.display);
+            (self.tell)(&format!("{of}: its flag {flag:.100} cannot be given, and is left out"));
         }
         let to = self.peers.on(right);
         let append = v1::AppendMessage {

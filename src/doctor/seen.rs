@@ -157,6 +157,9 @@ pub struct Seen {
     pub quota_roots: u32,
     /// The moves that its journal knows, oldest first.
     pub moves: Vec<Move>,
+    /// The ids of mailboxes that a move has taken from this server, as a repair that is not
+    /// over has found out: they are to come back whole.
+    pub taken: BTreeSet<String>,
     /// Whether a repair is possible on this release of Cyrus.
     pub repairable: bool,
     /// What it was told of a Murder's list; none: it is of no Murder.

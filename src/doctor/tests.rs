@@ -301,6 +301,71 @@ fn scattered_folders_come_together_if_the_admin_agrees() {
     );
 }
 
+/// A repair of a server that has written down what it makes of its records.
+fn begun(seen: Seen, taken: &[&str]) -> Seen {
+    let repair = Move {
+        id: "0".into(),
+        role: v1::Role::Source,
+        peer: "two".into(),
+        state: state::PLANNED.into(),
+        updated: 0,
+        repair: true,
+    };
+    Seen { moves: vec![repair], taken: taken.iter().map(|id| (*id).into()).collect(), ..seen }
+}
+
+#[test]
+fn what_a_killed_deletion_has_taken_was_not_deleted_by_the_user() {
+    let there = ["live user.x i1 1 @60", "live user.x.a i2 3 @60"];
+    let (one, mut two) =
+        case(&["gone user.x i1", "moving user.x.a i2 3", "moving user.x.b i3 4"], &there);
+    let (state, _, plan) = found(&one, &two, None);
+    let plan = plan.unwrap();
+    let made = vec!["user.x user.x made 1".to_owned()];
+    assert_eq!((state, plan.right, carried(&plan)), (State::StoppedDeleting, Side::Here, made));
+    assert!(plan.put_aside && plan.restore.len() == 2 && plan.taken.contains("i1"));
+    assert_eq!(plan.asks.len(), 1);
+    two.files.insert(FileKind::UserSubscriptions);
+    assert_eq!(found(&one, &two, None).2.unwrap().asks.len(), 2);
+    // Killed when its records were right.
+    let restored = server("one", &["gone user.x i1", "live user.x.a i2 3", "live user.x.b i3 4"]);
+    let (state, _, again) = found(&begun(restored, &["i1"]), &two, None);
+    let again = again.unwrap();
+    assert_eq!((state, again.right, &again.carry), (State::OurRepair, Side::Here, &plan.carry));
+    assert_eq!(again.taken, plan.taken);
+}
+
+#[test]
+fn a_repair_of_a_split_user_that_is_killed_carries_the_same_afterwards() {
+    let there = ["live user.x i1 1 @60", "gone user.x.a i2", "live user.x.b i3 4 @60"];
+    let here = ["deleted user.x i1 1", "live user.x.a i2 3", "gone user.x.b i3"];
+    let (one, two) = case(&here, &there);
+    let plan = found(&one, &two, None).2.unwrap();
+    assert_eq!(carried(&plan), ["user.x.b user.x.b made 4"]);
+    assert_eq!((plan.right, plan.restore.len(), plan.asks.len()), (Side::Here, 1, 1));
+    let taken: Vec<&str> = plan.taken.iter().map(String::as_str).collect();
+    // Before its records were right, after that, and when the folder was made.
+    let restored = ["live user.x i1 1", "live user.x.a i2 3"];
+    let rest: [(&[&str], usize, &[&str]); 3] = [
+        (&here, 1, &["user.x.b user.x.b made 4"]),
+        (&[restored[0], restored[1], "gone user.x.b i3"], 0, &["user.x.b user.x.b made 4"]),
+        (
+            &[restored[0], restored[1], "gone user.x.b i3", "live user.x.b i9"],
+            0,
+            &["user.x.b user.x.b 4"],
+        ),
+    ];
+    for (here, records, expected) in rest {
+        let (state, _, again) = found(&begun(server("one", here), &taken), &two, None);
+        let again = again.unwrap();
+        assert_eq!((state, again.right, again.put_aside), (State::OurRepair, Side::Here, true));
+        assert_eq!(
+            (again.restore.len(), carried(&again)),
+            (records, expected.iter().map(|s| (*s).to_owned()).collect())
+        );
+    }
+}
+
 #[test]
 fn a_new_inbox_is_merged_into_the_old_one() {
     let (one, two) = case(

@@ -63,8 +63,10 @@ impl Letter<'_> {
 pub struct Answer {
     /// Whether it was done.
     pub ok: bool,
-    /// What the server said, with the code.
+    /// What the server said, with the code, as it can be shown.
     pub text: String,
+    /// The response code of one that was done, whole.
+    code: String,
     /// The new MODSEQs that it told of, by UID.
     pub modseqs: BTreeMap<u32, u64>,
 }
@@ -137,6 +139,7 @@ impl Imap {
             if let Some(rest) = line.strip_prefix(tag.as_bytes()) {
                 answer.ok = rest.starts_with(b"OK");
                 answer.text = readable(rest);
+                answer.code = code(rest).ok_or_else(|| ImapError::Strange(readable(rest)))?;
                 let trouble = TROUBLE.iter().any(|word| answer.text.contains(word));
                 return match trouble && !answer.ok {
                     true => Err(ImapError::Trouble(answer.text)),
@@ -206,13 +209,11 @@ impl Imap {
         loop {
             let room = (MAX_RESPONSE - response.len()) as u64;
             let read = (&mut self.stream).take(room).read_until(b'\n', &mut response)?;
+            if read == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
             let Some(line) = response.strip_suffix(b"\n") else {
-                return Err(match read {
-                    0 if response.len() < MAX_RESPONSE => {
-                        io::Error::from(io::ErrorKind::UnexpectedEof).into()
-                    }
-                    _ => ImapError::Strange(readable(&response)),
-                });
+                return Err(ImapError::Strange(readable(&response)));
             };
             let line = line.strip_suffix(b"\r").unwrap_or(line);
             match literal(line) {
@@ -247,9 +248,15 @@ impl Answer {
     }
 
     fn code(&self, word: &str) -> Option<&str> {
-        let rest = self.text.strip_prefix("OK [")?;
-        rest.split_once(']')?.0.strip_prefix(word)?.strip_prefix(' ')
+        self.code.strip_prefix(word)?.strip_prefix(' ')
     }
+}
+
+/// The response code of an answer, empty if it has none; `None`: it has no end.
+fn code(answer: &[u8]) -> Option<String> {
+    let Some(rest) = answer.strip_prefix(b"OK [") else { return Some(String::new()) };
+    let end = rest.iter().position(|b| *b == b']')?;
+    Some(String::from_utf8_lossy(rest.get(..end)?).into_owned())
 }
 
 /// UIDs, ascending, as a set: runs are put together.
@@ -271,11 +278,12 @@ fn uids(set: &str) -> impl Iterator<Item = u32> {
     ranges.flatten()
 }
 
-/// Whether this may stand among the flags of a command.
+/// Whether this may stand among the flags of a command: what Cyrus takes for an atom
+/// (lib/imparse.c:imparse_isnatom), which is more than what IMAP calls so.
 pub fn is_flag(flag: &[u8]) -> bool {
     let system: [&[u8]; 5] = [b"\\Answered", b"\\Flagged", b"\\Deleted", b"\\Draft", b"\\Seen"];
-    let atom = |b: &u8| b.is_ascii_graphic() && !b"(){%*\"\\]".contains(b);
-    let keyword = !flag.is_empty() && flag.len() <= 1000 && flag.iter().all(atom);
+    let atom = |b: &u8| b.is_ascii_graphic() && !b"(){%*\"\\".contains(b);
+    let keyword = !flag.is_empty() && flag.len() < 1024 && flag.iter().all(atom);
     keyword || system.contains(&flag)
 }
 
@@ -379,6 +387,26 @@ mod tests {
         assert!(hears(b"* OK {18446744073709551615}\r\n").greeting().is_err());
     }
 
+    #[test]
+    fn a_connection_that_ends_within_an_answer_is_broken() {
+        for said in [&b""[..], b"* x", b"* x {5}\r\n", b"* x {0}\r\n", b"* x {5}\r\nab\n"] {
+            assert!(matches!(
+                hears(said).greeting(),
+                Err(ImapError::Io(_) | ImapError::Strange(_))
+            ));
+        }
+    }
+
+    #[test]
+    fn a_long_code_is_whole_and_one_without_an_end_is_none() {
+        let uids: Vec<String> = (1..=2000u32).map(|n| (2 * n).to_string()).collect();
+        let said = format!("m1 OK [MODIFIED {}] Completed\r\n", uids.join(","));
+        let answer = hears(said.as_bytes()).raw(b"NOOP", b"").unwrap();
+        assert_eq!((answer.modified().len(), answer.text.len()), (2000, 4000));
+        let endless = hears(b"m1 OK [MODIFIED 1,2 Completed\r\n").raw(b"NOOP", b"");
+        assert!(matches!(endless, Err(ImapError::Strange(_))));
+    }
+
     proptest::proptest! {
         #[test]
         fn whatever_is_said_is_an_answer_or_an_error(
@@ -401,7 +429,10 @@ mod tests {
         assert_eq!(quoted(b"user.a b"), b"\"user.a b\"");
         assert_eq!(quoted(b"a\"\r\nb"), b"{5+}\r\na\"\r\nb");
         assert_eq!(set(&[1, 2, 3, 9]), "1:3,9");
-        assert!(is_flag(b"\\Seen") && is_flag(b"$Label1"));
+        assert!(
+            is_flag(b"\\Seen") && is_flag(b"$Label1") && is_flag(b"[x]") && is_flag(&[b'y'; 1023])
+        );
+        assert!(!is_flag(&[b'y'; 1024]));
         for bad in [&b""[..], b"a b", b"a)", b"\\Recent", b"a\r\nb", b"\xff"] {
             assert!(!is_flag(bad), "{bad:?}");
         }

@@ -16,6 +16,7 @@ use crate::host::Host;
 use crate::moves::Journal;
 use crate::moves::journal::{Entry, state};
 use crate::murder;
+use crate::repair::restore;
 use crate::source::OLDEST_LIVE;
 use crate::source::inventory::{Conversion, Listing, SourceMailbox};
 use crate::source::mailbox::read_index;
@@ -190,7 +191,10 @@ pub(super) fn tell(
         }
         Some(Err(text)) => (String::new(), Vec::new(), text),
     };
+    let moves = moves(host, top)?;
+    let taken = restore::taken(host, &moves).map_err(|e| unreadable(e.to_string()))?;
     Ok(v1::Examined {
+        taken,
         identity: Some(v1::Identity {
             name: Bytes::copy_from_slice(top.as_bytes()),
             userid: String::new(),
@@ -198,7 +202,7 @@ pub(super) fn tell(
         }),
         files: files.into_iter().map(i32::from).collect(),
         quota_roots: quota_roots as u32,
-        moves: moves(host, top)?.into_iter().map(v1::MoveRecord::from).collect(),
+        moves: moves.into_iter().map(v1::MoveRecord::from).collect(),
         repairable: is_repairable(host),
         master,
         listed,

@@ -7,7 +7,7 @@
 
 mod aside;
 mod messages;
-mod restore;
+pub mod restore;
 
 use crate::agent::{self, Handler, Link};
 use crate::cyrus::name::MailboxName;
@@ -117,7 +117,7 @@ impl Handler for Repairer {
             .ok_or_else(|| agent::protocol("a step of a repair that was not begun"))?;
         match op {
             Op::Restore(wanted) => {
-                session.restore(host, &wanted.mailboxes)?;
+                session.restore(host, &wanted)?;
                 Ok(Answer::RestoreDone(v1::RestoreDone {}))
             }
             Op::HoldUser(hold) => {

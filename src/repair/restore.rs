@@ -10,13 +10,34 @@ use crate::cyrus::mboxlist::mbtype::Flag;
 use crate::fault::{self, Point};
 use crate::host::Host;
 use crate::inspect::examine::{self, Found};
-use crate::moves::journal::state;
-use crate::moves::sealed;
+use crate::moves::journal::{Entry, REPAIR, state};
+use crate::moves::{Journal, sealed};
 use crate::wire::v1;
+use std::io;
 use std::path::Path;
 
 /// The name of the file that keeps what records were.
 const FILE: &str = "restored";
+
+/// The name of the file that keeps the ids of what comes back whole from the other server.
+const TAKEN: &str = "taken";
+
+/// What repairs of a user that are not over have found to be taken from this server.
+pub fn taken(host: &Host, entries: &[Entry]) -> io::Result<Vec<String>> {
+    let directory = host.state_directory().map_err(io::Error::other)?;
+    let Some(journal) = Journal::open_existing(&directory).map_err(io::Error::other)? else {
+        return Ok(Vec::new());
+    };
+    let mut all = Vec::new();
+    for entry in entries.iter().filter(|e| e.detail == REPAIR && !state::is_over(&e.state)) {
+        match sealed::load::<Vec<String>>(&journal.move_directory(&entry.id).join(TAKEN)) {
+            Ok(taken) => all.extend(taken),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(all)
+}
 
 /// The flags that make a record lead away, or nowhere.
 const AWAY: [Flag; 4] = [Flag::Deleted, Flag::Moving, Flag::Remote, Flag::Reserve];
@@ -26,17 +47,13 @@ type Change = (Vec<u8>, Vec<u8>, Option<Vec<u8>>);
 
 impl Session {
     /// Makes the records live, or removes them, in one transaction under the user's lock.
-    pub(super) fn restore(
-        &mut self,
-        host: &Host,
-        wanted: &[v1::Restored],
-    ) -> Result<(), v1::Failure> {
+    pub(super) fn restore(&mut self, host: &Host, wanted: &v1::Restore) -> Result<(), v1::Failure> {
         let _lock = self.lock(host)?;
         let found = examine::find(host, &self.top, &[]).map_err(unchanged)?;
         let database = host.mailboxes().map_err(|e| unchanged(e.to_string()))?;
         let list = MailboxList::from_database(&database).map_err(|e| unchanged(e.to_string()))?;
         let mut changes: Vec<Change> = Vec::new();
-        for wanted in wanted {
+        for wanted in &wanted.mailboxes {
             let one = found.iter().find(|f| !f.unnamed && f.entry.name.as_bytes() == wanted.name);
             let one = one.ok_or_else(|| refused("a mailbox that is not here".into()))?;
             let shown = host.external(&one.entry.name);
@@ -61,17 +78,27 @@ impl Session {
                 changes.push((key, old, new));
             }
         }
-        self.commit(host, &changes)
+        self.commit(host, &changes, &wanted.taken)
     }
 
-    fn commit(&mut self, host: &Host, changes: &[Change]) -> Result<(), v1::Failure> {
-        let path = self.journal.move_directory(&self.entry.id).join(FILE);
-        sealed::save(&path, &changes)
-            .map_err(|e| unchanged(format!("cannot write {}: {e}", path.display())))?;
+    fn commit(
+        &mut self,
+        host: &Host,
+        changes: &[Change],
+        taken: &[String],
+    ) -> Result<(), v1::Failure> {
+        let directory = self.journal.move_directory(&self.entry.id);
+        let failed = |name: &str, e: io::Error| {
+            unchanged(format!("cannot write {}: {e}", directory.join(name).display()))
+        };
+        sealed::save(&directory.join(TAKEN), &taken).map_err(|e| failed(TAKEN, e))?;
+        sealed::save(&directory.join(FILE), &changes).map_err(|e| failed(FILE, e))?;
         self.record(state::PLANNED)?;
         fault::point(Point::RestoreSaved);
         let changed = changes.iter().map(|(key, _, new)| (&key[..], new.as_deref()));
-        host.change_records(changed).map_err(|e| unchanged(e.to_string()))?;
+        if !changes.is_empty() {
+            host.change_records(changed).map_err(|e| unchanged(e.to_string()))?;
+        }
         // The journal goes on saying that a repair is under way: what is left to be done,
         // records alone do not tell any more.
         fault::point(Point::RestoreCommitted);

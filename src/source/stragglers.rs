@@ -185,10 +185,7 @@ impl Search<'_> {
                 part.present_runs = manifest::runs(now.present());
             }
         }
-        let more = then.is_some_and(|then| part.last_uid_now > then.last_uid);
-        if stragglers.is_empty() && !part.listed && !more && !has_news(&part) {
-            return Ok(());
-        }
+        // Also where nothing is different: it may have been, and was carried over.
         let mut chunks = stragglers.chunks(MAX_STRAGGLERS);
         part.stragglers = chunks.next().unwrap_or_default().to_vec();
         let again = v1::StragglerMailbox { mailbox: part.mailbox.clone(), ..Default::default() };
@@ -247,12 +244,6 @@ fn gone(id: &str, ordinal: u32, then: &Then) -> v1::StragglerMailbox {
         gone: true,
         ..v1::StragglerMailbox::default()
     }
-}
-
-/// Whether the mailbox itself is different.
-fn has_news(part: &v1::StragglerMailbox) -> bool {
-    let name = part.mailbox.as_ref().map(|m| &m.name);
-    !part.known || name != Some(&part.name_then) || !part.rights.is_empty()
 }
 
 fn rights(then: &Acl, now: &Acl) -> Vec<v1::RightsChange> {

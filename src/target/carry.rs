@@ -23,6 +23,7 @@ use crate::cyrus::imap_set::UidSet;
 use crate::cyrus::mboxlist::MailboxEntry;
 use crate::cyrus::mboxlist::mbtype::{Flag, Kind};
 use crate::cyrus::name::{MailboxName, UniqueId};
+use crate::doctor::repair::MAX_MESSAGE;
 use crate::host::Host;
 use crate::host::imap::{self, ImapError};
 use crate::host::imapd::{Instance, InstanceError};
@@ -65,6 +66,16 @@ pub enum CarryError {
     /// The session broke.
     #[error(transparent)]
     Imap(#[from] ImapError),
+    /// The messages do not fit.
+    #[error("{bytes} bytes are to come, and {} has {free} bytes free", path.display())]
+    Room {
+        /// What is to come.
+        bytes: u64,
+        /// The move's directory.
+        path: PathBuf,
+        /// What is free there.
+        free: u64,
+    },
 }
 
 type Result<T> = std::result::Result<T, CarryError>;
@@ -74,6 +85,8 @@ type Result<T> = std::result::Result<T, CarryError>;
 pub struct Offer {
     mailboxes: BTreeMap<u32, Offered>,
     found: v1::StragglersFound,
+    /// How many messages, runs of messages and rights were told.
+    told: usize,
 }
 
 /// A mailbox that is different on the source.
@@ -108,9 +121,10 @@ impl Offer {
             if straggler.uid == 0 || straggler.guid.len() != 20 {
                 return Err(nonsense("an impossible message"));
             }
-            if !straggler.flags.iter().all(|flag| imap::is_flag(flag)) {
-                return Err(nonsense("an impossible flag"));
-            }
+        }
+        self.told += part.stragglers.len() + part.present_runs.len() + part.rights.len();
+        if self.told > manifest::MAX_MESSAGES || self.mailboxes.len() > manifest::MAX_MAILBOXES {
+            return Err(nonsense("more than anybody has"));
         }
         let wire = part.mailbox.unwrap_or_default();
         if let Some(known) = self.mailboxes.get_mut(&wire.ordinal) {
@@ -203,6 +217,7 @@ impl Carrying {
             let needed = |s: &&v1::Straggler| {
                 s.uid > offered.last_uid
                     && !s.expunged
+                    && s.size <= MAX_MESSAGE as u64
                     && !self.ledger.appended.contains_key(&offered.message(s.uid))
             };
             let sizes: BTreeMap<u32, u64> =
@@ -220,7 +235,16 @@ impl Carrying {
             let directory = StagedDirectory::make(&root, Path::new(&ordinal.to_string()));
             asked.insert(*ordinal, (Arc::new(directory.map_err(io(&root))?), sizes));
         }
-        Ok((wants, Arc::new(Asked(asked))))
+        // Before anything comes: nothing is half done then.
+        let stat =
+            rustix::fs::statvfs(&self.directory).map_err(|e| io(&self.directory)(e.into()))?;
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        match wants.bytes <= free {
+            true => Ok((wants, Arc::new(Asked(asked)))),
+            false => {
+                Err(CarryError::Room { bytes: wants.bytes, path: self.directory.clone(), free })
+            }
+        }
     }
 
     /// Carries everything over; what is done is in the ledger, whatever happens.
@@ -233,13 +257,14 @@ impl Carrying {
             directory: &self.directory,
             sessions: BTreeMap::new(),
             left: Vec::new(),
+            odd: Vec::new(),
             frozen: self.offer.found.frozen,
         };
         let mut ordered: Vec<_> = self.offer.mailboxes.iter().collect();
         // Parents before what is below them.
         ordered.sort_by(|(_, a), (_, b)| a.name.as_bytes().cmp(b.name.as_bytes()));
-        let placed = ordered.iter().filter(|(_, o)| !o.gone && o.kind != Kind::Sieve);
-        folders::place(&mut run, placed.map(|(_, offered)| *offered))?;
+        let all: Vec<&Offered> = ordered.iter().map(|(_, offered)| *offered).collect();
+        folders::place(&mut run, &all)?;
         for (ordinal, offered) in ordered.iter().filter(|(_, o)| !o.gone && !o.name_only) {
             match offered.kind {
                 Kind::Sieve => sieve::carry(&mut run, **ordinal, offered, &self.offer.found)?,
@@ -260,6 +285,11 @@ impl Carrying {
             folders::delete(&mut run, offered)?;
         }
         folders::subscribe(&mut run, &self.offer.found)?;
+        run.write([])?;
+        // What is settled is not looked at again, and is to be told all the same.
+        for (mailbox, uid, text) in run.ledger.left.clone() {
+            run.left.push(problem(Severity::Note, mailbox, uid, text));
+        }
         let problems = std::mem::take(&mut run.left);
         drop(run);
         let _ = std::fs::remove_dir_all(self.directory.join(STAGE));
@@ -292,6 +322,8 @@ struct Run<'a> {
     /// Sessions with imapd, by who is logged in.
     sessions: BTreeMap<String, Instance>,
     left: Vec<v1::Problem>,
+    /// Of what is carried over the parts that are left behind, until the ledger has them.
+    odd: Vec<ledger::Line>,
     /// Whether nothing more can reach the source.
     frozen: bool,
 }
@@ -299,8 +331,13 @@ struct Run<'a> {
 impl Run<'_> {
     /// The live mailbox that is the offered one.
     fn here(&self, offered: &Offered) -> Option<&MailboxEntry> {
-        let id = self.ledger.placed.get(offered.id.as_str());
-        self.tree.by_id(id.map_or(offered.id.as_str(), String::as_str))
+        self.tree.by_id(self.id_here(offered))
+    }
+
+    /// The uniqueid that the offered one has here, if it is here.
+    fn id_here<'a>(&'a self, offered: &'a Offered) -> &'a str {
+        let id = offered.id.as_str();
+        self.ledger.placed.get(id).map_or(id, String::as_str)
     }
 
     /// The name of a mailbox, as a session is told.
@@ -360,23 +397,98 @@ impl Run<'_> {
 
     /// Notes what is not carried over.
     fn leave(&mut self, severity: Severity, name: &MailboxName, uid: u32, text: impl Into<String>) {
-        self.left.push(v1::Problem {
-            severity: severity.into(),
-            code: crate::wire::STRAGGLER_LEFT.into(),
-            mailbox: self.host.external(name),
-            uid,
-            text: text.into(),
-            advice: "the source's retired copy has it".into(),
-            ..v1::Problem::default()
-        });
+        self.left.push(problem(severity, self.host.external(name), uid, text.into()));
+    }
+
+    /// Notes flags that no command can name; whether this one is none of them.
+    fn sends(&mut self, flag: &[u8], name: &MailboxName, uid: u32) -> bool {
+        let sends = imap::is_flag(flag);
+        if !sends {
+            let shown = crate::wire::printable(&String::from_utf8_lossy(flag));
+            let text = format!("its flag {shown:.100} cannot be given, and is not carried over");
+            let left = (self.host.external(name), uid, text);
+            if !self.ledger.left.contains(&left) {
+                self.odd.push(ledger::Line::Left(left.0, left.1, left.2));
+            }
+        }
+        sends
     }
 
     fn write(&mut self, lines: impl IntoIterator<Item = ledger::Line>) -> Result<()> {
-        Ok(self.ledger.write(lines)?)
+        let odd = std::mem::take(&mut self.odd);
+        Ok(self.ledger.write(odd.into_iter().chain(lines))?)
+    }
+}
+
+/// What is not carried over.
+fn problem(severity: Severity, mailbox: String, uid: u32, text: String) -> v1::Problem {
+    v1::Problem {
+        severity: severity.into(),
+        code: crate::wire::STRAGGLER_LEFT.into(),
+        mailbox,
+        uid,
+        text,
+        advice: "the source's retired copy has it".into(),
+        ..v1::Problem::default()
     }
 }
 
 /// The name of a message's file on the stage.
 fn file_name(uid: u32) -> String {
     format!("{uid}.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cyrus::name::PartitionName;
+
+    fn straggler(uid: u32, size: u64) -> v1::Straggler {
+        let guid = Bytes::from_static(&[7; 20]);
+        v1::Straggler { uid, size, guid, modseq: 5, ..v1::Straggler::default() }
+    }
+
+    fn part(ordinal: u32, stragglers: Vec<v1::Straggler>) -> (v1::StragglerMailbox, Checked) {
+        let mailbox = v1::Mailbox { ordinal, ..v1::Mailbox::default() };
+        let checked = Checked {
+            name: MailboxName::from_internal(b"user.x").unwrap(),
+            id: UniqueId::new(format!("id{ordinal}").as_bytes()).unwrap(),
+            partition: PartitionName::new("default").unwrap(),
+        };
+        let mailbox = Some(mailbox);
+        (v1::StragglerMailbox { mailbox, stragglers, ..Default::default() }, checked)
+    }
+
+    /// What is asked for where this is offered.
+    fn wants(stragglers: Vec<v1::Straggler>) -> Result<v1::Wants> {
+        let directory = tempfile::tempdir().unwrap();
+        let mut offer = Offer::default();
+        let (part, checked) = part(1, stragglers);
+        offer.mailbox(part, checked)?;
+        let ledger = Ledger::open(&directory.path().join("ledger"))?;
+        let carrying = Carrying { offer, ledger, directory: directory.path().to_owned() };
+        carrying.wants().map(|(wants, _)| wants)
+    }
+
+    #[test]
+    fn no_more_is_asked_for_than_there_is_room_for() {
+        let large = MAX_MESSAGE as u64;
+        let asked = wants(vec![straggler(1, 10), straggler(2, large + 1), straggler(3, u64::MAX)]);
+        let asked = asked.unwrap();
+        assert_eq!((asked.messages, asked.bytes), (1, 10));
+        let many = (1..200_000).map(|uid| straggler(uid, large)).collect();
+        assert!(matches!(wants(many), Err(CarryError::Room { .. })));
+    }
+
+    #[test]
+    fn what_a_source_may_tell_has_an_end() {
+        let mut offer = Offer { told: manifest::MAX_MESSAGES - 2, ..Offer::default() };
+        for (uids, fits) in [(1..2, true), (2..3, true), (3..4, false)] {
+            let (part, checked) = part(1, uids.map(|uid| straggler(uid, 1)).collect());
+            assert_eq!(offer.mailbox(part, checked).is_ok(), fits);
+        }
+        // A flag that no command can name is no reason to stop.
+        let odd = v1::Straggler { flags: vec![b"\xff"[..].into()], ..straggler(1, 1) };
+        assert_eq!(wants(vec![odd]).unwrap().messages, 1);
+    }
 }

@@ -1,6 +1,8 @@
 //! What reaches the source after the target has the user comes to the target, once,
 //! and harms nothing that has come there since.
 
+mod rounds;
+
 use crate::failures::Pushing;
 use crate::support::{OptionsPutBack, Servers, assert_same, fingerprint};
 use lab::chaos::Side;
@@ -316,7 +318,7 @@ fn flags_that_are_set_while_others_are_carried_over_stay() {
     seed(&servers, "race");
     stop_at(&servers, "race", Point::Routed);
     let mut there = servers.source.imap("race").unwrap();
-    commands(&mut there, &["SELECT INBOX", "UID STORE 2 FLAGS (\\Answered)"]);
+    commands(&mut there, &["SELECT INBOX", "UID STORE 2 FLAGS (\\Answered \\Deleted)"]);
     there.logout();
     let pushing = Pushing::until(&servers, Side::Target, "CarryFlagged wait", "user.race");
     let mut here = servers.target.imap("race").unwrap();
@@ -329,6 +331,9 @@ fn flags_that_are_set_while_others_are_carried_over_stay() {
         let found = here.command(format!("UID SEARCH UID 2 {flag}")).unwrap();
         assert!(found.of("SEARCH").any(|uids| uids.len() > 1), "{flag} is lost");
     }
+    // It was changed on both.
+    let found = here.command("UID SEARCH UID 2 DELETED").unwrap();
+    assert!(!found.of("SEARCH").any(|uids| uids.len() > 1));
 }
 
 #[test]

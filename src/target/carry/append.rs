@@ -7,7 +7,9 @@ use super::live::{Mailbox, id_of};
 use super::messages::{SEEN, settle_pending, there};
 use super::{CarryError, Offered, Result, Run, STAGE, file_name, uids};
 use crate::cyrus::mboxlist::MailboxEntry;
+use crate::doctor::repair::MAX_MESSAGE;
 use crate::fault::{self, Point};
+use crate::host::imap::is_flag;
 use crate::inventory::hex;
 use crate::wire::v1::{self, problem::Severity};
 use sha1::{Digest, Sha1};
@@ -29,6 +31,11 @@ pub fn appends(run: &mut Run<'_>, ordinal: u32, offered: &Offered) -> Result<()>
     let new: Vec<_> = offered.stragglers.iter().filter(is_new).collect();
     let mut batch: Option<Batch<'_>> = None;
     for straggler in new {
+        if straggler.size > MAX_MESSAGE as u64 {
+            let text = format!("it has {} bytes, more than are carried over", straggler.size);
+            run.leave(Severity::BadMessage, &offered.name, straggler.uid, text);
+            continue;
+        }
         let Some(bytes) = arrived(run, ordinal, offered, straggler.uid)? else { continue };
         let date = internal_date(straggler.internaldate).ok_or_else(|| {
             CarryError::Nonsense(format!("an impossible date, {}", straggler.internaldate))
@@ -100,6 +107,9 @@ impl<'a> Batch<'a> {
     /// Adds a message, after those before it were sent if they are enough.
     fn add(&mut self, run: &mut Run<'_>, mut new: New<'a>) -> Result<()> {
         let uid = new.straggler.uid;
+        for flag in &new.straggler.flags {
+            run.sends(flag, &self.offered.name, uid);
+        }
         let full = self.new.len() >= MOST || self.bytes + new.bytes.len() > MOST_BYTES;
         if full || self.gap(run, uid) > uids::AT_ONCE {
             self.send(run)?;
@@ -227,7 +237,7 @@ impl New<'_> {
     fn letter(&self, strip: bool) -> Letter<'_> {
         let flags = self.straggler.flags.iter().map(|flag| flag.as_ref());
         Letter {
-            flags: flags.filter(|flag| !strip || *flag != SEEN).collect(),
+            flags: flags.filter(|f| is_flag(f) && (!strip || *f != SEEN)).collect(),
             date: &self.date,
             message: &self.bytes,
         }

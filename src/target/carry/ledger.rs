@@ -30,6 +30,17 @@ pub enum Line {
     Placed(String, String),
     /// Something else was done, by a text that names it.
     Did(Deed, String),
+    /// The user subscribes to that mailbox now, or not any more; whether he did when he was
+    /// published.
+    Subscribed(Vec<u8>, bool, bool),
+    /// Rights in a mailbox of the source were changed: whose, and what they were when it was
+    /// published.
+    Rights(String, Vec<u8>, Vec<u8>),
+    /// A sieve script of the source was put here, under this name.
+    Put(Message, String),
+    /// Something of a message that was carried over was left behind: its mailbox, its UID,
+    /// and what.
+    Left(String, u32, String),
 }
 
 /// A message that is about to be appended.
@@ -109,6 +120,15 @@ pub struct Ledger {
     pub placed: BTreeMap<String, String>,
     /// What else was done.
     pub deeds: BTreeSet<(Deed, String)>,
+    /// Mailboxes whose subscriptions were changed: what they are now, and what they were.
+    pub subscribed: BTreeMap<Vec<u8>, (bool, bool)>,
+    /// Rights that were changed, by the mailbox on the source and by whose they are: what
+    /// they were.
+    pub rights: BTreeMap<(String, Vec<u8>), Vec<u8>>,
+    /// The names of sieve scripts that were put here.
+    pub scripts: BTreeMap<Message, String>,
+    /// What was left behind of messages that were carried over.
+    pub left: BTreeSet<(String, u32, String)>,
 }
 
 impl Ledger {
@@ -128,6 +148,10 @@ impl Ledger {
             expunging: BTreeSet::new(),
             placed: BTreeMap::new(),
             deeds: BTreeSet::new(),
+            subscribed: BTreeMap::new(),
+            rights: BTreeMap::new(),
+            scripts: BTreeMap::new(),
+            left: BTreeSet::new(),
         };
         let mut good = 0;
         for line in bytes.split_inclusive(|b| *b == b'\n') {
@@ -184,6 +208,19 @@ impl Ledger {
         self.deeds.iter().filter(|(d, _)| *d == deed).count() as u64
     }
 
+    /// The UIDs on the source of the messages of a mailbox of it that were appended.
+    pub fn appended_of(&self, mailbox: &str) -> impl Iterator<Item = u32> + '_ {
+        let (first, last) = ((mailbox.to_owned(), 0), (mailbox.to_owned(), u32::MAX));
+        self.appended.range(first..=last).map(|((_, uid), _)| *uid)
+    }
+
+    /// The scripts of a mailbox of the source that were put here: their UIDs there, and
+    /// their names.
+    pub fn scripts_of(&self, mailbox: &str) -> impl Iterator<Item = (u32, &String)> + '_ {
+        let (first, last) = ((mailbox.to_owned(), 0), (mailbox.to_owned(), u32::MAX));
+        self.scripts.range(first..=last).map(|((_, uid), name)| (*uid, name))
+    }
+
     fn take(&mut self, line: Line) {
         match line {
             Line::Appending(message, appending) => {
@@ -207,6 +244,18 @@ impl Ledger {
             }
             Line::Did(deed, what) => {
                 self.deeds.insert((deed, what));
+            }
+            Line::Subscribed(name, now, then) => {
+                self.subscribed.insert(name, (now, then));
+            }
+            Line::Rights(mailbox, identifier, then) => {
+                self.rights.entry((mailbox, identifier)).or_insert(then);
+            }
+            Line::Put(message, name) => {
+                self.scripts.insert(message, name);
+            }
+            Line::Left(mailbox, uid, text) => {
+                self.left.insert((mailbox, uid, text));
             }
         }
     }
@@ -251,6 +300,24 @@ mod tests {
             assert_eq!((ledger.appended.len(), ledger.settled.len()), (1, 0), "cut {cut}");
             assert_eq!(std::fs::metadata(&path).unwrap().len() as usize, whole.len() - last);
         }
+    }
+
+    #[test]
+    fn what_was_before_the_first_change_stays_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger");
+        let rights = |then: &[u8]| Line::Rights("abc".into(), b"bob".to_vec(), then.to_vec());
+        let put = |id: &str, uid| Line::Put((id.into(), uid), format!("{id}{uid}"));
+        let left = Line::Left("user.x".into(), 7, "its flag".into());
+        let lines =
+            [rights(b"lr"), rights(b"lrs"), put("abc", 1), put("abd", 2), left.clone(), left];
+        Ledger::open(&path).unwrap().write(lines).unwrap();
+        let ledger = Ledger::open(&path).unwrap();
+        assert_eq!(ledger.rights.into_values().collect::<Vec<_>>(), [b"lr"]);
+        assert_eq!(ledger.left.len(), 1);
+        let ledger = Ledger::open(&path).unwrap();
+        let scripts: Vec<_> = ledger.scripts_of("abc").collect();
+        assert_eq!(scripts, [(1, &"abc1".to_owned())]);
     }
 
     proptest::proptest! {

@@ -11,6 +11,7 @@ use crate::cyrus::path::{DirStyle, Layout};
 use crate::host::{Host, read_locked};
 use crate::inventory::flags;
 use bytes::Bytes;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -28,7 +29,8 @@ pub enum LiveError {
 /// The mailboxes of the user.
 #[derive(Debug)]
 pub struct Tree {
-    entries: Vec<MailboxEntry>,
+    entries: BTreeMap<MailboxName, MailboxEntry>,
+    names: BTreeMap<String, MailboxName>,
 }
 
 impl Tree {
@@ -38,17 +40,21 @@ impl Tree {
         let database = host.mailboxes().map_err(|e| failed(&e))?;
         let list = MailboxList::from_database(&database).map_err(|e| failed(&e))?;
         let entries = list.tree(top).map_err(|e| failed(&e))?;
-        Ok(Self { entries: entries.into_iter().filter(|e| !e.is_deleted()).collect() })
+        let entries = entries.into_iter().filter(|e| !e.is_deleted());
+        let entries: BTreeMap<_, _> = entries.map(|e| (e.name.clone(), e)).collect();
+        let names = entries.values().filter(|e| e.uniqueid.is_some());
+        let names = names.map(|e| (id_of(e), e.name.clone())).collect();
+        Ok(Self { entries, names })
     }
 
     /// The mailbox with a uniqueid.
     pub fn by_id(&self, id: &str) -> Option<&MailboxEntry> {
-        self.entries.iter().find(|e| e.uniqueid.as_ref().is_some_and(|i| i.as_str() == id))
+        self.entries.get(self.names.get(id)?)
     }
 
     /// The mailbox of a name.
     pub fn by_name(&self, name: &MailboxName) -> Option<&MailboxEntry> {
-        self.entries.iter().find(|e| e.name == *name)
+        self.entries.get(name)
     }
 }
 

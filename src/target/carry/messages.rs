@@ -8,6 +8,7 @@ use crate::cyrus::index::Record;
 use crate::cyrus::mboxlist::MailboxEntry;
 use crate::fault::{self, Point};
 use crate::host::Host;
+use crate::host::imap::is_flag;
 use crate::inventory::hex;
 use crate::wire::v1::{self, problem::Severity};
 use std::collections::{BTreeMap, BTreeSet};
@@ -50,7 +51,8 @@ pub fn settle_pending(ledger: &mut Ledger, tree: &Tree, host: &Host) -> Result<(
 
 /// Carries the messages of a mailbox over, and what was changed of others.
 pub fn carry(run: &mut Run<'_>, ordinal: u32, offered: &Offered) -> Result<()> {
-    if offered.stragglers.is_empty() && offered.present.is_none() {
+    let carried = run.ledger.appended_of(offered.id.as_str()).next().is_some();
+    if offered.stragglers.is_empty() && offered.present.is_none() && !carried {
         return Ok(());
     }
     if run.here(offered).is_some_and(|entry| entry.partition.is_some()) {
@@ -75,7 +77,8 @@ fn changes(run: &mut Run<'_>, offered: &Offered, last: bool) -> Result<bool> {
     let strip = writer.as_ref().is_some_and(|writer| run.seen_is_not_his(writer));
     let (mut flags, mut expunges) = (BTreeMap::<Change, Messages>::new(), Messages::default());
     let mut settled = Vec::new();
-    for (message, mut there) in offered.differences(&mailbox)? {
+    let carried: Vec<u32> = run.ledger.appended_of(offered.id.as_str()).collect();
+    for (message, mut there) in offered.differences(&mailbox, carried)? {
         let Some(place) = run.place(offered, message.uid) else { continue };
         let before = run.ledger.settled.get(&offered.message(message.uid)).cloned();
         if let Some(before) = before.as_ref().filter(|s| s.modseq >= message.modseq) {
@@ -87,13 +90,17 @@ fn changes(run: &mut Run<'_>, offered: &Offered, last: bool) -> Result<bool> {
         if place.modseq >= message.modseq {
             continue;
         }
-        if strip {
-            there.flags.remove(SEEN);
-        }
         let ours = before.map_or(0, |s| s.here).max(place.ours);
-        let here = mailbox.view()?.find(place.uid).map_err(unreadable)?.map(|record| Here {
+        let record = mailbox.view()?.find(place.uid).map_err(unreadable)?;
+        let mut has = record.as_ref().map(|record| mailbox.flags(record)).unwrap_or_default();
+        // What came with the user has all its flags, also those that cannot be sent.
+        there.flags.retain(|f| has.contains(f) || run.sends(f, &entry.name, place.uid));
+        let sendable = |flags: &mut Flags| flags.retain(|f| is_flag(f) && (!strip || f != SEEN));
+        sendable(&mut there.flags);
+        sendable(&mut has);
+        let here = record.map(|record| Here {
             expunged: record.is_expunged() || record.is_unlinked(),
-            flags: mailbox.flags(&record).into_iter().filter(|f| !strip || f != SEEN).collect(),
+            flags: has,
             modseq: record.modseq,
             // What was appended is as it came while it has its first MODSEQ.
             ours: if place.appended { ours.max(record.createdmodseq) } else { ours },
@@ -188,7 +195,9 @@ fn store(
         let mut uids: Vec<u32> = set.iter().map(|(_, uid)| *uid).collect();
         let mut modseqs = BTreeMap::new();
         let mut unchanged_since = newest;
-        for (sign, flags) in [('+', add), ('-', remove)] {
+        // If it ends between the two, what is left to be done is what is done about a message
+        // that was changed on both: what was to be removed would stay.
+        for (sign, flags) in [('-', remove), ('+', add)] {
             if flags.is_empty() || uids.is_empty() {
                 continue;
             }
@@ -305,20 +314,23 @@ impl Run<'_> {
 }
 
 impl Offered {
-    /// What is different, with what has gone without a trace.
-    fn differences(&self, here: &Mailbox) -> Result<Vec<(Different, There)>> {
+    /// What is different, with what has gone without a trace; also of what was `carried`
+    /// before: the source tells all that it has above the last UID of then.
+    fn differences(&self, here: &Mailbox, carried: Vec<u32>) -> Result<Vec<(Different, There)>> {
         let listed = self.stragglers.iter();
         let mut all: Vec<_> =
             listed.map(|s| (Different { uid: s.uid, modseq: s.modseq }, there(s))).collect();
-        let Some(present) = &self.present else { return Ok(all) };
         let told: BTreeSet<u32> = all.iter().map(|(different, _)| different.uid).collect();
-        let view = here.view()?;
-        for record in view.records() {
-            let uid = record.map_err(unreadable)?.uid;
-            if uid <= self.last_uid && !told.contains(&uid) && !present.contains(uid) {
-                let there = There { expunged: true, flags: Flags::new() };
-                all.push((Different { uid, modseq: u64::MAX }, there));
+        let mut gone = carried;
+        if let Some(present) = &self.present {
+            for record in here.view()?.records() {
+                let uid = record.map_err(unreadable)?.uid;
+                gone.extend((uid <= self.last_uid && !present.contains(uid)).then_some(uid));
             }
+        }
+        for uid in gone.into_iter().filter(|uid| !told.contains(uid)) {
+            let there = There { expunged: true, flags: Flags::new() };
+            all.push((Different { uid, modseq: u64::MAX }, there));
         }
         Ok(all)
     }

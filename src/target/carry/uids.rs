@@ -11,6 +11,7 @@ use super::messages::unreadable;
 use super::{Offered, Result, Run};
 use crate::cyrus::index::Record;
 use crate::cyrus::mboxlist::MailboxEntry;
+use crate::host::imap::is_flag;
 use crate::inventory::hex;
 use crate::wire::v1::problem::Severity;
 use sha1::{Digest, Sha1};
@@ -193,6 +194,10 @@ impl Work<'_> {
                 continue;
             }
             for (flags, mut copies) in flags {
+                if !flags.iter().all(|flag| is_flag(flag)) {
+                    // They have them as COPY has given them.
+                    continue;
+                }
                 copies.sort_unstable();
                 let flags: Vec<&[u8]> = flags.iter().map(Vec::as_slice).collect();
                 let head = format!("UID STORE {} FLAGS.SILENT (", set(&copies));
