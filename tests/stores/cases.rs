@@ -4,7 +4,7 @@ use super::{LONG, RETRIES, ended, home};
 use mbcopy::bulk::pulse::Pace;
 use mbcopy::bulk::resolve::Planned;
 use mbcopy::bulk::schedule::Control;
-use mbcopy::bulk::state::{Outcome, State, Task};
+use mbcopy::bulk::state::{Outcome, Retries, State, Task};
 use mbcopy::bulk::store::{Added, Coordinator, Job, Mode, Order, Place, Store, StoreError};
 use mbcopy::bulk::{report, status::Status};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -18,6 +18,7 @@ pub fn all(place: &Place) {
     what_stopped_in_between_comes_first_and_what_was_interrupted_does_not_count(place);
     an_attempt_that_never_began_leaves_nothing(place);
     copies_are_made_pass_by_pass_and_cut_over_once(place);
+    whose_copy_ends_after_its_pass_is_moved_all_the_same(place);
     a_changed_plan_adds_and_takes_out_whom_nothing_was_done_with(place);
     who_is_taken_out_or_back_is_what_the_admin_says(place);
     one_coordinates_and_the_others_are_told(place);
@@ -160,6 +161,35 @@ fn copies_are_made_pass_by_pass_and_cut_over_once(place: &Place) {
     let job = next(&store);
     assert_eq!((job.mailbox.as_str(), job.task), ("user.c", Task::Move));
     assert_eq!(state_of(&store, "a"), State::Moved, "nobody is moved twice");
+}
+
+/// One is copied by a move that outlived its coordinator, one is copied in a second try, one
+/// after the admin has had him tried again.
+fn whose_copy_ends_after_its_pass_is_moved_all_the_same(place: &Place) {
+    for mode in [Mode::Move, Mode::Cutover] {
+        let (store, _right) = run(place, &["a", "b", "c"]);
+        store.begin(Mode::Copy).unwrap();
+        let [orphan, second, third] = [(); 3].map(|()| next(&store));
+        store.ended(&second, &ended(Outcome::Unfinished), &RETRIES).unwrap();
+        let once = Retries { attempts: 1, ..RETRIES };
+        store.ended(&third, &ended(Outcome::Unfinished), &once).unwrap();
+        assert_eq!(state_of(&store, "c"), State::Stuck);
+        assert!(store.begin(mode).unwrap());
+        let copied = store.ended(&orphan, &ended(Outcome::Done), &RETRIES).unwrap();
+        assert_eq!(copied, Some(State::Waiting), "nothing takes him further");
+        assert_eq!(store.retry(Some("user.c")).unwrap(), 1);
+        for name in ["user.b", "user.c"] {
+            let copy = store.claim(i64::MAX, true).unwrap().unwrap();
+            assert_eq!((copy.mailbox.as_str(), copy.task), (name, Task::Copy));
+            store.ended(&copy, &ended(Outcome::Done), &RETRIES).unwrap();
+        }
+        for name in ["user.a", "user.b", "user.c"] {
+            let job = next(&store);
+            assert_eq!((job.mailbox.as_str(), job.task), (name, Task::Move));
+            store.ended(&job, &ended(Outcome::Done), &RETRIES).unwrap();
+        }
+        assert_eq!(store.open_users().unwrap(), 0);
+    }
 }
 
 fn a_changed_plan_adds_and_takes_out_whom_nothing_was_done_with(place: &Place) {

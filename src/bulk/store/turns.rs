@@ -1,6 +1,6 @@
 //! Whose turn it is, and what his attempt has come to.
 
-use super::{Ended, Job, Result, Row, Store, Value};
+use super::{Ended, Job, Mode, Result, Row, Store, Value};
 use crate::bulk::state::{Outcome, Retries, State, Task, after};
 
 /// What is told of an attempt under way, in the order in which [`job`] reads it.
@@ -87,8 +87,16 @@ impl Store {
                 return Ok(None);
             };
             let attempts = row.count(0) as u32;
-            let (state, pause) = after(job.task, ended.outcome, attempts, retries);
-            let uncounted = u32::from(ended.outcome == Outcome::Interrupted);
+            let (end, pause) = after(job.task, ended.outcome, attempts, retries);
+            // The pass that copied him was over before he was.
+            let to_move = end == State::Copied && self.moves(&job.source)?;
+            let (state, task) =
+                if to_move { (State::Waiting, Task::Move) } else { (end, job.task) };
+            let uncounted = match ended.outcome {
+                _ if to_move => attempts,
+                Outcome::Interrupted => 1,
+                _ => 0,
+            };
             let (mailboxes, messages, bytes) = ended.size;
             self.execute(
                 "UPDATE attempt SET ended = ?2, outcome = ?3, messages_sent = ?4, bytes_sent = ?5, \
@@ -105,12 +113,12 @@ impl Store {
                 ],
             )?;
             let next_at = pause.map_or(0, |pause| ended.at + pause.as_millis() as i64);
-            let values: [Value; 18] = [
+            let values: [Value; 19] = [
                 job.user.into(),
                 state.word().into(),
                 uncounted.into(),
                 next_at.into(),
-                (state == State::Copied).into(),
+                (end == State::Copied).into(),
                 ended.at.into(),
                 (&ended.move_id).into(),
                 mailboxes.into(),
@@ -124,6 +132,7 @@ impl Store {
                 (&ended.advice).into(),
                 (&ended.detail).into(),
                 (&self.own).into(),
+                task.word().into(),
             ];
             let changed = self.execute(
                 "UPDATE users SET state = ?2, attempts = attempts - ?3, next_at = ?4, holder = '', \
@@ -134,12 +143,18 @@ impl Store {
                  bytes = CASE WHEN ?8 > 0 THEN ?10 ELSE bytes END, \
                  messages_sent = messages_sent + ?11, bytes_sent = bytes_sent + ?12, \
                  freeze_ms = ?13, serving = CASE WHEN ?14 <> '' THEN ?14 ELSE serving END, \
-                 reason = ?15, advice = ?16, detail = ?17, updated = ?6 \
+                 reason = ?15, advice = ?16, detail = ?17, updated = ?6, task = ?19 \
                  WHERE id = ?1 AND state = 'running' AND holder = ?18",
                 &values,
             )?;
             Ok((changed > 0).then_some(state))
         })
+    }
+
+    /// Whether the pass at hand moves the users of this server.
+    fn moves(&self, source: &str) -> Result<bool> {
+        let mode = self.remark(&format!("mode:{source}"))?;
+        Ok(mode.is_some_and(|mode| mode != Mode::Copy.word()))
     }
 
     /// An attempt that was noted and never began. His last one may have stopped in
