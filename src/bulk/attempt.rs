@@ -8,6 +8,7 @@
 use super::state::{Outcome, Task};
 use super::store::{Ended, Job};
 use crate::moves::journal::{now_ms, state};
+use crate::transport::Destination;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -31,6 +32,9 @@ const MAX_PROBLEMS: usize = 200;
 
 /// How often an attempt of an earlier coordinator is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(300);
+
+/// The option of pushes that leave bad messages out.
+const SKIPS: &str = "--bad-messages=skip";
 
 /// How long a journal is waited for.
 const ASK_LIMIT: Duration = Duration::from_secs(60);
@@ -144,14 +148,18 @@ impl Launcher {
     }
 
     /// What an attempt has come to, by its own report, or by the journal of this
-    /// server if it died before it could tell. `code`: how its process ended, if
+    /// server if it died before it could tell, or finds the user gone. `code`: how its process ended, if
     /// that is known.
     pub async fn conclude(&self, job: &Job, code: Option<i32>) -> Ended {
         let said = Output::read(&self.output(job.attempt, "out"));
         match &said.report {
             Some(report) => {
                 let mut ended = of_report(report, &said);
-                if ended.outcome == Outcome::Refused && job.again {
+                // Where there was something to find, he is not away.
+                if ended.outcome == Outcome::Refused
+                    && job.task != Task::Copy
+                    && weighty(report).is_empty()
+                {
                     self.correct(job, &mut ended).await;
                 }
                 ended
@@ -183,22 +191,42 @@ impl Launcher {
         let Ok(Ok(output)) = tokio::time::timeout(ASK_LIMIT, command.output()).await else {
             return;
         };
-        let role = if job.task == Task::Reverse { "target" } else { "source" };
+        let back = job.task == Task::Reverse;
+        let role = if back { "target" } else { "source" };
+        let place = Destination::parse_with_partition(&job.place);
+        let host = place.as_ref().map_or("", |(destination, _)| destination.host());
         let known = String::from_utf8_lossy(&output.stdout);
         let moves = known.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let is_done = |line: &Value| line["role"] == role && line["state"] == state::DONE;
         let done = match ended.outcome {
-            // His last move, whoever knows its id.
-            Outcome::Refused => moves.max_by_key(|m| text(m, "since")).filter(is_done),
+            // His last move, whoever knows its id; it may have led elsewhere.
+            Outcome::Refused => moves
+                .max_by_key(|m| text(m, "since"))
+                .filter(is_done)
+                .filter(|line| back || line["peer"] == host),
             _ => moves.filter(is_done).find(|line| line["move_id"] == ended.move_id.as_str()),
         };
-        if let Some(done) = done {
+        let Some(done) = done else { return };
+        ended.move_id = text(&done, "move_id");
+        ended.serving = if back { ended.serving.clone() } else { text(&done, "peer") };
+        if self.push.iter().any(|option| option == SKIPS) {
+            ended.outcome = Outcome::DoneWithLosses;
+            ended.text = "the report of his move was lost, which may have named messages that \
+                          were left out"
+                .into();
+            ended.advice = format!("`mbcopy verify {} {}` tells which", job.mailbox, without_partition(&job.place));
+        } else {
             ended.outcome = Outcome::Done;
-            ended.move_id = text(&done, "move_id");
-            ended.serving =
-                if job.task == Task::Reverse { ended.serving.clone() } else { text(&done, "peer") };
             (ended.text, ended.advice) = (String::new(), String::new());
         }
+    }
+}
+
+/// A place without its partition, if it has one.
+pub fn without_partition(place: &str) -> &str {
+    match Destination::parse_with_partition(place) {
+        Ok((_, Some(partition))) => place.strip_suffix(&format!(":{partition}")).unwrap_or(place),
+        _ => place,
     }
 }
 
@@ -286,6 +314,16 @@ fn size(value: &Value) -> (u64, u64, u64) {
     (number(value, "mailboxes"), number(value, "messages"), number(value, "bytes"))
 }
 
+/// What was found.
+fn problems(report: &Value) -> &[Value] {
+    report["problems"].as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+/// What of it is more than a note.
+fn weighty(report: &Value) -> Vec<&Value> {
+    problems(report).iter().filter(|p| p["severity"] != "note").collect()
+}
+
 fn of_report(report: &Value, said: &Output) -> Ended {
     let outcome = match report["outcome"].as_str() {
         Some("done" | "copied" | "planned" | "aborted") => Outcome::Done,
@@ -297,8 +335,8 @@ fn of_report(report: &Value, said: &Output) -> Ended {
         Some("failed") => Outcome::Failed,
         _ => Outcome::Died,
     };
-    let problems = report["problems"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let weighty: Vec<&Value> = problems.iter().filter(|p| p["severity"] != "note").collect();
+    let problems = problems(report);
+    let weighty = weighty(report);
     let (mut why, mut advice) = match &report["failure"] {
         Value::Null => (String::new(), String::new()),
         failure => (text(failure, "text"), text(failure, "advice")),
@@ -431,7 +469,7 @@ mod tests {
             task,
             pid: 0,
             started: now_ms(),
-            again: false,
+            resumes: false,
         }
     }
 
@@ -506,26 +544,41 @@ mod tests {
             assert_eq!(ended.size, (3, 20, 200));
         }
         // One that is refused, after one of which nobody was told.
-        let refused = r#"{"event":"report","outcome":"refused","serving":"bw1"}"#;
-        let script = |state| {
+        const REFUSED: &str = r#"{"event":"report","outcome":"refused","serving":"bw1"}"#;
+        const BAD: &str = r#"{"event":"report","outcome":"refused","serving":"bw1",
+            "problems":[{"severity":"bad-message","text":"cannot be read"}]}"#;
+        let script = |role, state, peer, report: &str| {
             format!(
-                "case \"$4\" in status) echo '{{\"move_id\":\"0011223344556677\",\"role\":\"source\",\
-                 \"state\":\"{state}\",\"peer\":\"bw2\",\"since\":\"2026\"}}';; *) echo '{refused}'; exit 4;; esac"
+                "case \"$4\" in status) echo '{{\"move_id\":\"0011223344556677\",\"role\":\"{role}\",\
+                 \"state\":\"{state}\",\"peer\":\"{peer}\",\"since\":\"2026\"}}';; *) echo '{}'; exit 4;; esac",
+                report.replace('\n', " ")
             )
         };
-        for (state, again, outcome, serving) in [
-            ("done", true, Outcome::Done, "bw2"),
-            ("done", false, Outcome::Refused, "bw1"),
-            ("copying", true, Outcome::Refused, "bw1"),
+        for (task, role, state, peer, report, outcome, serving) in [
+            (Task::Move, "source", "done", "bw2", REFUSED, Outcome::Done, "bw2"),
+            (Task::Move, "source", "done", "bw2", BAD, Outcome::Refused, "bw1"),
+            (Task::Move, "source", "done", "bw3", REFUSED, Outcome::Refused, "bw1"),
+            (Task::Move, "target", "done", "bw2", REFUSED, Outcome::Refused, "bw1"),
+            (Task::Move, "source", "copying", "bw2", REFUSED, Outcome::Refused, "bw1"),
+            (Task::Copy, "source", "done", "bw2", REFUSED, Outcome::Refused, "bw1"),
+            (Task::Reverse, "target", "done", "bw2", REFUSED, Outcome::Done, "bw1"),
+            (Task::Reverse, "source", "done", "bw2", REFUSED, Outcome::Refused, "bw1"),
         ] {
-            let (_dir, launcher) = launcher(&script(state));
-            let ended =
-                run(&launcher, &Job { again, source: "bw9".into(), ..job(Task::Move) }).await;
-            assert_eq!(
-                (ended.outcome, ended.serving.as_str()),
-                (outcome, serving),
-                "{state} {again}"
-            );
+            let (_dir, mut launcher) = launcher(&script(role, state, peer, report));
+            let job = Job { source: "bw9".into(), ..job(task) };
+            let ended = run(&launcher, &job).await;
+            let said = (ended.outcome, ended.serving.as_str());
+            assert_eq!(said, (outcome, serving), "{task:?} {role} {state} {peer} {report}");
+            // What was left out nobody has told.
+            launcher.push.push(SKIPS.into());
+            launcher.forget(&job);
+            let ended = run(&launcher, &job).await;
+            if outcome == Outcome::Done {
+                assert_eq!(ended.outcome, Outcome::DoneWithLosses);
+                assert!(ended.advice.contains("mbcopy verify user.x bw2"), "{ended:?}");
+            } else {
+                assert_eq!(ended.outcome, Outcome::Refused);
+            }
         }
         // It never began.
         let (_dir, launcher) = launcher("kill -9 $$");

@@ -155,8 +155,8 @@ pub struct Job {
     pub pid: i32,
     /// When it began: milliseconds since 1970.
     pub started: i64,
-    /// Whether another one may have moved him before.
-    pub again: bool,
+    /// Whether it takes up one that had stopped in between.
+    pub resumes: bool,
 }
 
 /// What an attempt has come to.

@@ -16,6 +16,7 @@ pub fn all(place: &Place) {
     what_has_ended_is_counted_and_never_claimed_again(place);
     failures_are_tried_again_later_and_then_no_more(place);
     what_stopped_in_between_comes_first_and_what_was_interrupted_does_not_count(place);
+    who_stopped_in_between_stays_there_whatever_his_next_tries_come_to(place);
     an_attempt_that_never_began_leaves_nothing(place);
     copies_are_made_pass_by_pass_and_cut_over_once(place);
     whose_copy_ends_after_its_pass_is_moved_all_the_same(place);
@@ -115,12 +116,41 @@ fn what_stopped_in_between_comes_first_and_what_was_interrupted_does_not_count(p
     let job = store.claim(6_000, true).unwrap().unwrap();
     assert_eq!(job.mailbox, "user.a");
     let state = store.ended(&job, &ended(Outcome::Interrupted), &RETRIES).unwrap().unwrap();
-    assert_eq!(state, State::Waiting);
-    let job = next(&store);
+    assert_eq!(state, State::Unfinished);
+    let job = store.claim(1_000, true).unwrap().unwrap();
     let state = store.ended(&job, &ended(Outcome::Unfinished), &RETRIES).unwrap().unwrap();
     assert_eq!(state, State::Stuck);
     assert_eq!(store.retry(Some("user.a")).unwrap(), 1);
     assert_eq!(state_of(&store, "a"), State::Unfinished);
+}
+
+fn who_stopped_in_between_stays_there_whatever_his_next_tries_come_to(place: &Place) {
+    let many = Retries { attempts: 6, ..RETRIES };
+    let (store, _right) = run(place, &["a"]);
+    let first = next(&store);
+    assert!(!first.resumes && !store.under_way().unwrap()[0].resumes);
+    store.ended(&first, &ended(Outcome::Unfinished), &many).unwrap();
+    for (outcome, state) in [
+        (Outcome::Failed, State::Unfinished),
+        (Outcome::Held, State::Unfinished),
+        (Outcome::Interrupted, State::Unfinished),
+        (Outcome::Refused, State::Stuck),
+    ] {
+        let job = store.claim(i64::MAX, true).unwrap().unwrap();
+        // The next coordinator knows it, too.
+        let found = place.open(store.name()).unwrap().under_way().unwrap();
+        assert!(job.resumes && found[0].resumes, "{outcome:?}");
+        let became = store.ended(&job, &ended(outcome), &many).unwrap();
+        assert_eq!(became, Some(state), "{outcome:?}");
+        assert!(!store.skip("user.a").unwrap(), "the target may have him");
+    }
+    assert_eq!(store.retry(None).unwrap(), 1);
+    let job = store.claim(i64::MAX, true).unwrap().unwrap();
+    store.not_begun(&job).unwrap();
+    assert_eq!(state_of(&store, "a"), State::Unfinished);
+    let last = store.claim(i64::MAX, true).unwrap().unwrap();
+    let once = Retries { attempts: 1, ..RETRIES };
+    assert_eq!(store.ended(&last, &ended(Outcome::Failed), &once).unwrap(), Some(State::Stuck));
 }
 
 fn an_attempt_that_never_began_leaves_nothing(place: &Place) {

@@ -128,7 +128,7 @@ fn who_dies_loses_his_users(place: &dyn Fn(&str) -> Place) {
         std::thread::sleep(SHORT / 10);
     }
     let first = two.claim(i64::MAX, true).unwrap().unwrap();
-    assert_eq!((first.user, first.again), (lost.user, true));
+    assert_eq!((first.user, first.resumes), (lost.user, true));
     assert_eq!(claim(&two).unwrap().mailbox, "user.one0001");
     // Alive after all, it is not heard any more.
     assert_eq!(one.ended(&lost, &ended(Outcome::Failed), &RETRIES).unwrap(), None);

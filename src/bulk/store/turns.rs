@@ -5,7 +5,7 @@ use crate::bulk::state::{Outcome, Retries, State, Task, after};
 
 /// What is told of an attempt under way, in the order in which [`job`] reads it.
 const JOB: &str = "a.id, a.of_user, u.mailbox, u.source, u.destination, a.task, a.pid, a.started, \
-                   u.attempts FROM attempt a JOIN users u ON u.id = a.of_user \
+                   a.resumes FROM attempt a JOIN users u ON u.id = a.of_user \
                    WHERE a.ended IS NULL";
 
 impl Store {
@@ -21,7 +21,7 @@ impl Store {
         self.transaction(|| {
             for source in self.takeable()? {
                 let query = format!(
-                    "SELECT id, mailbox, destination, task, attempts FROM users \
+                    "SELECT id, mailbox, destination, task FROM users \
                      WHERE state = ?1 AND next_at <= ?2 AND source = ?3 \
                      ORDER BY rank, id LIMIT 1 {}",
                     self.database.for_us_alone()
@@ -42,10 +42,12 @@ impl Store {
              WHERE id = ?1",
             &[user.into(), now.into(), (&self.own).into()],
         )?;
-        let insert = "INSERT INTO attempt (of_user, holder, task, pid, started, outcome, \
+        let resumes = state == State::Unfinished;
+        let insert = "INSERT INTO attempt (of_user, holder, task, resumes, pid, started, outcome, \
                       messages_sent, bytes_sent, freeze_ms, total_ms, reason) \
-                      VALUES (?1, ?2, ?3, 0, ?4, '', 0, 0, 0.0, 0.0, '') RETURNING id";
-        let values = [user.into(), (&self.own).into(), (&task).into(), now.into()];
+                      VALUES (?1, ?2, ?3, ?5, 0, ?4, '', 0, 0, 0.0, 0.0, '') RETURNING id";
+        let values =
+            [user.into(), (&self.own).into(), (&task).into(), now.into(), resumes.into()];
         Ok(Job {
             attempt: self.number(insert, &values)?,
             user,
@@ -55,7 +57,7 @@ impl Store {
             task: Task::from_word(&task).unwrap_or(Task::Move),
             pid: 0,
             started: now,
-            again: state == State::Unfinished || next.integer(4) > 0,
+            resumes,
         })
     }
 
@@ -87,7 +89,7 @@ impl Store {
                 return Ok(None);
             };
             let attempts = row.count(0) as u32;
-            let (end, pause) = after(job.task, ended.outcome, attempts, retries);
+            let (end, pause) = after(job.task, ended.outcome, attempts, retries, job.resumes);
             // The pass that copied him was over before he was.
             let to_move = end == State::Copied && self.moves(&job.source)?;
             let (state, task) =
@@ -157,16 +159,16 @@ impl Store {
         Ok(mode.is_some_and(|mode| mode != Mode::Copy.word()))
     }
 
-    /// An attempt that was noted and never began. His last one may have stopped in
-    /// between.
+    /// An attempt that was noted and never began: he is where the last one left him.
     pub fn not_begun(&self, job: &Job) -> Result<()> {
         self.transaction(|| {
             self.execute("DELETE FROM attempt WHERE id = ?1", &[job.attempt.into()])?;
+            let state = if job.resumes { State::Unfinished } else { State::Waiting };
             self.execute(
-                "UPDATE users SET state = CASE WHEN attempts > 1 THEN 'unfinished' ELSE 'waiting' END, \
+                "UPDATE users SET state = ?3, \
                  attempts = CASE WHEN attempts > 0 THEN attempts - 1 ELSE 0 END, holder = '' \
                  WHERE id = ?1 AND state = 'running' AND holder = ?2",
-                &[job.user.into(), (&self.own).into()],
+                &[job.user.into(), (&self.own).into(), state.word().into()],
             )?;
             Ok(())
         })
@@ -196,6 +198,6 @@ fn job(row: &Row) -> Job {
         task: Task::from_word(&row.text(5)).unwrap_or(Task::Move),
         pid: row.integer(6) as i32,
         started: row.integer(7),
-        again: row.integer(8) > 1,
+        resumes: row.integer(8) > 0,
     }
 }

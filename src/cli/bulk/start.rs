@@ -283,7 +283,7 @@ pub(super) fn job(user: &Planned, number: i64) -> Job {
         task: Task::Move,
         pid: 0,
         started: now_ms(),
-        again: false,
+        resumes: false,
     }
 }
 
