@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -138,10 +139,13 @@ impl Launcher {
 
     /// Asks it to stop at the next safe point.
     pub fn stop(&self, job: &Job) {
-        // A number may belong to somebody else by now.
-        let ours = std::fs::read_link(format!("/proc/{}/fd/1", job.pid));
+        // A number may belong to somebody else by now; a path may lead there by another name.
+        let file = |path: &Path| std::fs::metadata(path).map(|file| (file.dev(), file.ino())).ok();
+        let own = file(&self.output(job.attempt, "out"));
+        let its = file(Path::new(&format!("/proc/{}/fd/1", job.pid)));
         if let Some(pid) = rustix::process::Pid::from_raw(job.pid)
-            && ours.is_ok_and(|path| path == self.output(job.attempt, "out"))
+            && own.is_some()
+            && own == its
         {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
@@ -588,10 +592,14 @@ mod tests {
 
     #[tokio::test]
     async fn an_attempt_outlives_whoever_started_it_and_is_found_again() {
-        let (_dir, launcher) = launcher(&format!(
+        let (dir, mut launcher) = launcher(&format!(
             "echo '{PLANNED}'; echo '{{\"event\":\"phase\",\"phase\":\"copying\"}}'; \
              echo '{{\"event\":\"progress\",\"messages\":7,\"bytes\":70}}'; exec sleep 60"
         ));
+        // The directory of outputs has another name, too.
+        std::fs::create_dir(dir.path().join("outputs")).unwrap();
+        launcher.outputs = dir.path().join("link");
+        std::os::unix::fs::symlink("outputs", &launcher.outputs).unwrap();
         let mut job = job(Task::Move);
         let mut child = start(&launcher, &job).await;
         job.pid = child.id().unwrap() as i32;
@@ -608,7 +616,10 @@ mod tests {
         );
         // A stranger of that number is left alone.
         other.stop(&Job { attempt: 8, ..job.clone() });
-        assert!(other.lives(&job));
+        File::create(other.output(9, "out")).unwrap();
+        other.stop(&Job { attempt: 9, ..job.clone() });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(child.try_wait().unwrap().is_none() && other.lives(&job));
         other.stop(&job);
         child.wait().await.unwrap();
         other.outlive(&job).await;
