@@ -22,6 +22,7 @@ pub fn all(place: &Place) {
     whose_copy_ends_after_its_pass_is_moved_all_the_same(place);
     a_changed_plan_adds_and_takes_out_whom_nothing_was_done_with(place);
     who_is_taken_out_or_back_is_what_the_admin_says(place);
+    who_is_taken_out_of_a_reverse_stays_on_the_target(place);
     one_coordinates_and_the_others_are_told(place);
     a_whole_run_is_shown_and_reported(place);
 }
@@ -255,6 +256,29 @@ fn who_is_taken_out_or_back_is_what_the_admin_says(place: &Place) {
     assert_eq!(store.reverse(None).unwrap(), 0);
     assert_eq!(store.retry(Some("user.b")).unwrap(), 1);
     assert_eq!(next(&store).mailbox, "user.b");
+}
+
+fn who_is_taken_out_of_a_reverse_stays_on_the_target(place: &Place) {
+    let (store, _right) = run(place, &["a", "b", "c"]);
+    for outcome in [Outcome::Done, Outcome::DoneWithLosses, Outcome::Refused] {
+        let job = next(&store);
+        store.ended(&job, &ended(outcome), &RETRIES).unwrap();
+    }
+    for name in ["user.a", "user.b"] {
+        assert_eq!(store.reverse(Some(name)).unwrap(), 1);
+    }
+    // One waits, the other could not be moved back.
+    let job = store.claim(i64::MAX, false).unwrap().unwrap();
+    store.ended(&job, &ended(Outcome::Refused), &RETRIES).unwrap();
+    let was = [state_of(&store, "a"), state_of(&store, "b")];
+    assert_eq!(was, [State::Refused, State::Waiting]);
+    for name in ["user.a", "user.b", "user.c"] {
+        assert!(store.skip(name).unwrap(), "{name}");
+    }
+    let is = ["a", "b", "c"].map(|name| state_of(&store, name));
+    assert_eq!(is, [State::Moved, State::MovedWithLosses, State::Skipped]);
+    assert_eq!(store.claim(i64::MAX, false).unwrap(), None);
+    assert_eq!(store.reverse(Some("user.b")).unwrap(), 1, "he can be moved back still");
 }
 
 fn one_coordinates_and_the_others_are_told(place: &Place) {
