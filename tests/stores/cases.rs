@@ -22,6 +22,7 @@ pub fn all(place: &Place) {
     whose_copy_ends_after_its_pass_is_moved_all_the_same(place);
     a_changed_plan_adds_and_takes_out_whom_nothing_was_done_with(place);
     who_is_taken_out_or_back_is_what_the_admin_says(place);
+    nobody_is_moved_forward_beside_a_rollback(place);
     who_is_taken_out_of_a_reverse_stays_on_the_target(place);
     one_coordinates_and_the_others_are_told(place);
     a_whole_run_is_shown_and_reported(place);
@@ -254,8 +255,33 @@ fn who_is_taken_out_or_back_is_what_the_admin_says(place: &Place) {
     assert_eq!((job.mailbox.as_str(), job.task), ("user.a", Task::Reverse));
     assert_eq!(store.ended(&job, &ended(Outcome::Done), &RETRIES).unwrap(), Some(State::Reversed));
     assert_eq!(store.reverse(None).unwrap(), 0);
+    store.go_forward().unwrap();
     assert_eq!(store.retry(Some("user.b")).unwrap(), 1);
     assert_eq!(next(&store).mailbox, "user.b");
+}
+
+fn nobody_is_moved_forward_beside_a_rollback(place: &Place) {
+    let (store, _right) = run(place, &["a", "b", "c"]);
+    for outcome in [Outcome::Done, Outcome::Unfinished] {
+        let job = next(&store);
+        store.ended(&job, &ended(outcome), &RETRIES).unwrap();
+    }
+    assert_eq!((store.reverse(None).unwrap(), store.rolls_back().unwrap()), (1, true));
+    assert_eq!(store.open_users().unwrap(), 1);
+    let job = next(&store);
+    assert_eq!((job.mailbox.as_str(), job.task), ("user.a", Task::Reverse));
+    for unfinished in [true, false] {
+        assert_eq!(store.claim(i64::MAX, unfinished).unwrap(), None);
+    }
+    store.ended(&job, &ended(Outcome::Done), &RETRIES).unwrap();
+    // As if nobody were left.
+    for state in [State::Waiting, State::Unfinished] {
+        assert_eq!(store.next_turn(state).unwrap(), None);
+    }
+    assert_eq!((store.open_users().unwrap(), store.waits_for_others().unwrap()), (0, false));
+    store.go_forward().unwrap();
+    assert_eq!(store.claim(i64::MAX, true).unwrap().unwrap().mailbox, "user.b");
+    assert_eq!(next(&store).mailbox, "user.c");
 }
 
 fn who_is_taken_out_of_a_reverse_stays_on_the_target(place: &Place) {

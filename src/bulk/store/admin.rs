@@ -1,6 +1,6 @@
 //! What an admin decides: who is in a run, what is done with everybody, and with one.
 
-use super::{Added, Mode, NOT_COPIED, NOT_FOUND, Order, Result, Store, Value};
+use super::{Added, BACK, Mode, NOT_COPIED, NOT_FOUND, ONLY, Order, Result, Store, Value};
 use crate::bulk::resolve::Planned;
 use crate::bulk::state::State;
 use crate::moves::journal::now_ms;
@@ -224,13 +224,20 @@ impl Store {
         }
     }
 
-    /// Has everybody who was moved taken back, or one user; how many.
+    /// Has everybody who was moved taken back, and nobody moved forward until the run is
+    /// started or resumed; or one user; how many.
     pub fn reverse(&self, mailbox: Option<&str>) -> Result<u64> {
         let update = "UPDATE users SET state = 'waiting', task = 'reverse', attempts = 0, \
                       next_at = 0, reason = '', advice = '', updated = ?1 \
                       WHERE state IN ('moved', 'moved-with-losses')";
         match mailbox {
-            None => self.execute(update, &[now_ms().into()]),
+            None => self.transaction(|| {
+                let back = self.execute(update, &[now_ms().into()])?;
+                if back > 0 {
+                    self.set_remark(ONLY, BACK)?;
+                }
+                Ok(back)
+            }),
             Some(mailbox) => {
                 let one = format!("{update} AND mailbox = ?2");
                 self.execute(&one, &[now_ms().into(), mailbox.into()])

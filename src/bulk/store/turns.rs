@@ -1,6 +1,6 @@
 //! Whose turn it is, and what his attempt has come to.
 
-use super::{Ended, Job, Mode, Result, Row, Store, Value};
+use super::{DONE_NOW, Ended, Job, Mode, Result, Row, Store, Value};
 use crate::bulk::state::{Outcome, Retries, State, Task, after};
 
 /// What is told of an attempt under way, in the order in which [`job`] reads it.
@@ -11,8 +11,11 @@ const JOB: &str = "a.id, a.of_user, u.mailbox, u.source, u.destination, a.task, 
 impl Store {
     /// Users with whom something is to be done still.
     pub fn open_users(&self) -> Result<u64> {
-        let query = "SELECT count(*) FROM users WHERE state IN ('waiting','running','unfinished')";
-        Ok(self.number(query, &[])?.unsigned_abs())
+        let query = format!(
+            "SELECT count(*) FROM users WHERE state IN ('waiting','running','unfinished') \
+             AND (state = 'running' OR {DONE_NOW})"
+        );
+        Ok(self.number(&query, &[])?.unsigned_abs())
     }
 
     /// Whose turn it is: he is running from now on, and ours, durably.
@@ -22,7 +25,7 @@ impl Store {
             for source in self.takeable()? {
                 let query = format!(
                     "SELECT id, mailbox, destination, task FROM users \
-                     WHERE state = ?1 AND next_at <= ?2 AND source = ?3 \
+                     WHERE state = ?1 AND next_at <= ?2 AND source = ?3 AND {DONE_NOW} \
                      ORDER BY rank, id LIMIT 1 {}",
                     self.database.for_us_alone()
                 );
@@ -177,10 +180,12 @@ impl Store {
     /// When the next user of a state may begin, whom we may take: milliseconds since
     /// 1970.
     pub fn next_turn(&self, state: State) -> Result<Option<i64>> {
-        let query = "SELECT min(next_at) FROM users WHERE state = ?1 AND source = ?2";
+        let query = format!(
+            "SELECT min(next_at) FROM users WHERE state = ?1 AND source = ?2 AND {DONE_NOW}"
+        );
         let mut next: Option<i64> = None;
         for source in self.takeable()? {
-            let row = self.one(query, &[state.word().into(), (&source).into()])?;
+            let row = self.one(&query, &[state.word().into(), (&source).into()])?;
             let at = row.and_then(|row| row.known_integer(0));
             next = next.into_iter().chain(at).min();
         }

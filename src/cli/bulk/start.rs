@@ -68,9 +68,12 @@ pub(super) fn start(common: &Common, args: StartArgs) -> Done {
     let added = store.add(&users, mode, !nobody.is_empty())?;
     let new_pass = store.begin(mode)?;
     store.order(args.how.order)?;
-    // Whoever joins the others does what they do.
-    if !store.is_shared() || store.control()? != Control::Paused {
-        store.set_control(Control::Go)?;
+    // Whoever joins the others does what they do; a pause is for the admin to lift.
+    if !store.is_coordinated_elsewhere()? {
+        if store.control()? == Control::Draining {
+            store.set_control(Control::Go)?;
+        }
+        store.go_forward()?;
     }
     let started = Started {
         how: args.how,
@@ -183,7 +186,16 @@ fn go(started: &Started, store: Store, right: Coordinator, mut teller: Teller) -
     if finish != Finish::Abandoned && status.ended == status.users {
         in_runtime(end_sharing(how, &store, &teller))??;
     }
-    let code = exit_code(finish, &store.counts_of_ours()?, store.mode()?);
+    let counts = store.counts_of_ours()?;
+    let back = store.rolls_back()?;
+    let waiting = left(&counts);
+    if back && waiting > 0 {
+        teller.say(&format!(
+            "{waiting} others wait: nobody is moved beside a `reverse --all`; the same command, or \
+             `mbcopy bulk resume`, goes on with them"
+        ));
+    }
+    let code = exit_code(finish, &counts, store.mode()?, back);
     teller.summary(finish, &status, began.elapsed(), code);
     Ok(code)
 }
@@ -225,23 +237,31 @@ async fn end_sharing(how: &How, store: &Store, teller: &Teller) -> Result<(), St
     Ok(())
 }
 
+fn sum(counts: &[Count], which: impl Fn(State) -> bool) -> u64 {
+    counts.iter().filter(|count| which(count.state)).map(|count| count.users).sum()
+}
+
+/// Users with whom something is to be done still.
+fn left(counts: &[Count]) -> u64 {
+    sum(counts, |state| !state.is_end())
+}
+
 /// The exit code of a run, by the users of the servers that it was started for:
-/// nothing but 0 and 3 means that all was done.
-fn exit_code(finish: Finish, counts: &[Count], mode: Option<Mode>) -> u8 {
-    let sum = |which: &dyn Fn(State) -> bool| -> u64 {
-        counts.iter().filter(|count| which(count.state)).map(|count| count.users).sum()
-    };
-    let left = sum(&|state| !state.is_end());
+/// nothing but 0 and 3 means that all was done. `back`: it only moves back.
+fn exit_code(finish: Finish, counts: &[Count], mode: Option<Mode>, back: bool) -> u8 {
+    let sum = |which: fn(State) -> bool| sum(counts, which);
+    let (left, troubled) = (left(counts), sum(State::is_trouble));
     // Whoever is copied only was not moved.
     let copied = match mode {
         Some(Mode::Copy) => 0,
-        _ => sum(&|state| state == State::Copied),
+        _ => sum(|state| state == State::Copied),
     };
     match finish {
         Finish::Interrupted | Finish::Abandoned => 7,
         Finish::Ended(End::Drained) if left > 0 => NOT_FINISHED,
-        Finish::Ended(_) if left > 0 || copied > 0 || sum(&State::is_trouble) > 0 => 1,
-        Finish::Ended(_) if sum(&|state| state == State::MovedWithLosses) > 0 => 3,
+        Finish::Ended(End::Over) if back && left > 0 && troubled == 0 => NOT_FINISHED,
+        Finish::Ended(_) if left > 0 || copied > 0 || troubled > 0 => 1,
+        Finish::Ended(_) if sum(|state| state == State::MovedWithLosses) > 0 => 3,
         Finish::Ended(_) => 0,
     }
 }
@@ -321,5 +341,30 @@ async fn watch_signals(stop: Stop) {
             ),
             _ => eprintln!("mbcopy: waiting for nothing; what is under way goes on by itself"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_done_ends_well() {
+        use State::{Copied, Failed, Moved, MovedWithLosses, Reversed, Waiting};
+        let over = Finish::Ended(End::Over);
+        let code = |finish, states: &[State], mode, back| {
+            let count = |state: &State| Count { state: *state, users: 2, messages: 0, bytes: 0 };
+            exit_code(finish, &states.iter().map(count).collect::<Vec<_>>(), Some(mode), back)
+        };
+        assert_eq!(code(over, &[Moved, Reversed], Mode::Move, false), 0);
+        assert_eq!(code(over, &[Moved, MovedWithLosses], Mode::Move, false), 3);
+        assert_eq!(code(over, &[Moved, Copied], Mode::Move, false), 1);
+        assert_eq!(code(over, &[Moved, Copied], Mode::Copy, false), 0);
+        assert_eq!(code(Finish::Ended(End::Drained), &[Moved, Waiting], Mode::Move, false), 5);
+        assert_eq!(code(Finish::Interrupted, &[Moved, Waiting], Mode::Move, false), 7);
+        // After a rollback others wait.
+        assert_eq!(code(over, &[Reversed, Waiting], Mode::Move, true), 5);
+        assert_eq!(code(over, &[Reversed, Waiting, Failed], Mode::Move, true), 1);
+        assert_eq!(code(over, &[Reversed], Mode::Move, true), 0);
     }
 }
