@@ -25,6 +25,12 @@ use std::time::Duration;
 /// The exit code of a run that was stopped before its end.
 const NOT_FINISHED: u8 = 5;
 
+/// The exit code when a server cannot be reached as yet (EX_TEMPFAIL).
+const LATER: u8 = 75;
+
+/// The exit code of a run that was interrupted.
+const INTERRUPTED: u8 = 7;
+
 /// The exit code when another process is at work on the run.
 const HELD: u8 = 6;
 
@@ -179,17 +185,24 @@ pub(super) fn run(common: &Common, args: BulkArgs) -> ExitCode {
 struct Failure {
     text: String,
     code: u8,
+    /// The store is away, and may be there later.
+    passing: bool,
 }
 
 impl Failure {
     /// The command cannot be understood, or means nobody.
     fn usage(text: impl std::fmt::Display) -> Self {
-        Self { text: text.to_string(), code: USAGE }
+        Self { text: text.to_string(), code: USAGE, passing: false }
     }
 
     /// It failed.
     fn failed(text: impl std::fmt::Display) -> Self {
-        Self { text: text.to_string(), code: 1 }
+        Self { text: text.to_string(), code: 1, passing: false }
+    }
+
+    /// A server cannot be reached now.
+    fn later(text: impl std::fmt::Display) -> Self {
+        Self { text: text.to_string(), code: LATER, passing: false }
     }
 }
 
@@ -200,7 +213,7 @@ impl From<StoreError> for Failure {
             StoreError::NoRun(_) => USAGE,
             _ => 1,
         };
-        Self { text: error.to_string(), code }
+        Self { text: error.to_string(), code, passing: error.is_passing() }
     }
 }
 
