@@ -49,6 +49,8 @@ pub struct Launcher {
     pub common: Vec<OsString>,
     /// Options of every push.
     pub push: Vec<OsString>,
+    /// Options of every move back.
+    pub back: Vec<OsString>,
     /// The directory of outputs.
     pub outputs: PathBuf,
     /// How servers that have users are reached, by name; those not named: this one.
@@ -90,19 +92,18 @@ impl Launcher {
     }
 
     fn arguments(&self, job: &Job) -> Vec<OsString> {
-        let word = if job.task == Task::Reverse { "reverse" } else { "push" };
+        // A partition is one of the server that he is moved back from.
+        let (word, options, place) = match job.task {
+            Task::Reverse => ("reverse", &self.back, without_partition(&job.place)),
+            _ => ("push", &self.push, job.place.as_str()),
+        };
         let mut arguments = self.of_all(job);
         arguments.extend([word, "--json"].map(OsString::from));
-        if job.task != Task::Reverse {
-            arguments.extend(self.push.iter().cloned());
-        }
+        arguments.extend(options.iter().cloned());
         if job.task == Task::Copy {
             arguments.push("--copy-only".into());
         }
-        arguments.extend(["--".into(), OsString::from(&job.mailbox)]);
-        if job.task != Task::Reverse {
-            arguments.push(OsString::from(&job.place));
-        }
+        arguments.extend(["--", job.mailbox.as_str(), place].map(OsString::from));
         arguments
     }
 
@@ -213,12 +214,17 @@ impl Launcher {
         let Some(done) = done else { return };
         ended.move_id = text(&done, "move_id");
         ended.serving = if back { ended.serving.clone() } else { text(&done, "peer") };
-        if self.push.iter().any(|option| option == SKIPS) {
+        let options = if back { &self.back } else { &self.push };
+        if options.iter().any(|option| option == SKIPS) {
             ended.outcome = Outcome::DoneWithLosses;
             ended.text = "the report of his move was lost, which may have named messages that \
                           were left out"
                 .into();
-            ended.advice = format!("`mbcopy verify {} {}` tells which", job.mailbox, without_partition(&job.place));
+            ended.advice = format!(
+                "`mbcopy verify {} {}` tells which",
+                job.mailbox,
+                without_partition(&job.place)
+            );
         } else {
             ended.outcome = Outcome::Done;
             (ended.text, ended.advice) = (String::new(), String::new());
@@ -459,8 +465,9 @@ mod tests {
         let outputs = dir.path().to_owned();
         let common = vec!["-C".into(), "/etc/imapd.conf".into()];
         let push = vec!["--max-freeze=2000ms".into()];
+        let back = vec!["--max-freeze=3000ms".into()];
         let from = [("bw9".to_owned(), "root@bw9".to_owned())].into();
-        (dir, Launcher { program, common, push, outputs, from })
+        (dir, Launcher { program, common, push, back, outputs, from })
     }
 
     fn job(task: Task) -> Job {
@@ -503,7 +510,7 @@ mod tests {
         for (task, command) in [
             (Task::Move, "push --json --max-freeze=2000ms -- user.x bw2:ssd"),
             (Task::Copy, "push --json --max-freeze=2000ms --copy-only -- user.x bw2:ssd"),
-            (Task::Reverse, "reverse --json -- user.x"),
+            (Task::Reverse, "reverse --json --max-freeze=3000ms -- user.x bw2"),
         ] {
             let ended = run(&launcher, &job(task)).await;
             assert_eq!(ended.text, format!("-C /etc/imapd.conf {command}"));
@@ -575,6 +582,7 @@ mod tests {
             assert_eq!(said, (outcome, serving), "{task:?} {role} {state} {peer} {report}");
             // What was left out nobody has told.
             launcher.push.push(SKIPS.into());
+            launcher.back.push(SKIPS.into());
             launcher.forget(&job);
             let ended = run(&launcher, &job).await;
             if outcome == Outcome::Done {

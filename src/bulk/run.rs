@@ -420,6 +420,7 @@ mod tests {
                 program,
                 common: Vec::new(),
                 push: Vec::new(),
+                back: Vec::new(),
                 outputs: store.attempts(),
                 from: Default::default(),
             },

@@ -50,6 +50,11 @@ impl BulkArgs {
     pub(super) fn told_to_each(&self) -> Vec<OsString> {
         self.start.how.of_each("run", Path::new("/run"))
     }
+
+    /// The same of moves back.
+    pub(super) fn told_to_each_back(&self) -> Vec<OsString> {
+        self.start.how.of_each_back(Path::new("/run"))
+    }
 }
 
 /// Arguments that begin a run, or go on with it.
@@ -255,13 +260,27 @@ impl How {
 
     /// Options of every push of the run: what it shares with the others, too.
     fn of_each(&self, run: &str, directory: &Path) -> Vec<OsString> {
+        let mut each = self.each_within(directory);
+        each.share.get_or_insert_with(|| run.to_owned());
+        each.to_arguments()
+    }
+
+    /// Options of every move back.
+    fn of_each_back(&self, directory: &Path) -> Vec<OsString> {
+        let mut each = self.each_within(directory).back();
+        // Nobody would end that on the old servers.
+        each.share = None;
+        each.to_arguments()
+    }
+
+    /// The same of both, with the limit that all moves of this machine keep together.
+    fn each_within(&self, directory: &Path) -> MoveOptions {
         let mut each = self.each.clone();
         each.copy_only = false;
-        each.share.get_or_insert_with(|| run.to_owned());
         if each.bwlimit > 0 {
             each.bwlimit_file.get_or_insert_with(|| directory.join("bandwidth"));
         }
-        each.to_arguments()
+        each
     }
 }
 

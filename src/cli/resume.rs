@@ -1,7 +1,7 @@
 //! `mbcopy resume`, `cutover`, `abort` and `reverse`: what becomes of a move that an
 //! earlier push has begun.
 
-use super::push::{MoveOptions, OldServer, Output, Task, USAGE, near_host, perform};
+use super::push::{MoveOptions, Output, Task, USAGE, near_host, perform};
 use super::request::Request;
 use super::{Common, status};
 use crate::bulk::attempt::without_partition;
@@ -109,13 +109,10 @@ pub(super) fn reverse(common: &Common, args: OneArgs) -> ExitCode {
                 return ExitCode::from(USAGE);
             };
             match Request::load(&known.move_id) {
-                Ok(Request { mailbox, destination, mut options, .. }) => {
-                    options.copy_only = false;
-                    // It was said of this server, not of the one that is left now.
-                    options.old_server = OldServer::default();
+                Ok(Request { mailbox, destination, options, .. }) => {
+                    let options = options.back();
                     // A partition was one of the other server.
                     let destination = without_partition(&destination).to_owned();
-                    options.partition_map.iter_mut().for_each(|(a, b)| std::mem::swap(a, b));
                     Request { mailbox, destination, options, reverse: true }
                 }
                 Err(error) => {

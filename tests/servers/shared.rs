@@ -168,7 +168,11 @@ fn a_run_is_coordinated_from_a_machine_that_is_no_source_through_a_store_that_go
         restarted.join().unwrap();
         again.expect(1)
     });
-    assert!(documents(&again).iter().any(|document| document["event"] == "away"), "{}", again.stdout);
+    assert!(
+        documents(&again).iter().any(|document| document["event"] == "away"),
+        "{}",
+        again.stdout
+    );
     let away = Pushed::from(two.exec(&[&command[..], &["--from", "bw99"]].concat()).unwrap());
     away.expect(75).says(&["bw99"]);
     // A move of its own, back and forth, by another server than the two.

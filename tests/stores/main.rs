@@ -216,6 +216,7 @@ fn while_the_store_is_away_moves_go_on_and_stop_when_asked() {
                 program: program.clone(),
                 common: Vec::new(),
                 push: Vec::new(),
+                back: Vec::new(),
                 outputs: store.attempts(),
                 from: Default::default(),
             },

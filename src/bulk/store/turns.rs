@@ -49,8 +49,7 @@ impl Store {
         let insert = "INSERT INTO attempt (of_user, holder, task, resumes, pid, started, outcome, \
                       messages_sent, bytes_sent, freeze_ms, total_ms, reason) \
                       VALUES (?1, ?2, ?3, ?5, 0, ?4, '', 0, 0, 0.0, 0.0, '') RETURNING id";
-        let values =
-            [user.into(), (&self.own).into(), (&task).into(), now.into(), resumes.into()];
+        let values = [user.into(), (&self.own).into(), (&task).into(), now.into(), resumes.into()];
         Ok(Job {
             attempt: self.number(insert, &values)?,
             user,

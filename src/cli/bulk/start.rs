@@ -197,7 +197,10 @@ fn go(started: &Started, store: Store, right: Coordinator, mut teller: Teller) -
             pause: how.retry_after,
         },
         retries: Retries { attempts: how.attempts, pause: how.retry_after },
-        launcher: launcher(&common, &started.sources, push, store.attempts())?,
+        launcher: Launcher {
+            back: how.of_each_back(store.directory()),
+            ..launcher(&common, &started.sources, push, store.attempts())?
+        },
         paces: Vec::new(),
     };
     teller.metrics = Metrics::start(how)?;
@@ -339,7 +342,7 @@ pub(super) fn launcher(
         options.extend(["--from-program".into(), OsString::from(&common.from_program)]);
     }
     let program = std::env::current_exe().map_err(Failure::failed)?;
-    Ok(Launcher { program, common: options, push, outputs, from })
+    Ok(Launcher { program, common: options, push, back: Vec::new(), outputs, from })
 }
 
 /// An attempt that no store knows of.
