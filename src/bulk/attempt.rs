@@ -370,9 +370,14 @@ fn of_report(report: &Value, said: &Output) -> Ended {
         why = "something was left on the source; the report names it".into();
     }
     let notes = report["notes"].as_array().map(Vec::as_slice).unwrap_or_default();
+    // Where there are too many, what weighs is kept.
+    let light = problems.iter().filter(|p| p["severity"] == "note");
+    let kept: Vec<&Value> = weighty.iter().copied().chain(light).take(MAX_PROBLEMS).collect();
+    let bad = weighty.iter().filter(|p| p["severity"] == "bad-message").count();
     let detail = json!({
-        "problems": problems.get(..problems.len().min(MAX_PROBLEMS)),
+        "problems": kept,
         "problems_in_all": problems.len(),
+        "bad_messages": bad,
         "differences": report["differences"],
         "carried": report["carried"],
         "notes": notes.get(..notes.len().min(MAX_PROBLEMS)),
@@ -538,6 +543,22 @@ mod tests {
         assert_eq!(ended.text, "bw1: user.x: message 4: cannot be read (/s/4.) (and 1 more)");
         assert_eq!((ended.advice.as_str(), ended.serving.as_str()), ("mend it", "bw1"));
         assert!(ended.detail.contains("nor this"));
+    }
+
+    #[test]
+    fn of_many_problems_those_that_weigh_are_kept_and_all_are_counted() {
+        let note = json!({ "severity": "note", "text": "never mind" });
+        let bad = json!({ "severity": "bad-message", "text": "cannot be read" });
+        let problems: Vec<Value> = [vec![note; 300], vec![bad; 250]].concat();
+        let report = json!({ "outcome": "done-with-skipped", "problems": problems });
+        let ended = of_report(&report, &Output { planned: None, report: None });
+        let detail: Value = serde_json::from_str(&ended.detail).unwrap();
+        let kept = detail["problems"].as_array().unwrap();
+        assert!(kept.len() == MAX_PROBLEMS && kept.iter().all(|p| p["severity"] != "note"));
+        assert_eq!(
+            (&detail["bad_messages"], &detail["problems_in_all"]),
+            (&250.into(), &550.into())
+        );
     }
 
     #[tokio::test]

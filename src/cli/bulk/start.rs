@@ -249,7 +249,7 @@ async fn end(
              `mbcopy bulk resume`, goes on with them"
         ));
     }
-    let code = exit_code(finish, &counts, store.mode()?, back);
+    let code = exit_code(finish, &counts, how.mode(), back);
     teller.summary(finish, &status, began.elapsed(), code);
     Ok(code)
 }
@@ -300,13 +300,14 @@ fn left(counts: &[Count]) -> u64 {
 }
 
 /// The exit code of a run, by the users of the servers that it was started for:
-/// nothing but 0 and 3 means that all was done. `back`: it only moves back.
-fn exit_code(finish: Finish, counts: &[Count], mode: Option<Mode>, back: bool) -> u8 {
+/// nothing but 0 and 3 means that all was done. `mode`: of this machine's own pass;
+/// `back`: it only moves back.
+fn exit_code(finish: Finish, counts: &[Count], mode: Mode, back: bool) -> u8 {
     let sum = |which: fn(State) -> bool| sum(counts, which);
     let (left, troubled) = (left(counts), sum(State::is_trouble));
     // Whoever is copied only was not moved.
     let copied = match mode {
-        Some(Mode::Copy) => 0,
+        Mode::Copy => 0,
         _ => sum(|state| state == State::Copied),
     };
     match finish {
@@ -407,7 +408,7 @@ mod tests {
         let over = Finish::Ended(End::Over);
         let code = |finish, states: &[State], mode, back| {
             let count = |state: &State| Count { state: *state, users: 2, messages: 0, bytes: 0 };
-            exit_code(finish, &states.iter().map(count).collect::<Vec<_>>(), Some(mode), back)
+            exit_code(finish, &states.iter().map(count).collect::<Vec<_>>(), mode, back)
         };
         assert_eq!(code(over, &[Moved, Reversed], Mode::Move, false), 0);
         assert_eq!(code(over, &[Moved, MovedWithLosses], Mode::Move, false), 3);
