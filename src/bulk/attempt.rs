@@ -8,11 +8,13 @@
 use super::state::{Outcome, Task};
 use super::store::{Ended, Job};
 use crate::moves::journal::{now_ms, state};
+use crate::transport::Destination;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -32,6 +34,9 @@ const MAX_PROBLEMS: usize = 200;
 /// How often an attempt of an earlier coordinator is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(300);
 
+/// The option of pushes that leave bad messages out.
+const SKIPS: &str = "--bad-messages=skip";
+
 /// How long a journal is waited for.
 const ASK_LIMIT: Duration = Duration::from_secs(60);
 
@@ -44,6 +49,8 @@ pub struct Launcher {
     pub common: Vec<OsString>,
     /// Options of every push.
     pub push: Vec<OsString>,
+    /// Options of every move back.
+    pub back: Vec<OsString>,
     /// The directory of outputs.
     pub outputs: PathBuf,
     /// How servers that have users are reached, by name; those not named: this one.
@@ -85,19 +92,18 @@ impl Launcher {
     }
 
     fn arguments(&self, job: &Job) -> Vec<OsString> {
-        let word = if job.task == Task::Reverse { "reverse" } else { "push" };
+        // A partition is one of the server that he is moved back from.
+        let (word, options, place) = match job.task {
+            Task::Reverse => ("reverse", &self.back, without_partition(&job.place)),
+            _ => ("push", &self.push, job.place.as_str()),
+        };
         let mut arguments = self.of_all(job);
         arguments.extend([word, "--json"].map(OsString::from));
-        if job.task != Task::Reverse {
-            arguments.extend(self.push.iter().cloned());
-        }
+        arguments.extend(options.iter().cloned());
         if job.task == Task::Copy {
             arguments.push("--copy-only".into());
         }
-        arguments.extend(["--".into(), OsString::from(&job.mailbox)]);
-        if job.task != Task::Reverse {
-            arguments.push(OsString::from(&job.place));
-        }
+        arguments.extend(["--", job.mailbox.as_str(), place].map(OsString::from));
         arguments
     }
 
@@ -134,24 +140,31 @@ impl Launcher {
 
     /// Asks it to stop at the next safe point.
     pub fn stop(&self, job: &Job) {
-        // A number may belong to somebody else by now.
-        let ours = std::fs::read_link(format!("/proc/{}/fd/1", job.pid));
+        // A number may belong to somebody else by now; a path may lead there by another name.
+        let file = |path: &Path| std::fs::metadata(path).map(|file| (file.dev(), file.ino())).ok();
+        let own = file(&self.output(job.attempt, "out"));
+        let its = file(Path::new(&format!("/proc/{}/fd/1", job.pid)));
         if let Some(pid) = rustix::process::Pid::from_raw(job.pid)
-            && ours.is_ok_and(|path| path == self.output(job.attempt, "out"))
+            && own.is_some()
+            && own == its
         {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
     }
 
     /// What an attempt has come to, by its own report, or by the journal of this
-    /// server if it died before it could tell. `code`: how its process ended, if
+    /// server if it died before it could tell, or finds the user gone. `code`: how its process ended, if
     /// that is known.
     pub async fn conclude(&self, job: &Job, code: Option<i32>) -> Ended {
         let said = Output::read(&self.output(job.attempt, "out"));
         match &said.report {
             Some(report) => {
                 let mut ended = of_report(report, &said);
-                if ended.outcome == Outcome::Refused && job.again {
+                // Where there was something to find, he is not away.
+                if ended.outcome == Outcome::Refused
+                    && job.task != Task::Copy
+                    && weighty(report).is_empty()
+                {
                     self.correct(job, &mut ended).await;
                 }
                 ended
@@ -183,22 +196,47 @@ impl Launcher {
         let Ok(Ok(output)) = tokio::time::timeout(ASK_LIMIT, command.output()).await else {
             return;
         };
-        let role = if job.task == Task::Reverse { "target" } else { "source" };
+        let back = job.task == Task::Reverse;
+        let role = if back { "target" } else { "source" };
+        let place = Destination::parse_with_partition(&job.place);
+        let host = place.as_ref().map_or("", |(destination, _)| destination.host());
         let known = String::from_utf8_lossy(&output.stdout);
         let moves = known.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let is_done = |line: &Value| line["role"] == role && line["state"] == state::DONE;
         let done = match ended.outcome {
-            // His last move, whoever knows its id.
-            Outcome::Refused => moves.max_by_key(|m| text(m, "since")).filter(is_done),
+            // His last move, whoever knows its id; it may have led elsewhere.
+            Outcome::Refused => moves
+                .max_by_key(|m| text(m, "since"))
+                .filter(is_done)
+                .filter(|line| back || line["peer"] == host),
             _ => moves.filter(is_done).find(|line| line["move_id"] == ended.move_id.as_str()),
         };
-        if let Some(done) = done {
+        let Some(done) = done else { return };
+        ended.move_id = text(&done, "move_id");
+        ended.serving = if back { ended.serving.clone() } else { text(&done, "peer") };
+        let options = if back { &self.back } else { &self.push };
+        if options.iter().any(|option| option == SKIPS) {
+            ended.outcome = Outcome::DoneWithLosses;
+            ended.text = "the report of his move was lost, which may have named messages that \
+                          were left out"
+                .into();
+            ended.advice = format!(
+                "`mbcopy verify {} {}` tells which",
+                job.mailbox,
+                without_partition(&job.place)
+            );
+        } else {
             ended.outcome = Outcome::Done;
-            ended.move_id = text(&done, "move_id");
-            ended.serving =
-                if job.task == Task::Reverse { ended.serving.clone() } else { text(&done, "peer") };
             (ended.text, ended.advice) = (String::new(), String::new());
         }
+    }
+}
+
+/// A place without its partition, if it has one.
+pub fn without_partition(place: &str) -> &str {
+    match Destination::parse_with_partition(place) {
+        Ok((_, Some(partition))) => place.strip_suffix(&format!(":{partition}")).unwrap_or(place),
+        _ => place,
     }
 }
 
@@ -286,6 +324,16 @@ fn size(value: &Value) -> (u64, u64, u64) {
     (number(value, "mailboxes"), number(value, "messages"), number(value, "bytes"))
 }
 
+/// What was found.
+fn problems(report: &Value) -> &[Value] {
+    report["problems"].as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+/// What of it is more than a note.
+fn weighty(report: &Value) -> Vec<&Value> {
+    problems(report).iter().filter(|p| p["severity"] != "note").collect()
+}
+
 fn of_report(report: &Value, said: &Output) -> Ended {
     let outcome = match report["outcome"].as_str() {
         Some("done" | "copied" | "planned" | "aborted") => Outcome::Done,
@@ -297,8 +345,8 @@ fn of_report(report: &Value, said: &Output) -> Ended {
         Some("failed") => Outcome::Failed,
         _ => Outcome::Died,
     };
-    let problems = report["problems"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let weighty: Vec<&Value> = problems.iter().filter(|p| p["severity"] != "note").collect();
+    let problems = problems(report);
+    let weighty = weighty(report);
     let (mut why, mut advice) = match &report["failure"] {
         Value::Null => (String::new(), String::new()),
         failure => (text(failure, "text"), text(failure, "advice")),
@@ -322,9 +370,14 @@ fn of_report(report: &Value, said: &Output) -> Ended {
         why = "something was left on the source; the report names it".into();
     }
     let notes = report["notes"].as_array().map(Vec::as_slice).unwrap_or_default();
+    // Where there are too many, what weighs is kept.
+    let light = problems.iter().filter(|p| p["severity"] == "note");
+    let kept: Vec<&Value> = weighty.iter().copied().chain(light).take(MAX_PROBLEMS).collect();
+    let bad = weighty.iter().filter(|p| p["severity"] == "bad-message").count();
     let detail = json!({
-        "problems": problems.get(..problems.len().min(MAX_PROBLEMS)),
+        "problems": kept,
         "problems_in_all": problems.len(),
+        "bad_messages": bad,
         "differences": report["differences"],
         "carried": report["carried"],
         "notes": notes.get(..notes.len().min(MAX_PROBLEMS)),
@@ -417,8 +470,9 @@ mod tests {
         let outputs = dir.path().to_owned();
         let common = vec!["-C".into(), "/etc/imapd.conf".into()];
         let push = vec!["--max-freeze=2000ms".into()];
+        let back = vec!["--max-freeze=3000ms".into()];
         let from = [("bw9".to_owned(), "root@bw9".to_owned())].into();
-        (dir, Launcher { program, common, push, outputs, from })
+        (dir, Launcher { program, common, push, back, outputs, from })
     }
 
     fn job(task: Task) -> Job {
@@ -431,7 +485,7 @@ mod tests {
             task,
             pid: 0,
             started: now_ms(),
-            again: false,
+            resumes: false,
         }
     }
 
@@ -461,7 +515,7 @@ mod tests {
         for (task, command) in [
             (Task::Move, "push --json --max-freeze=2000ms -- user.x bw2:ssd"),
             (Task::Copy, "push --json --max-freeze=2000ms --copy-only -- user.x bw2:ssd"),
-            (Task::Reverse, "reverse --json -- user.x"),
+            (Task::Reverse, "reverse --json --max-freeze=3000ms -- user.x bw2"),
         ] {
             let ended = run(&launcher, &job(task)).await;
             assert_eq!(ended.text, format!("-C /etc/imapd.conf {command}"));
@@ -491,6 +545,22 @@ mod tests {
         assert!(ended.detail.contains("nor this"));
     }
 
+    #[test]
+    fn of_many_problems_those_that_weigh_are_kept_and_all_are_counted() {
+        let note = json!({ "severity": "note", "text": "never mind" });
+        let bad = json!({ "severity": "bad-message", "text": "cannot be read" });
+        let problems: Vec<Value> = [vec![note; 300], vec![bad; 250]].concat();
+        let report = json!({ "outcome": "done-with-skipped", "problems": problems });
+        let ended = of_report(&report, &Output { planned: None, report: None });
+        let detail: Value = serde_json::from_str(&ended.detail).unwrap();
+        let kept = detail["problems"].as_array().unwrap();
+        assert!(kept.len() == MAX_PROBLEMS && kept.iter().all(|p| p["severity"] != "note"));
+        assert_eq!(
+            (&detail["bad_messages"], &detail["problems_in_all"]),
+            (&250.into(), &550.into())
+        );
+    }
+
     #[tokio::test]
     async fn an_attempt_that_dies_is_known_by_the_journal() {
         let script = |state| {
@@ -506,26 +576,42 @@ mod tests {
             assert_eq!(ended.size, (3, 20, 200));
         }
         // One that is refused, after one of which nobody was told.
-        let refused = r#"{"event":"report","outcome":"refused","serving":"bw1"}"#;
-        let script = |state| {
+        const REFUSED: &str = r#"{"event":"report","outcome":"refused","serving":"bw1"}"#;
+        const BAD: &str = r#"{"event":"report","outcome":"refused","serving":"bw1",
+            "problems":[{"severity":"bad-message","text":"cannot be read"}]}"#;
+        let script = |role, state, peer, report: &str| {
             format!(
-                "case \"$4\" in status) echo '{{\"move_id\":\"0011223344556677\",\"role\":\"source\",\
-                 \"state\":\"{state}\",\"peer\":\"bw2\",\"since\":\"2026\"}}';; *) echo '{refused}'; exit 4;; esac"
+                "case \"$4\" in status) echo '{{\"move_id\":\"0011223344556677\",\"role\":\"{role}\",\
+                 \"state\":\"{state}\",\"peer\":\"{peer}\",\"since\":\"2026\"}}';; *) echo '{}'; exit 4;; esac",
+                report.replace('\n', " ")
             )
         };
-        for (state, again, outcome, serving) in [
-            ("done", true, Outcome::Done, "bw2"),
-            ("done", false, Outcome::Refused, "bw1"),
-            ("copying", true, Outcome::Refused, "bw1"),
+        for (task, role, state, peer, report, outcome, serving) in [
+            (Task::Move, "source", "done", "bw2", REFUSED, Outcome::Done, "bw2"),
+            (Task::Move, "source", "done", "bw2", BAD, Outcome::Refused, "bw1"),
+            (Task::Move, "source", "done", "bw3", REFUSED, Outcome::Refused, "bw1"),
+            (Task::Move, "target", "done", "bw2", REFUSED, Outcome::Refused, "bw1"),
+            (Task::Move, "source", "copying", "bw2", REFUSED, Outcome::Refused, "bw1"),
+            (Task::Copy, "source", "done", "bw2", REFUSED, Outcome::Refused, "bw1"),
+            (Task::Reverse, "target", "done", "bw2", REFUSED, Outcome::Done, "bw1"),
+            (Task::Reverse, "source", "done", "bw2", REFUSED, Outcome::Refused, "bw1"),
         ] {
-            let (_dir, launcher) = launcher(&script(state));
-            let ended =
-                run(&launcher, &Job { again, source: "bw9".into(), ..job(Task::Move) }).await;
-            assert_eq!(
-                (ended.outcome, ended.serving.as_str()),
-                (outcome, serving),
-                "{state} {again}"
-            );
+            let (_dir, mut launcher) = launcher(&script(role, state, peer, report));
+            let job = Job { source: "bw9".into(), ..job(task) };
+            let ended = run(&launcher, &job).await;
+            let said = (ended.outcome, ended.serving.as_str());
+            assert_eq!(said, (outcome, serving), "{task:?} {role} {state} {peer} {report}");
+            // What was left out nobody has told.
+            launcher.push.push(SKIPS.into());
+            launcher.back.push(SKIPS.into());
+            launcher.forget(&job);
+            let ended = run(&launcher, &job).await;
+            if outcome == Outcome::Done {
+                assert_eq!(ended.outcome, Outcome::DoneWithLosses);
+                assert!(ended.advice.contains("mbcopy verify user.x bw2"), "{ended:?}");
+            } else {
+                assert_eq!(ended.outcome, Outcome::Refused);
+            }
         }
         // It never began.
         let (_dir, launcher) = launcher("kill -9 $$");
@@ -535,10 +621,14 @@ mod tests {
 
     #[tokio::test]
     async fn an_attempt_outlives_whoever_started_it_and_is_found_again() {
-        let (_dir, launcher) = launcher(&format!(
+        let (dir, mut launcher) = launcher(&format!(
             "echo '{PLANNED}'; echo '{{\"event\":\"phase\",\"phase\":\"copying\"}}'; \
              echo '{{\"event\":\"progress\",\"messages\":7,\"bytes\":70}}'; exec sleep 60"
         ));
+        // The directory of outputs has another name, too.
+        std::fs::create_dir(dir.path().join("outputs")).unwrap();
+        launcher.outputs = dir.path().join("link");
+        std::os::unix::fs::symlink("outputs", &launcher.outputs).unwrap();
         let mut job = job(Task::Move);
         let mut child = start(&launcher, &job).await;
         job.pid = child.id().unwrap() as i32;
@@ -555,7 +645,10 @@ mod tests {
         );
         // A stranger of that number is left alone.
         other.stop(&Job { attempt: 8, ..job.clone() });
-        assert!(other.lives(&job));
+        File::create(other.output(9, "out")).unwrap();
+        other.stop(&Job { attempt: 9, ..job.clone() });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(child.try_wait().unwrap().is_none() && other.lives(&job));
         other.stop(&job);
         child.wait().await.unwrap();
         other.outlive(&job).await;

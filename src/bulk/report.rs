@@ -111,7 +111,7 @@ pub fn csv(store: &Store, to: &mut dyn Write) -> Result<(), ReportError> {
          bytes_sent,freeze_ms,move_id,updated,bad_messages,reason,advice"
     )?;
     each(store, |user| {
-        let bad = problems(&user).iter().filter(|p| p["severity"] == "bad-message").count();
+        let bad = Found::of(&user).bad_messages;
         writeln!(
             to,
             "{},{},{},{},{},{},{},{},{},{},{},{},{:.1},{},{},{bad},{},{}",
@@ -169,12 +169,26 @@ fn each(store: &Store, mut write: impl FnMut(User) -> io::Result<()>) -> Result<
     Ok(result?)
 }
 
-/// The problems that a user's last attempt has named.
-fn problems(user: &User) -> Vec<Value> {
-    let detail: Value = serde_json::from_str(&user.detail).unwrap_or_default();
-    match detail.get("problems") {
-        Some(Value::Array(problems)) => problems.clone(),
-        _ => Vec::new(),
+/// What a user's last attempt has found.
+#[derive(Debug, Default)]
+struct Found {
+    /// What is kept of it, what weighs first.
+    problems: Vec<Value>,
+    /// How much there was.
+    in_all: u64,
+    /// Messages that could not be copied.
+    bad_messages: u64,
+}
+
+impl Found {
+    fn of(user: &User) -> Self {
+        let mut detail: Value = serde_json::from_str(&user.detail).unwrap_or_default();
+        let count = |key: &str| detail[key].as_u64().unwrap_or(0);
+        let (in_all, bad_messages) = (count("problems_in_all"), count("bad_messages"));
+        match detail.get_mut("problems").map(Value::take) {
+            Some(Value::Array(problems)) => Self { problems, in_all, bad_messages },
+            _ => Self::default(),
+        }
     }
 }
 
@@ -259,7 +273,8 @@ pub(super) mod tests {
                 Outcome::DoneWithLosses => {
                     r#"{"differences":["lastupdate","freespace"],"problems":[{"severity":"bad-message",
                     "server":"bw1","mailbox":"user.ben","uid":7,"path":"/spool/7.",
-                    "text":"it cannot be read","advice":"mend it"}],"problems_in_all":1}"#
+                    "text":"it cannot be read","advice":"mend it"}],"problems_in_all":310,
+                    "bad_messages":301}"#
                 }
                 _ => "",
             };
@@ -300,7 +315,7 @@ pub(super) mod tests {
         assert_eq!(csv.lines().count(), 9);
         assert!(csv.lines().nth(1).is_some_and(|line| line.contains(",refused,")), "{csv}");
         assert!(csv.contains("user.ben,,bw2,move,moved-with-losses,1,bw2,3,100,1000000,"), "{csv}");
-        assert!(csv.contains(",1,\"DoneWithLosses: \"\"why\"\"\",do <this>"), "{csv}");
+        assert!(csv.contains(",301,\"DoneWithLosses: \"\"why\"\"\",do <this>"), "{csv}");
         assert_eq!(field("=1+1"), "\"'=1+1\"");
     }
 

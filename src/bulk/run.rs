@@ -20,6 +20,9 @@ use tokio::task::JoinSet;
 /// How often is looked what the admin says, and whose time has come.
 const TICK: Duration = Duration::from_millis(500);
 
+/// How long a store that does not answer is let rest.
+pub const STORE_AGAIN: Duration = Duration::from_secs(5);
+
 /// How often is looked whether another coordinator has died.
 const LOOK_FOR_THE_DEAD: Duration = Duration::from_secs(2);
 
@@ -51,6 +54,8 @@ pub enum Event<'a> {
     Unknown(&'a Pace),
     /// Nothing begins now, and why; told when it changes.
     Waiting(Reason, Option<i64>),
+    /// The store is away, and is tried again.
+    Away(&'a StoreError),
     /// Some time has passed.
     Tick,
 }
@@ -75,9 +80,10 @@ pub enum Finish {
 /// How often the admin has asked to stop.
 pub type Stop = std::sync::Arc<AtomicU32>;
 
-/// Does what is to be done, until nothing is.
+/// Does what is to be done, until nothing is. While the store is away nothing begins; what
+/// is under way goes on, and is found again.
 ///
-/// Errors: the store fails. Attempts that are under way go on, and are found again.
+/// Errors: the store fails for good.
 pub async fn run(
     store: &Store,
     _right: &Coordinator,
@@ -93,64 +99,20 @@ pub async fn run(
         failing: 0,
         failed_at: 0,
     };
-    run.recover(watcher).await?;
-    let mut taken_over: Option<Instant> = None;
-    let mut paces = Vec::new();
-    let mut waiting = None;
-    let mut waits = None;
-    let mut told_to_stop = false;
     loop {
-        let asked = stop.load(Ordering::Relaxed);
-        if asked > 1 {
-            return Ok(Finish::Abandoned);
+        match run.go_on(watcher, stop).await {
+            Err(error) if error.is_passing() => watcher.event(Event::Away(&error)),
+            finish => return finish,
         }
-        let control = match asked {
-            0 => store.control()?,
-            _ => Control::Draining,
-        };
-        let stops = asked > 0 || control == Control::Paused;
-        if stops && !told_to_stop {
-            run.jobs.values().for_each(|job| options.launcher.stop(job));
-        }
-        told_to_stop = stops;
-        if taken_over.is_none_or(|at| at.elapsed() >= LOOK_FOR_THE_DEAD) {
-            taken_over = Some(Instant::now());
-            match store.take_over()? {
-                0 => {}
-                n => watcher.event(Event::TakenOver(n)),
+        let began = Instant::now();
+        while began.elapsed() < STORE_AGAIN {
+            if stop.load(Ordering::Relaxed) > 0 {
+                // What they come to is found by the next coordinator.
+                run.jobs.values().for_each(|job| options.launcher.stop(job));
+                return Ok(Finish::Abandoned);
             }
+            tokio::time::sleep(TICK).await;
         }
-        run.note_paces(&mut paces, watcher)?;
-        match next(&run.situation(control)?, &options.limits) {
-            Step::Start { unfinished_only } => {
-                if run.start(unfinished_only, watcher)? {
-                    waiting = None;
-                    continue;
-                }
-            }
-            Step::Wait(until, reason) => {
-                if waiting != Some(reason) {
-                    waiting = Some(reason);
-                    watcher.event(Event::Waiting(reason, until));
-                }
-            }
-            Step::End(_) if asked > 0 => return Ok(Finish::Interrupted),
-            Step::End(end) => return Ok(Finish::Ended(end)),
-        }
-        let why = waiting.filter(|reason| *reason != Reason::Busy).map_or("", Reason::text);
-        if waits != Some(why) {
-            store.set_waits(why)?;
-            waits = Some(why);
-        }
-        tokio::select! {
-            ended = run.attempts.join_next(), if !run.attempts.is_empty() => {
-                if let Some(Ok((attempt, code))) = ended {
-                    run.end(attempt, code, watcher).await?;
-                }
-            }
-            () = tokio::time::sleep(TICK) => {}
-        }
-        watcher.event(Event::Tick);
     }
 }
 
@@ -166,10 +128,79 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// Takes up what is under way, and goes on until nothing is left to be done.
+    async fn go_on(
+        &mut self,
+        watcher: &mut dyn Watcher,
+        stop: &Stop,
+    ) -> Result<Finish, StoreError> {
+        self.recover(watcher).await?;
+        let mut taken_over: Option<Instant> = None;
+        let mut paces = Vec::new();
+        let mut waiting = None;
+        let mut waits = None;
+        let mut told_to_stop = false;
+        loop {
+            let asked = stop.load(Ordering::Relaxed);
+            if asked > 1 {
+                return Ok(Finish::Abandoned);
+            }
+            let control = match asked {
+                0 => self.store.control()?,
+                _ => Control::Draining,
+            };
+            let stops = asked > 0 || control == Control::Paused;
+            if stops && !told_to_stop {
+                self.jobs.values().for_each(|job| self.options.launcher.stop(job));
+            }
+            told_to_stop = stops;
+            if taken_over.is_none_or(|at| at.elapsed() >= LOOK_FOR_THE_DEAD) {
+                taken_over = Some(Instant::now());
+                match self.store.take_over()? {
+                    0 => {}
+                    n => watcher.event(Event::TakenOver(n)),
+                }
+            }
+            self.note_paces(&mut paces, watcher)?;
+            match next(&self.situation(control)?, &self.options.limits) {
+                Step::Start { unfinished_only } => {
+                    if self.start(unfinished_only, watcher)? {
+                        waiting = None;
+                        continue;
+                    }
+                }
+                Step::Wait(until, reason) => {
+                    if waiting != Some(reason) {
+                        waiting = Some(reason);
+                        watcher.event(Event::Waiting(reason, until));
+                    }
+                }
+                Step::End(_) if asked > 0 => return Ok(Finish::Interrupted),
+                Step::End(end) => return Ok(Finish::Ended(end)),
+            }
+            let why = waiting.filter(|reason| *reason != Reason::Busy).map_or("", Reason::text);
+            if waits != Some(why) {
+                self.store.set_waits(why)?;
+                waits = Some(why);
+            }
+            tokio::select! {
+                ended = self.attempts.join_next(), if !self.attempts.is_empty() => {
+                    if let Some(Ok((attempt, code))) = ended {
+                        self.end(attempt, code, watcher).await?;
+                    }
+                }
+                () = tokio::time::sleep(TICK) => {}
+            }
+            watcher.event(Event::Tick);
+        }
+    }
+
     /// Takes up what an earlier coordinator has begun.
     async fn recover(&mut self, watcher: &mut dyn Watcher) -> Result<(), StoreError> {
         let launcher = &self.options.launcher;
-        for job in self.store.under_way_here()? {
+        let under_way = self.store.under_way_here()?;
+        let (mut attempts, mut jobs) = (JoinSet::new(), HashMap::new());
+        for job in under_way {
             if !launcher.was_started(&job) {
                 self.store.not_begun(&job)?;
                 continue;
@@ -178,12 +209,14 @@ impl Run<'_> {
                 watcher.event(Event::Found(&job));
             }
             let (launcher, known) = (launcher.clone(), job.clone());
-            self.attempts.spawn(async move {
+            attempts.spawn(async move {
                 launcher.outlive(&known).await;
                 (known.attempt, None)
             });
-            self.jobs.insert(job.attempt, job);
+            jobs.insert(job.attempt, job);
         }
+        // Those in our hands are among them.
+        (self.attempts, self.jobs) = (attempts, jobs);
         Ok(())
     }
 
@@ -387,6 +420,7 @@ mod tests {
                 program,
                 common: Vec::new(),
                 push: Vec::new(),
+                back: Vec::new(),
                 outputs: store.attempts(),
                 from: Default::default(),
             },

@@ -148,7 +148,10 @@ pub fn next(seen: &Situation, limits: &Limits) -> Step {
         0 => Step::End(end),
         _ => Step::Wait(None, Reason::Ending),
     };
+    let nobody = seen.waiting_since.is_none() && seen.unfinished_since.is_none();
     match seen.control {
+        // With nobody left there is nothing to wait for.
+        Control::Paused if nobody && !seen.others => return end(End::Over),
         Control::Paused => return Step::Wait(None, Reason::Paused),
         Control::Draining => return end(End::Drained),
         Control::Go => {}
@@ -157,10 +160,10 @@ pub fn next(seen: &Situation, limits: &Limits) -> Step {
         return end(End::Failures);
     }
     let (waiting, unfinished) = (seen.waiting_since, seen.unfinished_since);
-    if waiting.is_none() && unfinished.is_none() && seen.others {
+    if nobody && seen.others {
         return Step::Wait(None, Reason::Others);
     }
-    if waiting.is_none() && unfinished.is_none() {
+    if nobody {
         return end(End::Over);
     }
     if seen.running >= limits.jobs {
@@ -247,6 +250,10 @@ mod tests {
     fn the_admin_is_heard() {
         let paused = Situation { control: Control::Paused, ..seen() };
         assert_eq!(next(&paused, &limits()), Step::Wait(None, Reason::Paused));
+        let over = Situation { waiting_since: None, ..paused };
+        assert_eq!(next(&over, &limits()), Step::End(End::Over));
+        let last = Situation { running: 1, ..over };
+        assert_eq!(next(&last, &limits()), Step::Wait(None, Reason::Ending));
         let draining = Situation { control: Control::Draining, running: 1, ..seen() };
         assert_eq!(next(&draining, &limits()), Step::Wait(None, Reason::Ending));
         let drained = Situation { running: 0, ..draining };

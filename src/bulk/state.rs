@@ -178,13 +178,17 @@ impl State {
 }
 
 /// What becomes of a running user whose attempt number `attempt` (from 1) has
-/// ended, and how long he waits for the next.
+/// ended, and how long he waits for the next. `resumes`: an earlier one had stopped in
+/// between, and whatever does not end that leaves him there.
 pub fn after(
     task: Task,
     outcome: Outcome,
     attempt: u32,
     retries: &Retries,
+    resumes: bool,
 ) -> (State, Option<Duration>) {
+    // Who is only copied is served by the source, wherever that has stopped.
+    let resumes = resumes && task != Task::Copy;
     let ends = attempt >= retries.attempts;
     let pause = |part: u32| {
         let doubled = 2_u32.saturating_pow(attempt.saturating_sub(1).min(20));
@@ -201,12 +205,16 @@ pub fn after(
             Task::Move => (State::MovedWithLosses, None),
             Task::Reverse => (State::Reversed, None),
         },
+        Outcome::Refused if resumes => (State::Stuck, None),
         Outcome::Refused => (State::Refused, None),
         // One that died may have done so in between.
         Outcome::Unfinished | Outcome::Died if ends => (State::Stuck, None),
         Outcome::Unfinished | Outcome::Died => (State::Unfinished, pause(UNFINISHED_PART)),
         // Nobody has tried yet.
+        Outcome::Interrupted if resumes => (State::Unfinished, Some(Duration::ZERO)),
         Outcome::Interrupted => (State::Waiting, Some(Duration::ZERO)),
+        Outcome::Failed | Outcome::Held if resumes && ends => (State::Stuck, None),
+        Outcome::Failed | Outcome::Held if resumes => (State::Unfinished, pause(UNFINISHED_PART)),
         Outcome::Failed | Outcome::Held if ends => (State::Failed, None),
         Outcome::Failed | Outcome::Held => (State::Waiting, pause(1)),
     }
@@ -220,29 +228,47 @@ mod tests {
 
     #[test]
     fn every_outcome_of_every_task_ends_within_the_attempts() {
-        for task in Task::ALL {
-            for outcome in Outcome::ALL {
-                let (state, pause) = after(*task, *outcome, RETRIES.attempts, &RETRIES);
-                let again = *outcome == Outcome::Interrupted;
-                assert_eq!(state.is_end(), !again, "{task:?} {outcome:?}");
-                assert_eq!(pause.is_some(), again, "{task:?} {outcome:?}");
-                let (first, pause) = after(*task, *outcome, 1, &RETRIES);
-                assert_eq!(first.may_start(), pause.is_some(), "{task:?} {outcome:?}");
-                assert!(first.is_end() || first.may_start(), "{task:?} {outcome:?}");
+        for (task, outcome, resumes) in all() {
+            let (state, pause) = after(task, outcome, RETRIES.attempts, &RETRIES, resumes);
+            let again = outcome == Outcome::Interrupted;
+            assert_eq!(state.is_end(), !again, "{task:?} {outcome:?}");
+            assert_eq!(pause.is_some(), again, "{task:?} {outcome:?}");
+            let (first, pause) = after(task, outcome, 1, &RETRIES, resumes);
+            assert_eq!(first.may_start(), pause.is_some(), "{task:?} {outcome:?}");
+            assert!(first.is_end() || first.may_start(), "{task:?} {outcome:?}");
+        }
+    }
+
+    fn all() -> impl Iterator<Item = (Task, Outcome, bool)> {
+        let of = |task| Outcome::ALL.iter().map(move |outcome| (task, *outcome));
+        let all = Task::ALL.iter().flat_map(move |task| of(*task));
+        all.flat_map(|(task, outcome)| [(task, outcome, false), (task, outcome, true)])
+    }
+
+    #[test]
+    fn whoever_stopped_in_between_stays_there_until_that_is_done() {
+        for (task, outcome, _) in all().filter(|(task, ..)| *task != Task::Copy) {
+            if matches!(outcome, Outcome::Done | Outcome::DoneWithLosses) {
+                continue;
+            }
+            for attempt in 1..5 {
+                let (state, _) = after(task, outcome, attempt, &RETRIES, true);
+                let between = [State::Unfinished, State::Stuck].contains(&state);
+                assert!(between, "{task:?} {outcome:?} {attempt}: {state:?}");
             }
         }
+        let refused = after(Task::Copy, Outcome::Refused, 1, &RETRIES, true);
+        assert_eq!(refused.0, State::Refused, "a copy changes nobody");
     }
 
     #[test]
     fn only_what_was_done_counts_as_done() {
         let good = [State::Copied, State::Moved, State::MovedWithLosses, State::Reversed];
-        for outcome in Outcome::ALL {
+        for (task, outcome, resumes) in all() {
             let done = matches!(outcome, Outcome::Done | Outcome::DoneWithLosses);
-            for task in Task::ALL {
-                for attempt in 1..5 {
-                    let (state, _) = after(*task, *outcome, attempt, &RETRIES);
-                    assert_eq!(good.contains(&state), done, "{task:?} {outcome:?} {attempt}");
-                }
+            for attempt in 1..5 {
+                let (state, _) = after(task, outcome, attempt, &RETRIES, resumes);
+                assert_eq!(good.contains(&state), done, "{task:?} {outcome:?} {attempt}");
             }
         }
     }
@@ -251,11 +277,11 @@ mod tests {
     fn pauses_grow_and_are_bounded() {
         let pause = |attempt| {
             let many = Retries { attempts: 100, ..RETRIES };
-            after(Task::Move, Outcome::Failed, attempt, &many).1.unwrap().as_secs()
+            after(Task::Move, Outcome::Failed, attempt, &many, false).1.unwrap().as_secs()
         };
         assert_eq!([pause(1), pause(2), pause(3), pause(4)], [30, 60, 120, 240]);
         assert_eq!(pause(90), 3600);
-        let (state, pause) = after(Task::Move, Outcome::Unfinished, 1, &RETRIES);
+        let (state, pause) = after(Task::Move, Outcome::Unfinished, 1, &RETRIES, false);
         assert_eq!((state, pause), (State::Unfinished, Some(Duration::from_secs(5))));
     }
 

@@ -155,8 +155,8 @@ pub struct Job {
     pub pid: i32,
     /// When it began: milliseconds since 1970.
     pub started: i64,
-    /// Whether another one may have moved him before.
-    pub again: bool,
+    /// Whether it takes up one that had stopped in between.
+    pub resumes: bool,
 }
 
 /// What an attempt has come to.
@@ -256,6 +256,17 @@ pub struct Added {
     pub elsewhere: u64,
 }
 
+/// The remark under which it is kept that only those are moved who are moved back.
+const ONLY: &str = "only";
+
+/// The task of those, in that remark, too.
+const BACK: &str = "reverse";
+
+/// What is said of a user so that his task is one that is done now: beside a rollback
+/// nobody is moved forward.
+const DONE_NOW: &str = "(task = 'reverse' OR NOT EXISTS \
+                        (SELECT 1 FROM run WHERE key = 'only' AND value = 'reverse'))";
+
 /// The remark under which it is kept how the targets fare.
 const PACES: &str = "paces";
 
@@ -344,6 +355,16 @@ impl Store {
     /// Asks for it.
     pub fn set_control(&self, control: Control) -> Result<()> {
         self.set_remark("control", control.word())
+    }
+
+    /// Whether everybody is being moved back, and nobody is moved forward meanwhile.
+    pub fn rolls_back(&self) -> Result<bool> {
+        Ok(self.remark(ONLY)?.is_some_and(|only| only == BACK))
+    }
+
+    /// Moves forward again.
+    pub fn go_forward(&self) -> Result<()> {
+        self.set_remark(ONLY, "")
     }
 
     /// What the pass at hand does; none: no pass has begun. Of several servers: what

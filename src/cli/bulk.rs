@@ -25,6 +25,12 @@ use std::time::Duration;
 /// The exit code of a run that was stopped before its end.
 const NOT_FINISHED: u8 = 5;
 
+/// The exit code when a server cannot be reached as yet (EX_TEMPFAIL).
+const LATER: u8 = 75;
+
+/// The exit code of a run that was interrupted.
+const INTERRUPTED: u8 = 7;
+
 /// The exit code when another process is at work on the run.
 const HELD: u8 = 6;
 
@@ -43,6 +49,11 @@ impl BulkArgs {
     /// What a test compares.
     pub(super) fn told_to_each(&self) -> Vec<OsString> {
         self.start.how.of_each("run", Path::new("/run"))
+    }
+
+    /// The same of moves back.
+    pub(super) fn told_to_each_back(&self) -> Vec<OsString> {
+        self.start.how.of_each_back(Path::new("/run"))
     }
 }
 
@@ -179,17 +190,24 @@ pub(super) fn run(common: &Common, args: BulkArgs) -> ExitCode {
 struct Failure {
     text: String,
     code: u8,
+    /// The store is away, and may be there later.
+    passing: bool,
 }
 
 impl Failure {
     /// The command cannot be understood, or means nobody.
     fn usage(text: impl std::fmt::Display) -> Self {
-        Self { text: text.to_string(), code: USAGE }
+        Self { text: text.to_string(), code: USAGE, passing: false }
     }
 
     /// It failed.
     fn failed(text: impl std::fmt::Display) -> Self {
-        Self { text: text.to_string(), code: 1 }
+        Self { text: text.to_string(), code: 1, passing: false }
+    }
+
+    /// A server cannot be reached now.
+    fn later(text: impl std::fmt::Display) -> Self {
+        Self { text: text.to_string(), code: LATER, passing: false }
     }
 }
 
@@ -200,7 +218,7 @@ impl From<StoreError> for Failure {
             StoreError::NoRun(_) => USAGE,
             _ => 1,
         };
-        Self { text: error.to_string(), code }
+        Self { text: error.to_string(), code, passing: error.is_passing() }
     }
 }
 
@@ -242,13 +260,27 @@ impl How {
 
     /// Options of every push of the run: what it shares with the others, too.
     fn of_each(&self, run: &str, directory: &Path) -> Vec<OsString> {
+        let mut each = self.each_within(directory);
+        each.share.get_or_insert_with(|| run.to_owned());
+        each.to_arguments()
+    }
+
+    /// Options of every move back.
+    fn of_each_back(&self, directory: &Path) -> Vec<OsString> {
+        let mut each = self.each_within(directory).back();
+        // Nobody would end that on the old servers.
+        each.share = None;
+        each.to_arguments()
+    }
+
+    /// The same of both, with the limit that all moves of this machine keep together.
+    fn each_within(&self, directory: &Path) -> MoveOptions {
         let mut each = self.each.clone();
         each.copy_only = false;
-        each.share.get_or_insert_with(|| run.to_owned());
         if each.bwlimit > 0 {
             each.bwlimit_file.get_or_insert_with(|| directory.join("bandwidth"));
         }
-        each.to_arguments()
+        each
     }
 }
 

@@ -179,12 +179,25 @@ mod tests {
         let Command::Bulk(run) = parsed(&run).command else { panic!("no run") };
         let told = run.told_to_each();
         let told: Vec<&str> = told.iter().map(|word| word.to_str().unwrap()).collect();
+        let told_words = told.clone();
         let push = [&["push"], &told[..], &["--", "user.x", "bw2"]].concat();
         let Command::Push(push) = parsed(&push).command else { panic!("no push") };
         let typed = [&["push"], &options[..], &["user.x", "bw2"]].concat();
         let Command::Push(typed) = parsed(&typed).command else { panic!("no push") };
         let [told, typed] = [push, typed].map(|push| push.options_as_json());
         assert_eq!(told, typed);
+        // And back: nothing that was said of one server is said of the other.
+        let back = run.told_to_each_back();
+        let back: Vec<&str> = back.iter().map(|word| word.to_str().unwrap()).collect();
+        let reverse = [&["reverse"], &back[..], &["--", "user.x", "bw2"]].concat();
+        assert!(matches!(parsed(&reverse).command, Command::Reverse(_)));
+        let swapped = ["--partition-map=b=a", "--partition-map=d=c"];
+        let left_out = ["--old-server", "--share", "--partition-map", "--copy-only"];
+        let kept = |word: &&&str| !left_out.iter().any(|option| word.starts_with(option));
+        for word in told_words.iter().filter(kept).chain(&swapped) {
+            assert!(back.contains(word), "{word}: {back:?}");
+        }
+        assert_eq!(back.len(), told_words.len() - 2, "{back:?}");
         // All of them are there.
         let defaults = parsed(&["push", "user.x", "bw2"]).command;
         let Command::Push(defaults) = defaults else { panic!("no push") };

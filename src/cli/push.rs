@@ -4,6 +4,8 @@ use super::Common;
 use super::console::{Console, Style};
 use super::request::Request;
 use crate::cyrus::name::PartitionName;
+use crate::moves::Phase;
+use crate::moves::journal::state;
 use crate::push::bandwidth::Bandwidth;
 use crate::push::lanes::Lanes;
 use crate::push::monitor::{Event, Monitor};
@@ -11,7 +13,7 @@ use crate::push::peer::Peer;
 use crate::push::report::{Failure, Outcome, Report};
 use crate::push::{self, Interrupt, Options, local};
 use crate::transport::{ConnectOptions, Destination, Session, upload};
-use crate::wire::v1;
+use crate::wire::v1::{self, reply::Result as Answer, request::Op};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
@@ -134,6 +136,15 @@ impl MoveOptions {
     /// mbcopy and Cyrus's configuration on the target.
     pub(super) fn remote(&self) -> (String, String) {
         (self.remote_program.clone(), self.remote_config.clone())
+    }
+
+    /// Those of a move back of who was moved with these.
+    pub(super) fn back(mut self) -> Self {
+        (self.copy_only, self.postpone_file) = (false, None);
+        // It was said of the old server, not of the one that is left now.
+        self.old_server = OldServer::default();
+        self.partition_map.iter_mut().for_each(|(old, new)| std::mem::swap(old, new));
+        self
     }
 
     /// The same, as a command line has them.
@@ -402,9 +413,12 @@ async fn connect(
     };
     let (_session, remote) = match remote {
         Ok(remote) => remote,
+        Err((error, advice)) if request.reverse => {
+            let report = push::stillborn(options, None, failure(&error, advice)).await;
+            return unreached(common, destination.host(), report).await;
+        }
         Err((error, advice)) => {
-            let source = (!request.reverse).then_some(local);
-            return push::stillborn(options, source, failure(&error, advice)).await;
+            return push::stillborn(options, Some(local), failure(&error, advice)).await;
         }
     };
     let (source, target) = if request.reverse { (remote, local) } else { (local, remote) };
@@ -412,6 +426,28 @@ async fn connect(
         Task::Push { .. } => push::push(options, source, target, monitor, &interrupt).await,
         Task::Abort => push::abort::abort(options, source, target, monitor, &interrupt).await,
     }
+}
+
+/// The report of a move back whose user is on a server that cannot be reached: by what this
+/// one's journal says of a move that had begun.
+async fn unreached(common: &Common, source: &str, mut report: Report) -> Report {
+    let list = v1::ListMoves { mailbox: report.mailbox.clone() };
+    let known = async {
+        let (_lifeline, mut agent) = local_agent(common, v1::Role::Source).await.ok()?;
+        let Ok(Answer::Moves(known)) = agent.call(Op::ListMoves(list)).await else { return None };
+        known.moves.into_iter().max_by_key(|known| known.updated_unix_ms)
+    };
+    let here = [state::PUBLISHED, state::ROUTING, state::ROUTED];
+    let begun = known.await.is_some_and(|known| {
+        known.role() == v1::Role::Target && here.contains(&known.state.as_str())
+    });
+    report.source = source.to_owned();
+    let phase = if begun { Phase::CommitUnknown } else { Phase::Failed };
+    if begun {
+        report.outcome = Outcome::Resumable;
+    }
+    report.settle_serving(phase, false);
+    report
 }
 
 /// The server that has the user, as others reach it.

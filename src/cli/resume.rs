@@ -1,12 +1,12 @@
 //! `mbcopy resume`, `cutover`, `abort` and `reverse`: what becomes of a move that an
 //! earlier push has begun.
 
-use super::push::{MoveOptions, OldServer, Output, Task, USAGE, near_host, perform};
+use super::push::{MoveOptions, Output, Task, USAGE, near_host, perform};
 use super::request::Request;
 use super::{Common, status};
+use crate::bulk::attempt::without_partition;
 use crate::moves::journal::state;
 use crate::push::report::{Outcome, SCHEMA};
-use crate::transport::Destination;
 use crate::wire::v1;
 use clap::Args;
 use std::io::Write as _;
@@ -109,13 +109,10 @@ pub(super) fn reverse(common: &Common, args: OneArgs) -> ExitCode {
                 return ExitCode::from(USAGE);
             };
             match Request::load(&known.move_id) {
-                Ok(Request { mailbox, destination, mut options, .. }) => {
-                    options.copy_only = false;
-                    // It was said of this server, not of the one that is left now.
-                    options.old_server = OldServer::default();
+                Ok(Request { mailbox, destination, options, .. }) => {
+                    let options = options.back();
                     // A partition was one of the other server.
-                    let destination = without_partition(&destination);
-                    options.partition_map.iter_mut().for_each(|(a, b)| std::mem::swap(a, b));
+                    let destination = without_partition(&destination).to_owned();
                     Request { mailbox, destination, options, reverse: true }
                 }
                 Err(error) => {
@@ -126,15 +123,6 @@ pub(super) fn reverse(common: &Common, args: OneArgs) -> ExitCode {
         }
     };
     ExitCode::from(perform(common, Task::Push { dry_run: false }, &request, args.output))
-}
-
-fn without_partition(destination: &str) -> String {
-    match Destination::parse_with_partition(destination) {
-        Ok((_, Some(partition))) => {
-            destination.strip_suffix(&format!(":{partition}")).unwrap_or(destination).to_owned()
-        }
-        _ => destination.to_owned(),
-    }
 }
 
 /// Does something with the unfinished move of one user, as it was asked for

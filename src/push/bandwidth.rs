@@ -13,9 +13,6 @@ use std::time::Duration;
 /// What was not used for so long is gone.
 const BURST: Duration = Duration::from_millis(200);
 
-/// Nobody waits longer for his turn: what says more is of before a reboot.
-const LONGEST: Duration = Duration::from_secs(60);
-
 /// The line.
 #[derive(Debug)]
 pub struct Bandwidth {
@@ -47,24 +44,26 @@ impl Bandwidth {
     }
 
     fn turn_locked(&self, takes: Duration) -> io::Result<Duration> {
-        let mut free = [0; 8];
+        let mut line = [[0; 8]; 2];
         // A new one is empty.
-        let known = self.file.read_at(&mut free, 0)? == free.len();
-        let free =
-            if known { Duration::from_nanos(u64::from_be_bytes(free)) } else { Duration::ZERO };
+        let known = self.file.read_at(line.as_flattened_mut(), 0)? == line.as_flattened().len();
+        let line = if known { line } else { Default::default() };
+        let line = line.map(|time| Duration::from_nanos(u64::from_be_bytes(time)));
         let clock = clock_gettime(ClockId::Monotonic);
         let now = Duration::new(clock.tv_sec.unsigned_abs(), clock.tv_nsec.unsigned_abs() as u32);
-        let (free, wait) = turn(free, now, takes);
-        let nanoseconds = u64::try_from(free.as_nanos()).unwrap_or(u64::MAX);
-        self.file.write_all_at(&nanoseconds.to_be_bytes(), 0)?;
+        let (free, wait) = turn(line, now, takes);
+        let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let line = [free, now].map(|time| nanoseconds(time).to_be_bytes());
+        self.file.write_all_at(line.as_flattened(), 0)?;
         Ok(wait)
     }
 }
 
 /// When the line is free again after somebody has taken it for so long, and how long he
-/// waits for it.
-fn turn(free: Duration, now: Duration, takes: Duration) -> (Duration, Duration) {
-    let begins = match free.saturating_sub(now) > LONGEST {
+/// waits for it. `free`: when it was to be free, and when that was said; what was said later
+/// than now is of before a reboot.
+fn turn([free, said]: [Duration; 2], now: Duration, takes: Duration) -> (Duration, Duration) {
+    let begins = match said > now {
         true => now,
         false => free.max(now.saturating_sub(BURST)),
     };
@@ -80,10 +79,13 @@ mod tests {
     fn what_one_does_not_take_another_one_gets() {
         let seconds = Duration::from_secs;
         // Nobody was there for long: at once, and no more than that is saved up.
-        assert_eq!(turn(seconds(3), seconds(100), seconds(1)), (seconds(101) - BURST, seconds(0)));
-        assert_eq!(turn(seconds(102), seconds(100), seconds(1)), (seconds(103), seconds(2)));
+        let line = |free, said| turn([free, said].map(seconds), seconds(100), seconds(1));
+        assert_eq!(line(3, 2), (seconds(101) - BURST, seconds(0)));
+        assert_eq!(line(102, 99), (seconds(103), seconds(2)));
+        // Many wait for a narrow one.
+        assert_eq!(line(900, 99), (seconds(901), seconds(800)));
         // Of before a reboot.
-        assert_eq!(turn(seconds(900), seconds(100), seconds(1)), (seconds(101), seconds(0)));
+        assert_eq!(line(900, 898), (seconds(101), seconds(0)));
     }
 
     #[test]
@@ -102,13 +104,12 @@ mod tests {
         #[test]
         fn never_more_than_the_limit(takes in prop::collection::vec((0..5_000_u64, 1..2_000_u64), 1..50)) {
             let (mut now, mut free, mut sent) = (Duration::from_secs(1000), Duration::ZERO, Duration::ZERO);
-            let began = now;
+            let (began, mut said) = (now, now);
             for (later, cost) in takes {
                 now += Duration::from_millis(later);
                 let cost = Duration::from_millis(cost);
-                let (next, wait) = turn(free, now, cost);
-                prop_assert!(wait <= LONGEST);
-                free = next;
+                let (next, wait) = turn([free, said], now, cost);
+                (free, said) = (next, now);
                 // Each waits before he comes again.
                 now += wait;
                 prop_assert!(sent <= now - began + BURST);

@@ -8,7 +8,10 @@ use crate::moves::Server;
 use crate::wire::bulk::Chunk;
 use crate::wire::frame::Kind;
 use crate::wire::v1::{self, FileKind, reply::Result as Answer, request::Op};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How often who waits for his turn looks whether he is to stop.
+const A_MOMENT: Duration = Duration::from_millis(200);
 
 impl Push<'_> {
     /// Has the target compare what the source has now with what it holds.
@@ -100,8 +103,13 @@ impl Push<'_> {
     async fn await_turn(&self, bytes: u64) {
         if let Some(line) = &self.options.line {
             let wait = line.take(bytes);
-            if self.frozen_at.is_none() {
-                tokio::time::sleep(wait).await;
+            let until = Instant::now() + wait;
+            while self.frozen_at.is_none() && self.stop_if_asked().is_ok() {
+                let left = until.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    break;
+                }
+                tokio::time::sleep(left.min(A_MOMENT)).await;
             }
         }
     }

@@ -467,7 +467,14 @@ fn paused_or_interrupted_it_stops_where_it_is_safe_and_goes_on() {
     let interrupted = Pushed::from(coordinator.wait_with_output().unwrap());
     interrupted.expect(7).says(&["stopping what is under way where it is safe", "; interrupted"]);
     assert!(run.until("it stopped", rests)["ended"].as_u64().unwrap() < 9);
-    run.start(&[route, "--jobs=3"]).expect(0).says(&["9 users: 9 moved; over"]);
+    // Who starts it again does not lift a pause.
+    run.bulk(&["pause"]).expect(0);
+    let again = run.spawn(&[route, "--jobs=3"]);
+    let waits = serde_json::json!(["paused; `mbcopy bulk resume` goes on"]);
+    run.until("it lifts the pause", |status| status["waits"] == waits);
+    run.bulk(&["resume"]).expect(0).says(&["goes on"]);
+    let again = Pushed::from(again.wait_with_output().unwrap());
+    again.expect(0).says(&["paused; `mbcopy bulk resume` goes on", "9 users: 9 moved; over"]);
     run.users.iter().for_each(|user| run.assert_moved(user));
 }
 

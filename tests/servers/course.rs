@@ -173,6 +173,35 @@ fn whoever_cannot_be_reached_is_tried_again_ever_later() {
 }
 
 #[test]
+fn whoever_cannot_be_moved_back_is_said_to_be_where_he_is() {
+    let run = Run::of("back", 3);
+    let (source, target) = (&run.servers.source, &run.servers.target);
+    run.start(&["--jobs=2", "--attempts=1", "--partition-map=default=default"]).expect(0);
+    // Asked for by another machine, he is not remembered here.
+    shell(source, "rm -r /var/lib/mbcopy/requests");
+    run.bulk(&["reverse", "user.back00"]).expect(0).says(&["2 moved, 1 reversed; over"]);
+    assert!(serves(source, "back00") && !serves(target, "back00"));
+    // One has stopped in between, the other has not begun.
+    run.servers.arm("Routed");
+    run.bulk(&["reverse", "user.back01"]).expect(1).says(&["1 stuck"]);
+    assert!(run.servers.disarm());
+    let daemons = target.pids("^sshd: /usr/sbin/sshd").unwrap();
+    daemons.into_iter().for_each(kill);
+    for (user, outcome) in [("back01", "resumable"), ("back02", "failed")] {
+        let mailbox = format!("user.{user}");
+        let told = run.servers.mbcopy(&["reverse", &mailbox, "bw2", "--json"]).report().unwrap();
+        let said = [&told["outcome"], &told["source"], &told["serving"]].map(|s| s.as_str());
+        assert_eq!(said, [Some(outcome), Some("bw2"), Some("bw2")], "{user}");
+    }
+    run.bulk(&["reverse", "user.back02"]).expect(1).says(&["1 failed"]);
+    let report = run.bulk(&["report", "--format=csv", "-o", "-"]).expect(0);
+    report.says(&["user.back02,bw1,bw2,reverse,failed,1,bw2,"]);
+    shell(target, "/usr/sbin/sshd");
+    run.bulk(&["retry-failed"]).expect(0).says(&["3 reversed; over"]);
+    assert!(run.users.iter().all(|user| serves(source, user) && !serves(target, user)));
+}
+
+#[test]
 fn the_load_average_of_the_target_holds_a_run_back() {
     let run = Run::of("busy", 4);
     // While this runs, no machine is as idle as that.

@@ -159,6 +159,22 @@ fn a_run_is_coordinated_from_a_machine_that_is_no_source_through_a_store_that_go
     for (user, before) in shared.before.iter().filter(|(user, _)| user.starts_with("one")) {
         assert_same(before, &fingerprint(&shared.servers.target, user, &[]), &[]);
     }
+    // One that is started while the store is away waits for it; without a source it is over.
+    let command = ["mbcopy", "bulk", "/tmp/users", "--to", "bw2", "--json", "--store", &url];
+    let again = std::thread::scope(|scope| {
+        let restarted = scope.spawn(|| shared.database.restart().unwrap());
+        std::thread::sleep(Duration::from_secs(1));
+        let again = Pushed::from(two.exec(&[&command[..], &["--from", "bw1"]].concat()).unwrap());
+        restarted.join().unwrap();
+        again.expect(1)
+    });
+    assert!(
+        documents(&again).iter().any(|document| document["event"] == "away"),
+        "{}",
+        again.stdout
+    );
+    let away = Pushed::from(two.exec(&[&command[..], &["--from", "bw99"]].concat()).unwrap());
+    away.expect(75).says(&["bw99"]);
     // A move of its own, back and forth, by another server than the two.
     let run = |arguments: &[&str]| {
         Pushed::from(two.exec(&[&["mbcopy", "--from", "bw1"], arguments].concat()).unwrap())

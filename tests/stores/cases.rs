@@ -4,7 +4,7 @@ use super::{LONG, RETRIES, ended, home};
 use mbcopy::bulk::pulse::Pace;
 use mbcopy::bulk::resolve::Planned;
 use mbcopy::bulk::schedule::Control;
-use mbcopy::bulk::state::{Outcome, State, Task};
+use mbcopy::bulk::state::{Outcome, Retries, State, Task};
 use mbcopy::bulk::store::{Added, Coordinator, Job, Mode, Order, Place, Store, StoreError};
 use mbcopy::bulk::{report, status::Status};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -16,10 +16,14 @@ pub fn all(place: &Place) {
     what_has_ended_is_counted_and_never_claimed_again(place);
     failures_are_tried_again_later_and_then_no_more(place);
     what_stopped_in_between_comes_first_and_what_was_interrupted_does_not_count(place);
+    who_stopped_in_between_stays_there_whatever_his_next_tries_come_to(place);
     an_attempt_that_never_began_leaves_nothing(place);
     copies_are_made_pass_by_pass_and_cut_over_once(place);
+    whose_copy_ends_after_its_pass_is_moved_all_the_same(place);
     a_changed_plan_adds_and_takes_out_whom_nothing_was_done_with(place);
     who_is_taken_out_or_back_is_what_the_admin_says(place);
+    nobody_is_moved_forward_beside_a_rollback(place);
+    who_is_taken_out_of_a_reverse_stays_on_the_target(place);
     one_coordinates_and_the_others_are_told(place);
     a_whole_run_is_shown_and_reported(place);
 }
@@ -114,12 +118,41 @@ fn what_stopped_in_between_comes_first_and_what_was_interrupted_does_not_count(p
     let job = store.claim(6_000, true).unwrap().unwrap();
     assert_eq!(job.mailbox, "user.a");
     let state = store.ended(&job, &ended(Outcome::Interrupted), &RETRIES).unwrap().unwrap();
-    assert_eq!(state, State::Waiting);
-    let job = next(&store);
+    assert_eq!(state, State::Unfinished);
+    let job = store.claim(1_000, true).unwrap().unwrap();
     let state = store.ended(&job, &ended(Outcome::Unfinished), &RETRIES).unwrap().unwrap();
     assert_eq!(state, State::Stuck);
     assert_eq!(store.retry(Some("user.a")).unwrap(), 1);
     assert_eq!(state_of(&store, "a"), State::Unfinished);
+}
+
+fn who_stopped_in_between_stays_there_whatever_his_next_tries_come_to(place: &Place) {
+    let many = Retries { attempts: 6, ..RETRIES };
+    let (store, _right) = run(place, &["a"]);
+    let first = next(&store);
+    assert!(!first.resumes && !store.under_way().unwrap()[0].resumes);
+    store.ended(&first, &ended(Outcome::Unfinished), &many).unwrap();
+    for (outcome, state) in [
+        (Outcome::Failed, State::Unfinished),
+        (Outcome::Held, State::Unfinished),
+        (Outcome::Interrupted, State::Unfinished),
+        (Outcome::Refused, State::Stuck),
+    ] {
+        let job = store.claim(i64::MAX, true).unwrap().unwrap();
+        // The next coordinator knows it, too.
+        let found = place.open(store.name()).unwrap().under_way().unwrap();
+        assert!(job.resumes && found[0].resumes, "{outcome:?}");
+        let became = store.ended(&job, &ended(outcome), &many).unwrap();
+        assert_eq!(became, Some(state), "{outcome:?}");
+        assert!(!store.skip("user.a").unwrap(), "the target may have him");
+    }
+    assert_eq!(store.retry(None).unwrap(), 1);
+    let job = store.claim(i64::MAX, true).unwrap().unwrap();
+    store.not_begun(&job).unwrap();
+    assert_eq!(state_of(&store, "a"), State::Unfinished);
+    let last = store.claim(i64::MAX, true).unwrap().unwrap();
+    let once = Retries { attempts: 1, ..RETRIES };
+    assert_eq!(store.ended(&last, &ended(Outcome::Failed), &once).unwrap(), Some(State::Stuck));
 }
 
 fn an_attempt_that_never_began_leaves_nothing(place: &Place) {
@@ -162,6 +195,35 @@ fn copies_are_made_pass_by_pass_and_cut_over_once(place: &Place) {
     assert_eq!(state_of(&store, "a"), State::Moved, "nobody is moved twice");
 }
 
+/// One is copied by a move that outlived its coordinator, one is copied in a second try, one
+/// after the admin has had him tried again.
+fn whose_copy_ends_after_its_pass_is_moved_all_the_same(place: &Place) {
+    for mode in [Mode::Move, Mode::Cutover] {
+        let (store, _right) = run(place, &["a", "b", "c"]);
+        store.begin(Mode::Copy).unwrap();
+        let [orphan, second, third] = [(); 3].map(|()| next(&store));
+        store.ended(&second, &ended(Outcome::Unfinished), &RETRIES).unwrap();
+        let once = Retries { attempts: 1, ..RETRIES };
+        store.ended(&third, &ended(Outcome::Unfinished), &once).unwrap();
+        assert_eq!(state_of(&store, "c"), State::Stuck);
+        assert!(store.begin(mode).unwrap());
+        let copied = store.ended(&orphan, &ended(Outcome::Done), &RETRIES).unwrap();
+        assert_eq!(copied, Some(State::Waiting), "nothing takes him further");
+        assert_eq!(store.retry(Some("user.c")).unwrap(), 1);
+        for name in ["user.b", "user.c"] {
+            let copy = store.claim(i64::MAX, true).unwrap().unwrap();
+            assert_eq!((copy.mailbox.as_str(), copy.task), (name, Task::Copy));
+            store.ended(&copy, &ended(Outcome::Done), &RETRIES).unwrap();
+        }
+        for name in ["user.a", "user.b", "user.c"] {
+            let job = next(&store);
+            assert_eq!((job.mailbox.as_str(), job.task), (name, Task::Move));
+            store.ended(&job, &ended(Outcome::Done), &RETRIES).unwrap();
+        }
+        assert_eq!(store.open_users().unwrap(), 0);
+    }
+}
+
 fn a_changed_plan_adds_and_takes_out_whom_nothing_was_done_with(place: &Place) {
     let (store, _right) = run(place, &["a", "b", "c"]);
     let job = next(&store);
@@ -193,8 +255,56 @@ fn who_is_taken_out_or_back_is_what_the_admin_says(place: &Place) {
     assert_eq!((job.mailbox.as_str(), job.task), ("user.a", Task::Reverse));
     assert_eq!(store.ended(&job, &ended(Outcome::Done), &RETRIES).unwrap(), Some(State::Reversed));
     assert_eq!(store.reverse(None).unwrap(), 0);
+    store.go_forward().unwrap();
     assert_eq!(store.retry(Some("user.b")).unwrap(), 1);
     assert_eq!(next(&store).mailbox, "user.b");
+}
+
+fn nobody_is_moved_forward_beside_a_rollback(place: &Place) {
+    let (store, _right) = run(place, &["a", "b", "c"]);
+    for outcome in [Outcome::Done, Outcome::Unfinished] {
+        let job = next(&store);
+        store.ended(&job, &ended(outcome), &RETRIES).unwrap();
+    }
+    assert_eq!((store.reverse(None).unwrap(), store.rolls_back().unwrap()), (1, true));
+    assert_eq!(store.open_users().unwrap(), 1);
+    let job = next(&store);
+    assert_eq!((job.mailbox.as_str(), job.task), ("user.a", Task::Reverse));
+    for unfinished in [true, false] {
+        assert_eq!(store.claim(i64::MAX, unfinished).unwrap(), None);
+    }
+    store.ended(&job, &ended(Outcome::Done), &RETRIES).unwrap();
+    // As if nobody were left.
+    for state in [State::Waiting, State::Unfinished] {
+        assert_eq!(store.next_turn(state).unwrap(), None);
+    }
+    assert_eq!((store.open_users().unwrap(), store.waits_for_others().unwrap()), (0, false));
+    store.go_forward().unwrap();
+    assert_eq!(store.claim(i64::MAX, true).unwrap().unwrap().mailbox, "user.b");
+    assert_eq!(next(&store).mailbox, "user.c");
+}
+
+fn who_is_taken_out_of_a_reverse_stays_on_the_target(place: &Place) {
+    let (store, _right) = run(place, &["a", "b", "c"]);
+    for outcome in [Outcome::Done, Outcome::DoneWithLosses, Outcome::Refused] {
+        let job = next(&store);
+        store.ended(&job, &ended(outcome), &RETRIES).unwrap();
+    }
+    for name in ["user.a", "user.b"] {
+        assert_eq!(store.reverse(Some(name)).unwrap(), 1);
+    }
+    // One waits, the other could not be moved back.
+    let job = store.claim(i64::MAX, false).unwrap().unwrap();
+    store.ended(&job, &ended(Outcome::Refused), &RETRIES).unwrap();
+    let was = [state_of(&store, "a"), state_of(&store, "b")];
+    assert_eq!(was, [State::Refused, State::Waiting]);
+    for name in ["user.a", "user.b", "user.c"] {
+        assert!(store.skip(name).unwrap(), "{name}");
+    }
+    let is = ["a", "b", "c"].map(|name| state_of(&store, name));
+    assert_eq!(is, [State::Moved, State::MovedWithLosses, State::Skipped]);
+    assert_eq!(store.claim(i64::MAX, false).unwrap(), None);
+    assert_eq!(store.reverse(Some("user.b")).unwrap(), 1, "he can be moved back still");
 }
 
 fn one_coordinates_and_the_others_are_told(place: &Place) {

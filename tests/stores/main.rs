@@ -4,10 +4,16 @@
 mod cases;
 
 use lab::postgres::Postgres;
+use mbcopy::bulk::attempt::Launcher;
 use mbcopy::bulk::resolve::Planned;
+use mbcopy::bulk::run::{Event, Finish, Options, Stop, Watcher, run};
+use mbcopy::bulk::schedule::{End, Limits};
 use mbcopy::bulk::state::{Outcome, Retries, State};
 use mbcopy::bulk::store::{Ended, Job, Mode, NOT_FOUND, Order, Place, Served, Store, StoreError};
+use mbcopy::bulk::window::Windows;
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 const RETRIES: Retries = Retries { attempts: 2, pause: Duration::from_secs(30) };
@@ -128,7 +134,7 @@ fn who_dies_loses_his_users(place: &dyn Fn(&str) -> Place) {
         std::thread::sleep(SHORT / 10);
     }
     let first = two.claim(i64::MAX, true).unwrap().unwrap();
-    assert_eq!((first.user, first.again), (lost.user, true));
+    assert_eq!((first.user, first.resumes), (lost.user, true));
     assert_eq!(claim(&two).unwrap().mailbox, "user.one0001");
     // Alive after all, it is not heard any more.
     assert_eq!(one.ended(&lost, &ended(Outcome::Failed), &RETRIES).unwrap(), None);
@@ -162,6 +168,96 @@ fn whom_nobody_has_found_waits_for_who_does(place: &dyn Fn(&str) -> Place) {
     assert_eq!(twice.elsewhere, 1);
 }
 
+/// Stops whoever moves as soon as the store is away, if it is to.
+struct WhileAway<'a> {
+    stop: Option<&'a Stop>,
+    away: u32,
+}
+
+impl Watcher for WhileAway<'_> {
+    fn event(&mut self, event: Event<'_>) {
+        if let Event::Away(_) = event {
+            self.away += 1;
+            self.stop.iter().for_each(|stop| stop.store(1, Ordering::Relaxed));
+        }
+    }
+}
+
+#[test]
+fn while_the_store_is_away_moves_go_on_and_stop_when_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Postgres::start(false).unwrap();
+    let url = server.local_url();
+    let place = Place::Postgres { url, directory: dir.path().join("one") };
+    let program = dir.path().join("mbcopy");
+    let script = format!(
+        "#!/bin/sh\ncd {}; trap 'touch stopped; exit 7' TERM; touch began\n\
+         while ! test -e go; do sleep 0.1 & wait $!; done\n\
+         echo '{{\"event\":\"report\",\"outcome\":\"done\"}}'\n",
+        dir.path().display()
+    );
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for (name, stops) in [("stops", true), ("waits", false)] {
+        let store = place.create(name).unwrap();
+        let right = store.coordinate_for(&[home("bw1")], LONG).unwrap();
+        store.add(&several("bw1", name, 1), Mode::Move, false).unwrap();
+        store.begin(Mode::Move).unwrap();
+        let options = Options {
+            limits: Limits {
+                jobs: 1,
+                max_failures: None,
+                windows: Windows::default(),
+                pause: Duration::ZERO,
+            },
+            retries: RETRIES,
+            launcher: Launcher {
+                program: program.clone(),
+                common: Vec::new(),
+                push: Vec::new(),
+                back: Vec::new(),
+                outputs: store.attempts(),
+                from: Default::default(),
+            },
+            paces: Vec::new(),
+        };
+        let (began, stopped) = (dir.path().join("began"), dir.path().join("stopped"));
+        let stop = Stop::default();
+        let mut watcher = WhileAway { stop: stops.then_some(&stop), away: 0 };
+        let finish = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !began.exists() {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                server.restart().unwrap();
+                if !stops {
+                    std::fs::write(dir.path().join("go"), "").unwrap();
+                }
+            });
+            runtime.block_on(run(&store, &right, &options, &mut watcher, &stop)).unwrap()
+        });
+        assert!(watcher.away > 0, "it was there all the time");
+        let since = Instant::now();
+        while stops && !stopped.exists() {
+            assert!(since.elapsed() < Duration::from_secs(20), "what was under way goes on");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let (end, state) = match stops {
+            true => (Finish::Abandoned, State::Running),
+            false => (Finish::Ended(End::Over), State::Moved),
+        };
+        assert_eq!((finish, stopped.exists()), (end, stops), "{name}");
+        assert_eq!(store.state_of(&format!("user.{name}0000")).unwrap(), Some(state));
+        let _ = (std::fs::remove_file(&began), std::fs::remove_file(&stopped));
+    }
+    // What cannot become better is not waited for.
+    for url in ["postgres://x@/x?port=none", "postgres://x@localhost/x?connect_timeout=never"] {
+        let place = Place::Postgres { url: url.into(), directory: dir.path().into() };
+        assert!(!place.runs().unwrap_err().is_passing(), "{url}");
+    }
+}
+
 #[test]
 fn a_shared_database_is_spoken_to_by_tls_and_its_certificate_is_checked() {
     let dir = tempfile::tempdir().unwrap();
@@ -175,7 +271,10 @@ fn a_shared_database_is_spoken_to_by_tls_and_its_certificate_is_checked() {
     let store = place("localhost", &checked).create("tls").unwrap();
     store.add(&several("bw1", "t", 2), Mode::Move, false).unwrap();
     let runs = |host: &str, parameters: &str| {
-        place(host, parameters).runs().map_err(|error| error.to_string())
+        place(host, parameters).runs().map_err(|error| {
+            assert!(!error.is_passing(), "{host} {parameters}: it is tried for ever: {error}");
+            error.to_string()
+        })
     };
     let found = Ok(vec!["tls".to_owned()]);
     for parameters in [checked.as_str(), "sslmode=require", "sslmode=prefer", ""] {

@@ -1,6 +1,6 @@
 //! The report as one page that needs nothing else.
 
-use super::{BARS, FREEZES, Figures, ReportError, differences, each, problems, time};
+use super::{BARS, FREEZES, Figures, Found, ReportError, differences, each, time};
 use crate::bulk::state::State;
 use crate::bulk::status::Status;
 use crate::bulk::store::{Store, User};
@@ -200,11 +200,11 @@ fn row(user: &User, to: &mut dyn Write) -> std::io::Result<()> {
 
 /// The messages that were bad, and whatever else was found.
 fn details(user: &User, to: &mut dyn Write) -> std::io::Result<()> {
-    let problems = problems(user);
+    let Found { problems, in_all, .. } = Found::of(user);
     if problems.is_empty() {
         return Ok(());
     }
-    write!(to, "<details><summary>{} found</summary><ul>", problems.len())?;
+    write!(to, "<details><summary>{} found</summary><ul>", HumanCount(in_all))?;
     for problem in problems.iter().take(MAX_PROBLEMS) {
         let part = |key: &str| escaped(problem[key].as_str().unwrap_or_default());
         let message = match &problem["uid"] {
@@ -221,12 +221,14 @@ fn details(user: &User, to: &mut dyn Write) -> std::io::Result<()> {
             part("advice")
         )?;
     }
-    if problems.len() > MAX_PROBLEMS {
-        write!(
-            to,
-            "<li>and {} more; the JSON report has them</li>",
-            problems.len() - MAX_PROBLEMS
-        )?;
+    let named = problems.len().min(MAX_PROBLEMS) as u64;
+    if in_all > named {
+        let kept = match problems.len() as u64 {
+            kept if kept == in_all => "the JSON report has them".to_owned(),
+            kept if kept > named => format!("the JSON report has {kept} of all"),
+            _ => "they are not kept".to_owned(),
+        };
+        write!(to, "<li>and {} more; {kept}</li>", HumanCount(in_all - named))?;
     }
     write!(to, "</ul></details>")
 }
@@ -270,6 +272,7 @@ mod tests {
         assert!(page.contains("user.carla&lt;script&gt;") && !page.contains("carla<script>"));
         assert!(page.contains("do &lt;this&gt;"));
         assert!(page.contains("message 7: it cannot be read <code>/spool/7.</code>"));
+        assert!(page.contains("310 found") && page.contains("and 309 more; they are not kept"));
         assert_eq!(page.matches("<tr data-state=").count(), 8);
         assert!(!page.contains("http://") && !page.contains("https://"), "it needs nothing else");
     }

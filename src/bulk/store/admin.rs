@@ -1,12 +1,15 @@
 //! What an admin decides: who is in a run, what is done with everybody, and with one.
 
-use super::{Added, Mode, NOT_COPIED, NOT_FOUND, Order, Result, Store, Value};
+use super::{Added, BACK, Mode, NOT_COPIED, NOT_FOUND, ONLY, Order, Result, Store, Value};
 use crate::bulk::resolve::Planned;
 use crate::bulk::state::State;
 use crate::moves::journal::now_ms;
 
 /// The reason of those whom the plan does not name any more.
 const TAKEN_OUT: &str = "the plan does not name him any more";
+
+/// The reason of those who were to be moved back.
+const NOT_BACK: &str = "not moved back: the admin has taken him out of it";
 
 impl Store {
     /// Puts users into the run who are not in it. Whoever is in it, is not named
@@ -175,12 +178,24 @@ impl Store {
         Ok(())
     }
 
-    /// Takes a user out, if nothing of his move is under way; whether it did.
+    /// Takes a user out, if nothing of his move is under way; whether it did. Who was to be
+    /// moved back stays where he is.
     pub fn skip(&self, mailbox: &str) -> Result<bool> {
-        let update = "UPDATE users SET state = 'skipped', reason = 'taken out by the admin', \
-                      advice = '', updated = ?2 \
-                      WHERE mailbox = ?1 AND state IN ('waiting', 'copied', 'refused', 'failed')";
-        Ok(self.execute(update, &[mailbox.into(), now_ms().into()])? > 0)
+        let stays = "UPDATE users SET task = 'move', reason = ?3, advice = '', updated = ?2, \
+             state = CASE WHEN (SELECT a.outcome FROM attempt a WHERE a.of_user = users.id \
+             AND a.task = 'move' AND a.outcome IN ('done', 'done-with-losses') \
+             ORDER BY a.id DESC LIMIT 1) = 'done-with-losses' \
+             THEN 'moved-with-losses' ELSE 'moved' END \
+             WHERE mailbox = ?1 AND task = 'reverse' AND state IN ('waiting', 'refused', 'failed')";
+        let out = "UPDATE users SET state = 'skipped', reason = ?3, advice = '', updated = ?2 \
+                   WHERE mailbox = ?1 AND task <> 'reverse' \
+                   AND state IN ('waiting', 'copied', 'refused', 'failed')";
+        let values = |why: &str| -> [Value; 3] { [mailbox.into(), now_ms().into(), why.into()] };
+        self.transaction(|| {
+            let done = self.execute(stays, &values(NOT_BACK))?
+                + self.execute(out, &values("taken out by the admin"))?;
+            Ok(done > 0)
+        })
     }
 
     /// Has those tried again who are in trouble, or one user, even one who was taken
@@ -209,13 +224,20 @@ impl Store {
         }
     }
 
-    /// Has everybody who was moved taken back, or one user; how many.
+    /// Has everybody who was moved taken back, and nobody moved forward until the run is
+    /// started or resumed; or one user; how many.
     pub fn reverse(&self, mailbox: Option<&str>) -> Result<u64> {
         let update = "UPDATE users SET state = 'waiting', task = 'reverse', attempts = 0, \
                       next_at = 0, reason = '', advice = '', updated = ?1 \
                       WHERE state IN ('moved', 'moved-with-losses')";
         match mailbox {
-            None => self.execute(update, &[now_ms().into()]),
+            None => self.transaction(|| {
+                let back = self.execute(update, &[now_ms().into()])?;
+                if back > 0 {
+                    self.set_remark(ONLY, BACK)?;
+                }
+                Ok(back)
+            }),
             Some(mailbox) => {
                 let one = format!("{update} AND mailbox = ?2");
                 self.execute(&one, &[now_ms().into(), mailbox.into()])

@@ -8,7 +8,7 @@
 //! hold each user by a lock on his server that no other gets past.
 
 use super::postgres::Repeat;
-use super::{Result, Store, StoreError};
+use super::{DONE_NOW, Result, Store, StoreError};
 use crate::moves::journal::now_ms;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
@@ -125,6 +125,17 @@ impl Store {
         Ok(self.number(&query, &[])? > 0)
     }
 
+    /// Whether another one than this machine is at work.
+    pub fn is_coordinated_elsewhere(&self) -> Result<bool> {
+        if !self.shared {
+            return Ok(false);
+        }
+        let now = self.database.now();
+        let query =
+            format!("SELECT count(*) FROM coordinator WHERE alive_until > {now} AND id <> ?1");
+        Ok(self.number(&query, &[(&self.own).into()])? > 0)
+    }
+
     /// The servers whose users may be taken now, those first of whose users the fewest
     /// are in our hands.
     pub(super) fn takeable(&self) -> Result<Vec<String>> {
@@ -145,10 +156,12 @@ impl Store {
         if !self.shared {
             return Ok(false);
         }
-        let query = "SELECT count(*) FROM users u JOIN serves s ON s.source = u.source \
-                     WHERE s.coordinator = ?1 AND (u.state IN ('waiting', 'unfinished') \
-                     OR u.state = 'running' AND u.holder <> ?1)";
-        Ok(self.number(query, &[(&self.own).into()])? > 0)
+        let query = format!(
+            "SELECT count(*) FROM users u JOIN serves s ON s.source = u.source \
+             WHERE s.coordinator = ?1 AND {DONE_NOW} AND (u.state IN ('waiting', 'unfinished') \
+             OR u.state = 'running' AND u.holder <> ?1)"
+        );
+        Ok(self.number(&query, &[(&self.own).into()])? > 0)
     }
 
     /// Takes users over whose coordinators are gone; how many.

@@ -4,6 +4,7 @@
 //! values as `?1`, `?2`, …; the few words in which they differ are asked for.
 
 use super::postgres::Repeat;
+use std::io::ErrorKind;
 use std::time::Duration;
 
 /// What a database says.
@@ -34,6 +35,19 @@ fn told(error: &tokio_postgres::Error) -> String {
     text
 }
 
+/// Whether an error comes of a connection that cannot be made, or breaks. A certificate that
+/// is not believed is another matter.
+fn breaks(error: &tokio_postgres::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(io) = cause.downcast_ref::<std::io::Error>() {
+            return !matches!(io.kind(), ErrorKind::InvalidData | ErrorKind::InvalidInput);
+        }
+        source = cause.source();
+    }
+    false
+}
+
 impl DatabaseError {
     /// Whether it may be reached again later.
     pub fn is_passing(&self) -> bool {
@@ -46,7 +60,8 @@ impl DatabaseError {
                 Some(code) => {
                     ["08", "53", "57", "40"].iter().any(|class| code.code().starts_with(class))
                 }
-                None => true,
+                // The connection, and not what was said in it.
+                None => error.is_closed() || breaks(error),
             },
         }
     }

@@ -83,7 +83,8 @@ impl Postgres {
     /// A database by its URL; nothing is connected yet. Of a run, or of none.
     pub fn new(url: &str, run: Option<&str>) -> Result<Self> {
         let (url, tls) = encryption::of(url).map_err(DatabaseError::Url)?;
-        let mut config: Config = url.parse()?;
+        let parsed = url.parse::<Config>();
+        let mut config = parsed.map_err(|e| DatabaseError::Url(e.to_string()))?;
         if config.get_password().is_none()
             && let Some(password) = std::env::var_os("PGPASSWORD")
         {

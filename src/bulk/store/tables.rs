@@ -1,11 +1,12 @@
 //! The tables of a run.
 
 /// Their version.
-pub const SCHEMA: i64 = 2;
+pub const SCHEMA: i64 = 3;
 
 /// As SQLite takes them. `coordinator`: who works on the run, and until when he is
 /// believed to live by the database's clock, without another word of his. `serves`:
-/// whose users he takes; `home` says that he is on that very server.
+/// whose users he takes; `home` says that he is on that very server. An attempt `resumes` one
+/// that had stopped in between.
 pub const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS run (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS users (
@@ -21,7 +22,8 @@ pub const TABLES: &str = "
     CREATE INDEX IF NOT EXISTS users_time ON users (state, source, next_at);
     CREATE TABLE IF NOT EXISTS attempt (
         id INTEGER PRIMARY KEY, of_user INTEGER NOT NULL, holder TEXT NOT NULL,
-        task TEXT NOT NULL, pid INTEGER NOT NULL, started INTEGER NOT NULL, ended INTEGER,
+        task TEXT NOT NULL, resumes INTEGER NOT NULL, pid INTEGER NOT NULL,
+        started INTEGER NOT NULL, ended INTEGER,
         outcome TEXT NOT NULL, messages_sent INTEGER NOT NULL, bytes_sent INTEGER NOT NULL,
         freeze_ms REAL NOT NULL, total_ms REAL NOT NULL, reason TEXT NOT NULL) STRICT;
     CREATE INDEX IF NOT EXISTS attempt_end ON attempt (ended);

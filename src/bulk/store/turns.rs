@@ -1,18 +1,21 @@
 //! Whose turn it is, and what his attempt has come to.
 
-use super::{Ended, Job, Result, Row, Store, Value};
+use super::{DONE_NOW, Ended, Job, Mode, Result, Row, Store, Value};
 use crate::bulk::state::{Outcome, Retries, State, Task, after};
 
 /// What is told of an attempt under way, in the order in which [`job`] reads it.
 const JOB: &str = "a.id, a.of_user, u.mailbox, u.source, u.destination, a.task, a.pid, a.started, \
-                   u.attempts FROM attempt a JOIN users u ON u.id = a.of_user \
+                   a.resumes FROM attempt a JOIN users u ON u.id = a.of_user \
                    WHERE a.ended IS NULL";
 
 impl Store {
     /// Users with whom something is to be done still.
     pub fn open_users(&self) -> Result<u64> {
-        let query = "SELECT count(*) FROM users WHERE state IN ('waiting','running','unfinished')";
-        Ok(self.number(query, &[])?.unsigned_abs())
+        let query = format!(
+            "SELECT count(*) FROM users WHERE state IN ('waiting','running','unfinished') \
+             AND (state = 'running' OR {DONE_NOW})"
+        );
+        Ok(self.number(&query, &[])?.unsigned_abs())
     }
 
     /// Whose turn it is: he is running from now on, and ours, durably.
@@ -21,8 +24,8 @@ impl Store {
         self.transaction(|| {
             for source in self.takeable()? {
                 let query = format!(
-                    "SELECT id, mailbox, destination, task, attempts FROM users \
-                     WHERE state = ?1 AND next_at <= ?2 AND source = ?3 \
+                    "SELECT id, mailbox, destination, task FROM users \
+                     WHERE state = ?1 AND next_at <= ?2 AND source = ?3 AND {DONE_NOW} \
                      ORDER BY rank, id LIMIT 1 {}",
                     self.database.for_us_alone()
                 );
@@ -42,10 +45,11 @@ impl Store {
              WHERE id = ?1",
             &[user.into(), now.into(), (&self.own).into()],
         )?;
-        let insert = "INSERT INTO attempt (of_user, holder, task, pid, started, outcome, \
+        let resumes = state == State::Unfinished;
+        let insert = "INSERT INTO attempt (of_user, holder, task, resumes, pid, started, outcome, \
                       messages_sent, bytes_sent, freeze_ms, total_ms, reason) \
-                      VALUES (?1, ?2, ?3, 0, ?4, '', 0, 0, 0.0, 0.0, '') RETURNING id";
-        let values = [user.into(), (&self.own).into(), (&task).into(), now.into()];
+                      VALUES (?1, ?2, ?3, ?5, 0, ?4, '', 0, 0, 0.0, 0.0, '') RETURNING id";
+        let values = [user.into(), (&self.own).into(), (&task).into(), now.into(), resumes.into()];
         Ok(Job {
             attempt: self.number(insert, &values)?,
             user,
@@ -55,7 +59,7 @@ impl Store {
             task: Task::from_word(&task).unwrap_or(Task::Move),
             pid: 0,
             started: now,
-            again: state == State::Unfinished || next.integer(4) > 0,
+            resumes,
         })
     }
 
@@ -87,8 +91,16 @@ impl Store {
                 return Ok(None);
             };
             let attempts = row.count(0) as u32;
-            let (state, pause) = after(job.task, ended.outcome, attempts, retries);
-            let uncounted = u32::from(ended.outcome == Outcome::Interrupted);
+            let (end, pause) = after(job.task, ended.outcome, attempts, retries, job.resumes);
+            // The pass that copied him was over before he was.
+            let to_move = end == State::Copied && self.moves(&job.source)?;
+            let (state, task) =
+                if to_move { (State::Waiting, Task::Move) } else { (end, job.task) };
+            let uncounted = match ended.outcome {
+                _ if to_move => attempts,
+                Outcome::Interrupted => 1,
+                _ => 0,
+            };
             let (mailboxes, messages, bytes) = ended.size;
             self.execute(
                 "UPDATE attempt SET ended = ?2, outcome = ?3, messages_sent = ?4, bytes_sent = ?5, \
@@ -105,12 +117,12 @@ impl Store {
                 ],
             )?;
             let next_at = pause.map_or(0, |pause| ended.at + pause.as_millis() as i64);
-            let values: [Value; 18] = [
+            let values: [Value; 19] = [
                 job.user.into(),
                 state.word().into(),
                 uncounted.into(),
                 next_at.into(),
-                (state == State::Copied).into(),
+                (end == State::Copied).into(),
                 ended.at.into(),
                 (&ended.move_id).into(),
                 mailboxes.into(),
@@ -124,6 +136,7 @@ impl Store {
                 (&ended.advice).into(),
                 (&ended.detail).into(),
                 (&self.own).into(),
+                task.word().into(),
             ];
             let changed = self.execute(
                 "UPDATE users SET state = ?2, attempts = attempts - ?3, next_at = ?4, holder = '', \
@@ -134,7 +147,7 @@ impl Store {
                  bytes = CASE WHEN ?8 > 0 THEN ?10 ELSE bytes END, \
                  messages_sent = messages_sent + ?11, bytes_sent = bytes_sent + ?12, \
                  freeze_ms = ?13, serving = CASE WHEN ?14 <> '' THEN ?14 ELSE serving END, \
-                 reason = ?15, advice = ?16, detail = ?17, updated = ?6 \
+                 reason = ?15, advice = ?16, detail = ?17, updated = ?6, task = ?19 \
                  WHERE id = ?1 AND state = 'running' AND holder = ?18",
                 &values,
             )?;
@@ -142,16 +155,22 @@ impl Store {
         })
     }
 
-    /// An attempt that was noted and never began. His last one may have stopped in
-    /// between.
+    /// Whether the pass at hand moves the users of this server.
+    fn moves(&self, source: &str) -> Result<bool> {
+        let mode = self.remark(&format!("mode:{source}"))?;
+        Ok(mode.is_some_and(|mode| mode != Mode::Copy.word()))
+    }
+
+    /// An attempt that was noted and never began: he is where the last one left him.
     pub fn not_begun(&self, job: &Job) -> Result<()> {
         self.transaction(|| {
             self.execute("DELETE FROM attempt WHERE id = ?1", &[job.attempt.into()])?;
+            let state = if job.resumes { State::Unfinished } else { State::Waiting };
             self.execute(
-                "UPDATE users SET state = CASE WHEN attempts > 1 THEN 'unfinished' ELSE 'waiting' END, \
+                "UPDATE users SET state = ?3, \
                  attempts = CASE WHEN attempts > 0 THEN attempts - 1 ELSE 0 END, holder = '' \
                  WHERE id = ?1 AND state = 'running' AND holder = ?2",
-                &[job.user.into(), (&self.own).into()],
+                &[job.user.into(), (&self.own).into(), state.word().into()],
             )?;
             Ok(())
         })
@@ -160,10 +179,12 @@ impl Store {
     /// When the next user of a state may begin, whom we may take: milliseconds since
     /// 1970.
     pub fn next_turn(&self, state: State) -> Result<Option<i64>> {
-        let query = "SELECT min(next_at) FROM users WHERE state = ?1 AND source = ?2";
+        let query = format!(
+            "SELECT min(next_at) FROM users WHERE state = ?1 AND source = ?2 AND {DONE_NOW}"
+        );
         let mut next: Option<i64> = None;
         for source in self.takeable()? {
-            let row = self.one(query, &[state.word().into(), (&source).into()])?;
+            let row = self.one(&query, &[state.word().into(), (&source).into()])?;
             let at = row.and_then(|row| row.known_integer(0));
             next = next.into_iter().chain(at).min();
         }
@@ -181,6 +202,6 @@ fn job(row: &Row) -> Job {
         task: Task::from_word(&row.text(5)).unwrap_or(Task::Move),
         pid: row.integer(6) as i32,
         started: row.integer(7),
-        again: row.integer(8) > 1,
+        resumes: row.integer(8) > 0,
     }
 }

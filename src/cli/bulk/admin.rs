@@ -75,7 +75,23 @@ fn control(store: &Store, control: Control, text: &str) -> Done {
 }
 
 pub(super) fn resume(common: &Common, args: &GoArgs) -> Done {
-    go(common, args.of.open()?, args.json)
+    let store = args.of.open()?;
+    store.go_forward()?;
+    go(common, store, args.json)
+}
+
+/// The same, unless the admin has asked it to stop: that is for `resume` to lift.
+fn go_unless_stopped(common: &Common, store: Store, json: bool) -> Done {
+    let stopped = match store.control()? {
+        Control::Paused => true,
+        Control::Draining => store.is_coordinated()?,
+        Control::Go => false,
+    };
+    if !stopped {
+        return go(common, store, json);
+    }
+    println!("{}: {}; `mbcopy bulk resume` goes on", store.name(), store.control()?.word());
+    Ok(0)
 }
 
 /// Goes on with it here, unless another process is at work on it.
@@ -99,7 +115,7 @@ pub(super) fn retry(common: &Common, args: &RetryArgs) -> Done {
     } else {
         each(&store, &args.users, "tried again", |user| Ok(store.retry(Some(user))? > 0))?;
     }
-    go(common, store, args.go.json)
+    go_unless_stopped(common, store, args.go.json)
 }
 
 pub(super) fn skip(args: &SkipArgs) -> Done {
@@ -115,10 +131,10 @@ pub(super) fn reverse(common: &Common, args: &ReverseArgs) -> Done {
         if store.reverse(None)? == 0 {
             return Err(Failure::usage(format!("{} has moved nobody", store.name())));
         }
-    } else {
-        each(&store, &args.users, "moved back", |user| Ok(store.reverse(Some(user))? > 0))?;
+        return go(common, store, args.go.json);
     }
-    go(common, store, args.go.json)
+    each(&store, &args.users, "moved back", |user| Ok(store.reverse(Some(user))? > 0))?;
+    go_unless_stopped(common, store, args.go.json)
 }
 
 /// Does something with each of the users; the first with whom it cannot be done is

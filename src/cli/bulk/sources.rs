@@ -5,6 +5,7 @@ use crate::bulk::store::Served;
 use crate::bulk::survey::{self, Survey};
 use crate::cli::Common;
 use crate::cli::push::local_agent;
+use crate::transport::Destination;
 use crate::wire::{printable, v1};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -67,9 +68,17 @@ impl Sources {
     }
 
     async fn ask_one(common: &Common, sizes: bool) -> Result<(String, Survey), Failure> {
+        // Another server may be reached later; what this one lacks has to be mended.
+        let failed = |error: &dyn std::fmt::Display| match common.from.is_empty() {
+            true => Failure::failed(error),
+            false => Failure::later(error),
+        };
+        for from in &common.from {
+            Destination::parse(from).map_err(Failure::usage)?;
+        }
         let agent = local_agent(common, v1::Role::Inspect).await;
-        let (_lifeline, mut peer) = agent.map_err(Failure::failed)?;
-        let survey = survey::survey(&mut peer, sizes).await.map_err(Failure::failed)?;
+        let (_lifeline, mut peer) = agent.map_err(|e| failed(&e))?;
+        let survey = survey::survey(&mut peer, sizes).await.map_err(|e| failed(&e))?;
         Ok((printable(&peer.welcome.servername), survey))
     }
 }

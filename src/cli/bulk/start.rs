@@ -2,8 +2,9 @@
 
 use super::sources::{self, Source, Sources};
 use super::tell::{Metrics, Teller};
-use super::{Done, Failure, How, NOT_FINISHED, StartArgs, Whom, name_of};
+use super::{Done, Failure, How, INTERRUPTED, NOT_FINISHED, StartArgs, Whom, name_of};
 use crate::bulk::attempt::Launcher;
+use crate::bulk::plan::Line;
 use crate::bulk::pulse::{self, Pace};
 use crate::bulk::resolve::Planned;
 use crate::bulk::run::{self, Finish, Options, Stop};
@@ -25,8 +26,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
-/// How long a store that does not answer is let rest.
-const STORE_AGAIN: Duration = Duration::from_secs(5);
+/// How often is looked whether it is to stop.
+const A_MOMENT: Duration = Duration::from_millis(200);
 
 /// The remark under which a run's options are kept.
 const OPTIONS: &str = "options";
@@ -45,6 +46,42 @@ pub(super) struct Started {
 
 pub(super) fn start(common: &Common, args: StartArgs) -> Done {
     let lines = super::plan::lines(&args.whom)?;
+    let teller = Teller::new(common, args.json);
+    let (started, store, right) = in_runtime(patiently(&teller, &Stop::default(), async || {
+        begin(common, &args, &lines, &teller).await
+    }))??;
+    go(&started, store, right, teller)
+}
+
+/// Does what needs the store, again while that is away, unless it is to stop.
+async fn patiently<T>(
+    teller: &Teller,
+    stop: &Stop,
+    mut does: impl AsyncFnMut() -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    loop {
+        let failure = match does().await {
+            Err(failure) if failure.passing => failure,
+            done => return done,
+        };
+        teller.away(&failure.text);
+        let began = Instant::now();
+        while began.elapsed() < run::STORE_AGAIN {
+            if stop.load(Ordering::Relaxed) > 0 {
+                return Err(Failure { code: INTERRUPTED, ..failure });
+            }
+            tokio::time::sleep(A_MOMENT).await;
+        }
+    }
+}
+
+/// What a run begins with, or goes on with.
+async fn begin(
+    common: &Common,
+    args: &StartArgs,
+    lines: &[Line],
+    teller: &Teller,
+) -> Result<(Started, Store, Coordinator), Failure> {
     let place = args.of.place()?;
     let name = match &args.of.run {
         Some(name) => name_of(name)?.to_owned(),
@@ -59,21 +96,24 @@ pub(super) fn start(common: &Common, args: StartArgs) -> Done {
     let known = before.map(|store| started(&store)).transpose()?.flatten();
     let known = known.map(|started| started.sources).unwrap_or_default();
     let sizes = args.how.order != Order::Listed;
-    let sources = in_runtime(Sources::ask(common, sizes, &known))??;
+    let sources = Sources::ask(common, sizes, &known).await?;
     // Whoever means nobody leaves no run.
-    let (users, nobody) = super::plan::resolve(&lines, &sources.survey, &args.whom, begun)?;
+    let (users, nobody) = super::plan::resolve(lines, &sources.survey, &args.whom, begun)?;
     let store = place.create(&name)?;
     let right = store.coordinate_for(&sources::served(&sources.all), args.how.lease)?;
     let mode = args.how.mode();
     let added = store.add(&users, mode, !nobody.is_empty())?;
     let new_pass = store.begin(mode)?;
     store.order(args.how.order)?;
-    // Whoever joins the others does what they do.
-    if !store.is_shared() || store.control()? != Control::Paused {
-        store.set_control(Control::Go)?;
+    // Whoever joins the others does what they do; a pause is for the admin to lift.
+    if !store.is_coordinated_elsewhere()? {
+        if store.control()? == Control::Draining {
+            store.set_control(Control::Go)?;
+        }
+        store.go_forward()?;
     }
     let started = Started {
-        how: args.how,
+        how: args.how.clone(),
         config: std::path::absolute(&common.config).map_err(Failure::failed)?,
         source_conf: common.source_conf.clone(),
         source_root: common.source_root.clone(),
@@ -82,7 +122,6 @@ pub(super) fn start(common: &Common, args: StartArgs) -> Done {
         from_program: common.from_program.clone(),
     };
     store.set_own_remark(OPTIONS, &serde_json::to_string(&started).map_err(Failure::failed)?)?;
-    let teller = Teller::new(common, args.json);
     nobody.iter().for_each(|text| teller.say(text));
     if begun {
         teller.say(&format!(
@@ -103,7 +142,7 @@ pub(super) fn start(common: &Common, args: StartArgs) -> Done {
             added.elsewhere
         ));
     }
-    go(&started, store, right, teller)
+    Ok((started, store, right))
 }
 
 /// What this machine has started the run with, if it has.
@@ -119,12 +158,17 @@ pub(super) fn was_started(store: &Store) -> Result<bool, Failure> {
 
 /// Goes on with a run as it was started last.
 pub(super) fn go_on(common: &Common, store: Store, json: bool) -> Done {
-    let started = started(&store)?.ok_or_else(|| {
-        Failure::usage(format!("the run {} was never started here: start it first", store.name()))
-    })?;
-    let right = store.coordinate_for(&sources::served(&started.sources), started.how.lease)?;
-    store.set_control(Control::Go)?;
-    go(&started, store, right, Teller::new(common, json))
+    let teller = Teller::new(common, json);
+    let (started, right) = in_runtime(patiently(&teller, &Stop::default(), async || {
+        let started = started(&store)?.ok_or_else(|| {
+            let name = store.name();
+            Failure::usage(format!("the run {name} was never started here: start it first"))
+        })?;
+        let right = store.coordinate_for(&sources::served(&started.sources), started.how.lease)?;
+        store.set_control(Control::Go)?;
+        Ok((started, right))
+    }))??;
+    go(&started, store, right, teller)
 }
 
 fn go(started: &Started, store: Store, right: Coordinator, mut teller: Teller) -> Done {
@@ -153,37 +197,59 @@ fn go(started: &Started, store: Store, right: Coordinator, mut teller: Teller) -
             pause: how.retry_after,
         },
         retries: Retries { attempts: how.attempts, pause: how.retry_after },
-        launcher: launcher(&common, &started.sources, push, store.attempts())?,
+        launcher: Launcher {
+            back: how.of_each_back(store.directory()),
+            ..launcher(&common, &started.sources, push, store.attempts())?
+        },
         paces: Vec::new(),
     };
     teller.metrics = Metrics::start(how)?;
-    teller.store = Some(store.again()?);
-    let began = Instant::now();
-    let finish = in_runtime(async {
+    in_runtime(async {
         let stop = Stop::default();
         tokio::spawn(watch_signals(Arc::clone(&stop)));
-        options.paces = paces(how, &store)?;
-        loop {
-            match run::run(&store, &right, &options, &mut teller, &stop).await {
-                Err(error) if error.is_passing() && stop.load(Ordering::Relaxed) == 0 => {
-                    // What is under way goes on, and is found again.
-                    teller.say(&format!("{error}\n  next: it is tried again"));
-                    tokio::time::sleep(STORE_AGAIN).await;
-                }
-                finish => return finish,
-            }
-        }
-    })??;
-    store.set_paces(&[])?;
-    if finish != Finish::Abandoned {
-        store.leave(right)?;
+        let ready = async || Ok((store.again()?, paces(how, &store)?));
+        let (of_metrics, paces) = patiently(&teller, &stop, ready).await?;
+        (teller.store, options.paces) = (Some(of_metrics), paces);
+        let began = Instant::now();
+        let finish = run::run(&store, &right, &options, &mut teller, &stop).await?;
+        end(how, &store, right, finish, began, &mut teller, &stop).await
+    })?
+}
+
+/// Says how a run has ended.
+async fn end(
+    how: &How,
+    store: &Store,
+    right: Coordinator,
+    finish: Finish,
+    began: Instant,
+    teller: &mut Teller,
+    stop: &Stop,
+) -> Done {
+    patiently(teller, stop, async || Ok(store.set_paces(&[])?)).await?;
+    if finish != Finish::Abandoned
+        && let Err(error) = store.leave(right)
+    {
+        // Then the lease ends by itself.
+        teller.say(&error.to_string());
     }
-    let status = Status::of(&store, now_ms())?;
+    let look = async || {
+        let status = Status::of(store, now_ms())?;
+        Ok((status, store.counts_of_ours()?, store.rolls_back()?, store.reached()?))
+    };
+    let (status, counts, back, reached) = patiently(teller, stop, look).await?;
     teller.metrics_now(&status);
     if finish != Finish::Abandoned && status.ended == status.users {
-        in_runtime(end_sharing(how, &store, &teller))??;
+        end_sharing(how, store, &reached, teller).await;
     }
-    let code = exit_code(finish, &store.counts_of_ours()?, store.mode()?);
+    let waiting = left(&counts);
+    if back && waiting > 0 {
+        teller.say(&format!(
+            "{waiting} others wait: nobody is moved beside a `reverse --all`; the same command, or \
+             `mbcopy bulk resume`, goes on with them"
+        ));
+    }
+    let code = exit_code(finish, &counts, how.mode(), back);
     teller.summary(finish, &status, began.elapsed(), code);
     Ok(code)
 }
@@ -212,8 +278,8 @@ fn targets(how: &How, places: &[String]) -> Vec<pulse::Target> {
 }
 
 /// Nobody is left who could share anything.
-async fn end_sharing(how: &How, store: &Store, teller: &Teller) -> Result<(), StoreError> {
-    for target in targets(how, &store.reached()?) {
+async fn end_sharing(how: &How, store: &Store, reached: &[String], teller: &Teller) {
+    for target in targets(how, reached) {
         if let Err(error) = sharing::end(&target, how.share_of(store)).await {
             let host = target.destination.host();
             teller.say(&format!(
@@ -222,26 +288,34 @@ async fn end_sharing(how: &How, store: &Store, teller: &Teller) -> Result<(), St
             ));
         }
     }
-    Ok(())
+}
+
+fn sum(counts: &[Count], which: impl Fn(State) -> bool) -> u64 {
+    counts.iter().filter(|count| which(count.state)).map(|count| count.users).sum()
+}
+
+/// Users with whom something is to be done still.
+fn left(counts: &[Count]) -> u64 {
+    sum(counts, |state| !state.is_end())
 }
 
 /// The exit code of a run, by the users of the servers that it was started for:
-/// nothing but 0 and 3 means that all was done.
-fn exit_code(finish: Finish, counts: &[Count], mode: Option<Mode>) -> u8 {
-    let sum = |which: &dyn Fn(State) -> bool| -> u64 {
-        counts.iter().filter(|count| which(count.state)).map(|count| count.users).sum()
-    };
-    let left = sum(&|state| !state.is_end());
+/// nothing but 0 and 3 means that all was done. `mode`: of this machine's own pass;
+/// `back`: it only moves back.
+fn exit_code(finish: Finish, counts: &[Count], mode: Mode, back: bool) -> u8 {
+    let sum = |which: fn(State) -> bool| sum(counts, which);
+    let (left, troubled) = (left(counts), sum(State::is_trouble));
     // Whoever is copied only was not moved.
     let copied = match mode {
-        Some(Mode::Copy) => 0,
-        _ => sum(&|state| state == State::Copied),
+        Mode::Copy => 0,
+        _ => sum(|state| state == State::Copied),
     };
     match finish {
-        Finish::Interrupted | Finish::Abandoned => 7,
+        Finish::Interrupted | Finish::Abandoned => INTERRUPTED,
         Finish::Ended(End::Drained) if left > 0 => NOT_FINISHED,
-        Finish::Ended(_) if left > 0 || copied > 0 || sum(&State::is_trouble) > 0 => 1,
-        Finish::Ended(_) if sum(&|state| state == State::MovedWithLosses) > 0 => 3,
+        Finish::Ended(End::Over) if back && left > 0 && troubled == 0 => NOT_FINISHED,
+        Finish::Ended(_) if left > 0 || copied > 0 || troubled > 0 => 1,
+        Finish::Ended(_) if sum(|state| state == State::MovedWithLosses) > 0 => 3,
         Finish::Ended(_) => 0,
     }
 }
@@ -269,7 +343,7 @@ pub(super) fn launcher(
         options.extend(["--from-program".into(), OsString::from(&common.from_program)]);
     }
     let program = std::env::current_exe().map_err(Failure::failed)?;
-    Ok(Launcher { program, common: options, push, outputs, from })
+    Ok(Launcher { program, common: options, push, back: Vec::new(), outputs, from })
 }
 
 /// An attempt that no store knows of.
@@ -283,7 +357,7 @@ pub(super) fn job(user: &Planned, number: i64) -> Job {
         task: Task::Move,
         pid: 0,
         started: now_ms(),
-        again: false,
+        resumes: false,
     }
 }
 
@@ -321,5 +395,30 @@ async fn watch_signals(stop: Stop) {
             ),
             _ => eprintln!("mbcopy: waiting for nothing; what is under way goes on by itself"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_done_ends_well() {
+        use State::{Copied, Failed, Moved, MovedWithLosses, Reversed, Waiting};
+        let over = Finish::Ended(End::Over);
+        let code = |finish, states: &[State], mode, back| {
+            let count = |state: &State| Count { state: *state, users: 2, messages: 0, bytes: 0 };
+            exit_code(finish, &states.iter().map(count).collect::<Vec<_>>(), mode, back)
+        };
+        assert_eq!(code(over, &[Moved, Reversed], Mode::Move, false), 0);
+        assert_eq!(code(over, &[Moved, MovedWithLosses], Mode::Move, false), 3);
+        assert_eq!(code(over, &[Moved, Copied], Mode::Move, false), 1);
+        assert_eq!(code(over, &[Moved, Copied], Mode::Copy, false), 0);
+        assert_eq!(code(Finish::Ended(End::Drained), &[Moved, Waiting], Mode::Move, false), 5);
+        assert_eq!(code(Finish::Interrupted, &[Moved, Waiting], Mode::Move, false), 7);
+        // After a rollback others wait.
+        assert_eq!(code(over, &[Reversed, Waiting], Mode::Move, true), 5);
+        assert_eq!(code(over, &[Reversed, Waiting, Failed], Mode::Move, true), 1);
+        assert_eq!(code(over, &[Reversed], Mode::Move, true), 0);
     }
 }

@@ -55,6 +55,13 @@ impl Teller {
         }
     }
 
+    /// The store is away.
+    pub(super) fn away(&self, error: &dyn std::fmt::Display) {
+        let reason = error.to_string();
+        self.document(json!({ "event": "away", "reason": reason }));
+        self.say(&format!("{reason}\n  next: it is tried again"));
+    }
+
     pub(super) fn metrics_now(&mut self, status: &Status) {
         if let Some(metrics) = &mut self.metrics
             && let Err(error) = metrics.set(status)
@@ -163,6 +170,7 @@ impl Watcher for Teller {
                     self.say(reason.text());
                 }
             }
+            Event::Away(error) => self.away(error),
             Event::TakenOver(users) => {
                 self.document(json!({ "event": "taken-over", "users": users }));
                 self.say(&format!("{users} users of coordinators that are gone are taken over"));

@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail, ensure};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// Whom the lab's hosts reach at this address.
@@ -44,8 +45,9 @@ impl Postgres {
     }
 
     fn start_for(reach: Reach) -> Result<Postgres> {
-        let name = format!("mbcopy-postgres-{}-{reach:?}", std::process::id());
-        let name = name.replace(['(', ')'], "");
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("mbcopy-postgres-{}-{number}", std::process::id());
         let directory = std::env::temp_dir().join(name);
         let _ = std::fs::remove_dir_all(&directory);
         std::fs::create_dir(&directory)?;
