@@ -452,7 +452,7 @@ fn versions_3_2_on_either_side() {
         deliver(&servers.target, "vera", 1);
         verify(&servers, "user.vera", &[]).expect(0).says(&["since the move"]);
         let spoil = "cd /var/spool/cyrus/mail && f=$(find . -path '*retired*' -prune -o \
-                     -name '3.' -print | head -1) && printf X | dd of=$f conv=notrunc status=none";
+                     -name '3.' -print | head -1) && printf X | dd of=\"$f\" conv=notrunc status=none";
         shell(&servers.target, spoil);
         verify(&servers, "user.vera", &["--content"]).expect(8);
     }
