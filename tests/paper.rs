@@ -112,7 +112,7 @@ fn all_ended(store: &Store) {
             "UPDATE users SET state = 'moved', attempts = 1, move_id = '0011223344556677',
                detail = (SELECT detail FROM users WHERE id = 1), freeze_ms = 40 + id % 900
              WHERE state = 'waiting';
-             INSERT INTO attempt SELECT NULL, id, '', 'move', 1, 1760000000000 + id * 100,
+             INSERT INTO attempt SELECT NULL, id, '', 'move', 0, 1, 1760000000000 + id * 100,
                1760000000000 + id * 100 + 30000, 'done', 5000, 400000000, 40 + id % 900, 30000, ''
              FROM users WHERE id > 40;",
         )
