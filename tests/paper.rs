@@ -76,7 +76,7 @@ fn run(root: &Path, users: usize) -> Store {
             3 => (
                 Outcome::DoneWithLosses,
                 "bw1: user.u000003: message 7: it cannot be read (/var/spool/cyrus/mail/uuid/a/b/abcdef/7.)",
-                r#"{"problems":[{"severity":"bad-message","server":"bw1","mailbox":"user.u000003","uid":7,"path":"/var/spool/cyrus/mail/uuid/a/b/abcdef/7.","text":"it cannot be read","advice":"mend it"}],"differences":["lastupdate"]}"#,
+                r#"{"problems":[{"severity":"bad-message","server":"bw1","mailbox":"user.u000003","uid":7,"path":"/var/spool/cyrus/mail/uuid/a/b/abcdef/7.","text":"it cannot be read","advice":"mend it"}],"problems_in_all":1,"bad_messages":1,"differences":["lastupdate"]}"#,
             ),
             5 => (Outcome::Refused, "bw2: user.u000005 exists on this server", ""),
             8 => (Outcome::Failed, "the connection to the agent on mail2.example.org broke", ""),
