@@ -57,3 +57,19 @@ pub fn spawn(program: OsString, arguments: &[OsString]) -> std::io::Result<(Chil
     let stderr = move || stderr.lock().unwrap_or_else(PoisonError::into_inner).clone();
     Ok((child, Streams { read: Box::new(output), write, stderr: Box::new(stderr), memory }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::peer::Peer;
+    use super::*;
+    use crate::wire::v1;
+
+    #[tokio::test]
+    async fn an_agent_that_ends_is_heard_though_its_reason_comes_late() {
+        let script = "exec 1>&-; sleep 0.1; echo there is no such file >&2";
+        let (_child, streams) = spawn("/bin/sh".into(), &["-c".into(), script.into()]).unwrap();
+        let greeted = Peer::greet("this server", v1::Role::Source, streams).await;
+        let error = greeted.err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(error.contains("there is no such file"), "{error}");
+    }
+}

@@ -7,6 +7,7 @@ use crate::transport::RemoteProcess;
 use crate::wire::frame::{Frame, FrameError, FrameHeader, HEADER, Kind, Lent, MAX_NOISE, OPENING};
 use crate::wire::{self, v1};
 use bytes::{Bytes, BytesMut};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, BufReader};
 use tokio::sync::mpsc;
 
@@ -340,12 +341,23 @@ impl Peer {
                 Ok(byte) if noise.len() < MAX_NOISE + OPENING.len() => noise.push(byte),
                 Ok(_) => return Err(self.protocol(FrameError::NoOpening)),
                 Err(_) => {
+                    self.hear_last_words().await;
                     let said = wire::printable(&String::from_utf8_lossy(&noise));
                     return Err(self.lost(&format!("mbcopy did not start there; {said}")));
                 }
             }
         }
         Ok(())
+    }
+
+    /// Why an agent has ended comes by another pipe than its end.
+    async fn hear_last_words(&mut self) {
+        for _ in 0..20 {
+            if !(self.stderr)().is_empty() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
     }
 
     /// Where a test has the connection break.
