@@ -153,8 +153,8 @@ impl Launcher {
     }
 
     /// What an attempt has come to, by its own report, or by the journal of this
-    /// server if it died before it could tell, or finds the user gone. `code`: how its process ended, if
-    /// that is known.
+    /// server if it died before it could tell, or finds the user gone. `code`: how its
+    /// process ended, if that is known.
     pub async fn conclude(&self, job: &Job, code: Option<i32>) -> Ended {
         let said = Output::read(&self.output(job.attempt, "out"));
         match &said.report {

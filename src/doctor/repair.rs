@@ -10,6 +10,7 @@ use crate::host::imap::is_flag;
 use crate::moves::MoveId;
 use crate::push::peer::{Peer, PeerError};
 use crate::verify::finding::Side;
+use crate::wire::MAX_MESSAGE;
 use crate::wire::frame::Kind;
 use crate::wire::v1::{self, reply::Result as Answer, request::Op};
 use bytes::{Bytes, BytesMut};
@@ -20,9 +21,6 @@ const ROUNDS: usize = 6;
 
 /// The longest that clients of the copy that is put aside wait.
 const HELD_MS: u32 = 60_000;
-
-/// The largest message that is carried over, in bytes.
-pub const MAX_MESSAGE: usize = 1 << 30;
 
 /// Bytes of one data frame.
 const CHUNK: usize = 256 << 10;

@@ -13,6 +13,9 @@ pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/mbcopy.v1.rs"));
 }
 
+/// The largest message that is carried over to a mailbox in use, in bytes.
+pub const MAX_MESSAGE: usize = 1 << 30;
+
 /// The lowest and highest protocol version that this program speaks.
 pub const PROTOCOL: std::ops::RangeInclusive<u32> = 2..=2;
 
