@@ -35,9 +35,9 @@ const SEEDED: &str = "many";
 /// Most are small, some are large: as in a server's life.
 fn messages(n: usize) -> usize {
     match n % 20 {
-        0 => 1500,
-        1..=4 => 300,
-        _ => 40,
+        0 => 10_000,
+        1..=4 => 1500,
+        _ => 200,
     }
 }
 

@@ -188,6 +188,8 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let large =
         Mailbox { user: "large", messages: 200 / part, size: Size::Fixed(5 << 20), folders };
     let many = Mailbox { user: "many", messages: 50_000 / part, size, folders: 100 };
+    let size = Size::Median(2000);
+    let full = Mailbox { user: "full", messages: 100_000 / part, size, folders: 1 };
     let mut cases: Vec<(Case, Mailbox, &[Method])> = Vec::new();
     let (all, files) = (&Method::ALL, &[Method::Push, Method::Rsync, Method::Tar][..]);
     for part in Part::ALL.into_iter().filter(|part| is_asked(*part)) {
@@ -202,7 +204,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             Part::Waits | Part::Others => {}
         }
     }
-    let waiting = [small, large].into_iter().filter(|_| is_asked(Part::Waits));
+    let waiting = [small, large, full].into_iter().filter(|_| is_asked(Part::Waits));
     let others = is_asked(Part::Others).then_some(small);
     let used = cases.iter().map(|(_, mailbox, _)| *mailbox).chain(waiting).chain(others);
     let mailboxes: BTreeMap<_, _> = used.map(|mailbox| (mailbox.user, mailbox)).collect();
@@ -230,7 +232,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let blocked = if is_asked(Part::Waits) { rounds.min(3) } else { 0 };
     for round in 0..blocked {
         bench.make_room()?;
-        for mailbox in [small, large] {
+        for mailbox in [small, large, full] {
             for method in Method::MOVES {
                 let block = bench.block(method, &mailbox).with_context(|| {
                     format!("working during {} of {}", method.name(), mailbox.user)
