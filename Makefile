@@ -10,7 +10,7 @@
 #   make power    a hundred power cuts of each server in the middle of moves
 #   make chaos    five hundred moves with harm at random (RUNS=, SEED=)
 #   make fuzz     any bytes at every parser, ten minutes each (FUZZ_TIME=, FUZZ_TARGETS=)
-#   make bulk     many users by eight moves at once (USERS=, TARGET=): XFER of as many beside
+#   make bulk     many users by eight moves at once (USERS=, TARGET=, SIZES=): XFER beside
 #                 it; with everything killed meanwhile; some of whom cannot be moved
 #   make bench    push beside rsync, XFER, sync_client and tar: near, far, slow, cold, again;
 #                 what others notice; make microbench: formats and wire

@@ -1,5 +1,6 @@
 //! The long forms of a run's tests: `make bulk USERS=1000`, also to a newer release:
-//! `TARGET=trix`. Users of realistic sizes, by eight moves at once.
+//! `TARGET=trix`. Users of realistic sizes (`SIZES=40,300,1500`: smaller ones, for a smaller
+//! disk), by eight moves at once.
 
 use crate::bulk::{
     STORE, assert_each_once, assert_healthy, directory, documents, kill_until_done, serves, shell,
@@ -32,12 +33,22 @@ struct Many {
 /// Under what name the lab keeps what the first of the tests has seeded.
 const SEEDED: &str = "many";
 
+/// How many messages users have: `SIZES=`, or these.
+const SIZES: [usize; 3] = [200, 1500, 10_000];
+
 /// Most are small, some are large: as in a server's life.
 fn messages(n: usize) -> usize {
+    static GIVEN: OnceLock<[usize; 3]> = OnceLock::new();
+    let given = || {
+        let Ok(sizes) = std::env::var("SIZES") else { return SIZES };
+        let sizes: Vec<usize> = sizes.split(',').map(|size| size.parse().unwrap()).collect();
+        sizes.try_into().expect("three SIZES")
+    };
+    let [small, middle, large] = GIVEN.get_or_init(given);
     match n % 20 {
-        0 => 10_000,
-        1..=4 => 1500,
-        _ => 200,
+        0 => *large,
+        1..=4 => *middle,
+        _ => *small,
     }
 }
 
