@@ -351,19 +351,18 @@ impl StagedDirectory {
         Ok(())
     }
 
-    /// The plain files in it, with their names.
-    pub fn files(&self) -> io::Result<Vec<(String, Left)>> {
-        let mut files = Vec::new();
+    /// Has `each` look at the plain files in it, with their names; there may be millions.
+    pub fn each_file(&self, mut each: impl FnMut(&str, Left)) -> io::Result<()> {
         for entry in rustix::fs::Dir::read_from(&self.fd)? {
             let entry = entry?;
             let Ok(name) = entry.file_name().to_str() else { continue };
             let stat = rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)?;
             if rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
                 let changed = nanoseconds(stat.st_ctime, stat.st_ctime_nsec as i64);
-                files.push((name.to_owned(), Left { size: stat.st_size as u64, changed }));
+                each(name, Left { size: stat.st_size as u64, changed });
             }
         }
-        Ok(files)
+        Ok(())
     }
 
     /// Puts all that was written on this filesystem onto stable storage.

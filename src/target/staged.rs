@@ -536,16 +536,13 @@ fn leftovers(
     directory: &StagedDirectory,
     durable: impl Fn(&Left) -> bool,
 ) -> std::io::Result<BTreeMap<u32, (u64, bool)>> {
-    let mut messages = BTreeMap::new();
-    for (name, left) in directory.files()? {
-        match message_uid(&name) {
-            Some(uid) => {
-                messages.insert(uid, (left.size, durable(&left)));
-            }
-            None if name.ends_with(".mbcopy-new") => directory.remove(&name),
-            None => {}
-        }
-    }
+    let (mut messages, mut unfinished) = (BTreeMap::new(), Vec::new());
+    directory.each_file(|name, left| match message_uid(name) {
+        Some(uid) => drop(messages.insert(uid, (left.size, durable(&left)))),
+        None if name.ends_with(".mbcopy-new") => unfinished.push(name.to_owned()),
+        None => {}
+    })?;
+    unfinished.iter().for_each(|name| directory.remove(name));
     Ok(messages)
 }
 
