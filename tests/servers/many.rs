@@ -10,8 +10,8 @@ use lab::fingerprint::{Fingerprint, Take};
 use lab::host::Host;
 use lab::seed::{Seed, Size};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{LazyLock, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Most users that XFER moves beside a run.
@@ -34,21 +34,19 @@ struct Many {
 const SEEDED: &str = "many";
 
 /// How many messages users have: `SIZES=`, or these.
-const SIZES: [usize; 3] = [200, 1500, 10_000];
+static SIZES: LazyLock<[usize; 3]> = LazyLock::new(|| {
+    let given = std::env::var("SIZES").unwrap_or_else(|_| "200,1500,10000".into());
+    let sizes: Vec<usize> = given.split(',').map(|size| size.parse().unwrap()).collect();
+    sizes.try_into().expect("three SIZES")
+});
 
 /// Most are small, some are large: as in a server's life.
 fn messages(n: usize) -> usize {
-    static GIVEN: OnceLock<[usize; 3]> = OnceLock::new();
-    let given = || {
-        let Ok(sizes) = std::env::var("SIZES") else { return SIZES };
-        let sizes: Vec<usize> = sizes.split(',').map(|size| size.parse().unwrap()).collect();
-        sizes.try_into().expect("three SIZES")
-    };
-    let [small, middle, large] = GIVEN.get_or_init(given);
+    let [small, middle, large] = *SIZES;
     match n % 20 {
-        0 => *large,
-        1..=4 => *middle,
-        _ => *small,
+        0 => large,
+        1..=4 => middle,
+        _ => small,
     }
 }
 

@@ -189,7 +189,8 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         Mailbox { user: "large", messages: 200 / part, size: Size::Fixed(5 << 20), folders };
     let many = Mailbox { user: "many", messages: 50_000 / part, size, folders: 100 };
     let size = Size::Median(2000);
-    let full = Mailbox { user: "full", messages: 100_000 / part, size, folders: 1 };
+    let full = Mailbox { user: "full", messages: 100_000 / part, size, folders };
+    let waiting = [small, large, full];
     let mut cases: Vec<(Case, Mailbox, &[Method])> = Vec::new();
     let (all, files) = (&Method::ALL, &[Method::Push, Method::Rsync, Method::Tar][..]);
     for part in Part::ALL.into_iter().filter(|part| is_asked(*part)) {
@@ -204,9 +205,9 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             Part::Waits | Part::Others => {}
         }
     }
-    let waiting = [small, large, full].into_iter().filter(|_| is_asked(Part::Waits));
     let others = is_asked(Part::Others).then_some(small);
-    let used = cases.iter().map(|(_, mailbox, _)| *mailbox).chain(waiting).chain(others);
+    let used = cases.iter().map(|(_, mailbox, _)| *mailbox).chain(others);
+    let used = used.chain(waiting.into_iter().filter(|_| is_asked(Part::Waits)));
     let mailboxes: BTreeMap<_, _> = used.map(|mailbox| (mailbox.user, mailbox)).collect();
     let mailboxes: Vec<Mailbox> = mailboxes.into_values().collect();
     let mut bench = Bench::prepare(args, &mailboxes)?;
@@ -232,7 +233,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let blocked = if is_asked(Part::Waits) { rounds.min(3) } else { 0 };
     for round in 0..blocked {
         bench.make_room()?;
-        for mailbox in [small, large, full] {
+        for mailbox in waiting {
             for method in Method::MOVES {
                 let block = bench.block(method, &mailbox).with_context(|| {
                     format!("working during {} of {}", method.name(), mailbox.user)
