@@ -303,7 +303,7 @@ pub fn read_locked(path: &Path, wait: Duration) -> io::Result<Bytes> {
     loop {
         let mut file = File::open(path)?;
         if !ofd::lock(&file, ofd::Mode::Shared, wait)? {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "it stays locked"));
+            return Err(ofd::stays_locked(wait));
         }
         let opened = file.metadata()?;
         let named = std::fs::metadata(path)?;

@@ -5,14 +5,11 @@ use super::mailbox::{Stamp, now, stamp};
 use crate::wire::blocks::{BLOCK, Blocks, Hashing};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// How much is read at a time, in bytes.
-const READ: usize = 256 << 10;
 
 /// The contents of files, by path.
 #[derive(Debug, Default)]
@@ -66,7 +63,6 @@ impl Contents {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e),
         };
-        let mut buffer = vec![0; READ];
         let (mut hashing, at) = match known.filter(|known| known.stamp.is_of_same_file(&stamp)) {
             Some(known) if known.begins_as(&file)? => {
                 Hashing::after(&known.blocks, known.settled.min(settled))
@@ -74,14 +70,7 @@ impl Contents {
             _ => (Hashing::default(), 0),
         };
         file.seek(SeekFrom::Start(at))?;
-        loop {
-            match file.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(read) => hashing.update(buffer.get(..read).unwrap_or_default()),
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
+        hashing.update_reader(file)?;
         Ok(Some(self.note(path, (stamp, taken), hashing.finish(), settled)))
     }
 

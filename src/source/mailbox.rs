@@ -8,6 +8,7 @@ use crate::cyrus::config::MetaFile;
 use crate::cyrus::index::IndexView;
 use crate::cyrus::path::Layout;
 use crate::host::{Host, ofd};
+use crate::wire::blocks::Blocks;
 use crate::wire::manifest::{ENTRY, MAX_ENTRIES};
 use crate::wire::v1::{self, FileKind, problem::Severity};
 use bytes::{Bytes, BytesMut};
@@ -20,8 +21,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// How long the lock of an index is waited for.
-const INDEX_WAIT: Duration = Duration::from_secs(5);
+/// How long the lock of an index is waited for; nobody waits for us meanwhile.
+const INDEX_WAIT: Duration = Duration::from_secs(30);
 
 /// A file that was changed less than this before it was read may change again
 /// without another time stamp.
@@ -162,10 +163,10 @@ pub fn scan(
             known.taken = taken;
             known.conversion = mailbox.converted.as_ref().map_or(0, |c| c.number);
         }
-        Err(text) => {
+        Err(why) => {
             known.stamps = before;
             found.told = None;
-            found.problems.push(unreadable(host, mailbox, text));
+            found.problems.push(why.problem(host, mailbox));
         }
     }
     Some(found)
@@ -178,17 +179,45 @@ pub fn look(host: &Host, mailbox: &SourceMailbox, known: &mut Known) -> Vec<v1::
     let looked = examine((host, mailbox), &meta_paths(host, mailbox), known, &mut contents, false);
     match looked {
         Ok(examined) => examined.problems,
-        Err(text) => vec![unreadable(host, mailbox, text)],
+        Err(why) => vec![why.problem(host, mailbox)],
     }
 }
 
-fn unreadable(host: &Host, mailbox: &SourceMailbox, text: String) -> v1::Problem {
-    let path = mailbox.directory(host).unwrap_or_default();
-    let advice = match host.offline {
-        None => "mend it (reconstruct on this server), and push again",
-        Some(_) => "nothing is written to this disk: mend it in a copy, and push from there",
-    };
-    problem(Severity::Refuse, "unreadable-mailbox", (host, mailbox), 0, &path, text, advice)
+/// Why a mailbox cannot be read.
+enum Unreadable {
+    /// Something is wrong with its files.
+    Damaged(String),
+    /// Others have not let go of its index.
+    Locked(String),
+}
+
+impl From<String> for Unreadable {
+    fn from(text: String) -> Self {
+        Self::Damaged(text)
+    }
+}
+
+impl Unreadable {
+    fn problem(self, host: &Host, mailbox: &SourceMailbox) -> v1::Problem {
+        let path = mailbox.directory(host).unwrap_or_default();
+        let (code, text, advice) = match (self, host.offline.is_some()) {
+            (Self::Locked(text), _) => (
+                "locked-mailbox",
+                text,
+                "push again; if it stays so, look which process of Cyrus has it (fuser)",
+            ),
+            (Self::Damaged(text), false) => {
+                let advice = "mend it (reconstruct on this server), and push again";
+                ("unreadable-mailbox", text, advice)
+            }
+            (Self::Damaged(text), true) => (
+                "unreadable-mailbox",
+                text,
+                "nothing is written to this disk: mend it in a copy, and push from there",
+            ),
+        };
+        problem(Severity::Refuse, code, (host, mailbox), 0, &path, text, advice)
+    }
 }
 
 fn read(
@@ -198,7 +227,7 @@ fn read(
     contents: &mut Contents,
     frozen: bool,
     found: &mut Found,
-) -> Result<(), String> {
+) -> Result<(), Unreadable> {
     let Examined { read, problems } = examine((host, mailbox), paths, known, contents, frozen)?;
     found.problems.extend(problems);
     let mut files = Vec::new();
@@ -261,23 +290,36 @@ fn examine(
     known: &mut Known,
     contents: &mut Contents,
     frozen: bool,
-) -> Result<Examined, String> {
+) -> Result<Examined, Unreadable> {
     if let Some(Err(text)) = mailbox.converted.as_ref().map(|c| &c.files) {
-        return Err(text.clone());
+        return Err(text.clone().into());
     }
-    let places = Places::of(host, mailbox).ok_or("it has no directory")?;
+    let places = Places::of(host, mailbox).ok_or_else(|| "it has no directory".to_owned())?;
     let index = paths.iter().find(|(kind, _)| *kind == FileKind::Index);
     let index_path = index.map_or(places.messages.as_path(), |(_, path)| path);
-    let mut read = |known: &mut Known, keep_locked: bool| -> Result<_, String> {
-        let (file, mut lock) = open_index(index_path, frozen).map_err(|e| at(index_path, &e))?;
+    let mut read = |known: &mut Known, keep_locked: bool| -> Result<_, Unreadable> {
+        let ahead = match known.records {
+            None if !frozen => ahead(index_path, contents),
+            _ => None,
+        };
+        let before = ahead.as_ref().map(|(records, _)| records).or(known.records.as_deref());
+        let (file, mut lock) = match open_index(index_path, frozen) {
+            Err(e) if e.kind() == io::ErrorKind::TimedOut => {
+                return Err(Unreadable::Locked(at(index_path, &e)));
+            }
+            opened => opened.map_err(|e| at(index_path, &e))?,
+        };
         let blocks = contents.find(index_path, 0).map_err(|e| at(index_path, &e))?;
-        let blocks = blocks.ok_or("cyrus.index is missing")?;
-        let read = records::read(&file, blocks, known.records.as_deref());
-        let read = read.map_err(|e| at(index_path, &e))?;
+        let blocks = blocks.ok_or_else(|| "cyrus.index is missing".to_owned())?;
+        let read = records::read(&file, blocks, before).map_err(|e| at(index_path, &e))?;
         if !keep_locked {
             lock = None;
             drop(file);
         }
+        let read = match ahead {
+            Some((_, listed)) => read.completing(listed),
+            None => read,
+        };
         let problems = check::files((host, mailbox), &places, &read.changed, known)?;
         drop(lock);
         Ok(Examined { read, problems })
@@ -307,6 +349,16 @@ fn examine(
     }
     known.totals = examined.read.totals(&known.bad);
     Ok(examined)
+}
+
+/// What an index has while others go on writing to it, so that their lock is needed only for
+/// what they change meanwhile; `None` where that went wrong.
+fn ahead(path: &Path, contents: &mut Contents) -> Option<(Records, Vec<Listed>)> {
+    let taken = now();
+    let stamp = stamp(path)?;
+    let read = records::read_ahead(&File::open(path).ok()?).ok()?;
+    contents.note(path, (stamp, taken), Blocks::clone(read.blocks()), 0);
+    Some(read.remembered())
 }
 
 /// The records of an older server's mailbox as they are now, in so far as they tell
@@ -394,7 +446,7 @@ fn open_index(path: &Path, frozen: bool) -> io::Result<(File, Option<File>)> {
     loop {
         let file = File::open(path)?;
         if !frozen && !ofd::lock(&file, ofd::Mode::Shared, INDEX_WAIT)? {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "it stays locked"));
+            return Err(ofd::stays_locked(INDEX_WAIT));
         }
         let opened = file.metadata()?;
         let named = std::fs::metadata(path)?;

@@ -1,12 +1,13 @@
 //! The records of a mailbox's index, by what has changed of them since they were read last.
 
 use crate::cyrus::index::{Header, IndexFile, ReadError, Record, touched};
-use crate::inventory::{GROUP, Groups, Shape};
-use crate::wire::blocks::Blocks;
+use crate::inventory::{GROUP, Grouping, Groups, Shape};
+use crate::wire::blocks::{Blocks, Hashing};
 use crate::wire::manifest::Entry;
 use crate::wire::v1;
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::io::{Seek, SeekFrom};
 use std::iter::once;
 use std::ops::Range;
 use std::sync::Arc;
@@ -85,34 +86,100 @@ pub fn read(file: &File, blocks: Arc<Blocks>, known: Option<&Records>) -> Result
     // An index of before 2.4 has records that say something else when its header changes.
     let known = known.filter(|k| k.shape == shape && k.count <= count && header.has_modseqs());
     let numbers = match known {
-        Some(known) => touched(&header, &blocks.differing(&known.blocks), GROUP),
+        Some(known) => {
+            let mut ranges = blocks.differing(&known.blocks);
+            if known.count < count {
+                // The bytes of a record that was being added may have been there already.
+                ranges.push(place(&header, known.count)..place(&header, count));
+                ranges.sort_unstable_by_key(|range| range.start);
+            }
+            touched(&header, &ranges, GROUP)
+        }
         None => once(0..count).collect(),
     };
-    let mut groups = known.map(|known| known.groups.clone()).unwrap_or_default();
-    groups.resize(count);
-    let mut parts = known.map(|known| known.parts.clone()).unwrap_or_default();
-    parts.resize(count.div_ceil(GROUP) as usize, Part::default());
-    let length = numbers.iter().map(|range| range.len()).sum();
-    let mut changed = Vec::with_capacity(length);
-    let mut grouping = groups.grouping();
+    let mut taken = Taken::after(known, count, numbers.iter().map(|range| range.len()).sum());
     for range in &numbers {
-        index.each(range.clone(), |number, record| {
-            grouping.add(number, &record);
-            if let Some(part) = parts.get_mut((number / GROUP) as usize) {
-                if number.is_multiple_of(GROUP) {
-                    *part = Part { first_uid: record.uid, ..Part::default() };
-                }
-                part.last_uid = record.uid;
-                if !record.is_archived() {
-                    part.cached = part.cached.max(record.cache_offset);
-                }
-            }
-            changed.push(Listed::from(&record));
-        })?;
+        let mut taking = taken.taking();
+        index.each(range.clone(), |number, record| taking.take(number, &record))?;
+        taking.grouping.close();
     }
-    grouping.close();
+    let Taken { changed, groups, parts } = taken;
     let intervals = known.map(|_| numbers.iter().map(|range| interval(range, &parts)).collect());
     Ok(Read { header, changed, intervals, numbers, groups, parts, blocks })
+}
+
+/// Reads all records of an index that others may be writing to. Each is read from the very
+/// bytes that its block is hashed of: what [`read`] finds changed since is all that can be wrong.
+pub fn read_ahead(mut file: &File) -> Result<Read, ReadError> {
+    let mut index = IndexFile::open(file)?;
+    let header = index.header().clone();
+    let count = header.num_records;
+    let mut hashing = Hashing::default();
+    hashing.update(index.before_records().unwrap_or_default());
+    let mut taken = Taken::after(None, count, count as usize);
+    let mut taking = taken.taking();
+    index.try_each(0..count, |number, record, bytes| -> Result<(), ReadError> {
+        hashing.update(bytes);
+        taking.take(number, &record);
+        Ok(())
+    })?;
+    taking.grouping.close();
+    let Taken { changed, groups, parts } = taken;
+    file.seek(SeekFrom::Start(place(&header, count)))?;
+    hashing.update_reader(file)?;
+    let blocks = Arc::new(hashing.finish());
+    let numbers = once(0..count).collect();
+    Ok(Read { header, changed, intervals: None, numbers, groups, parts, blocks })
+}
+
+/// Where a record begins, in bytes.
+fn place(header: &Header, number: u32) -> u64 {
+    u64::from(header.start_offset) + u64::from(number) * u64::from(header.record_size)
+}
+
+/// What is taken of records as they are read.
+struct Taken {
+    changed: Vec<Listed>,
+    groups: Groups,
+    parts: Vec<Part>,
+}
+
+struct Taking<'t> {
+    changed: &'t mut Vec<Listed>,
+    grouping: Grouping<'t>,
+    parts: &'t mut [Part],
+}
+
+impl Taken {
+    /// Begins with what is known; an index has `count` records, of which so many are read.
+    fn after(known: Option<&Records>, count: u32, length: usize) -> Self {
+        let mut groups = known.map(|known| known.groups.clone()).unwrap_or_default();
+        groups.resize(count);
+        let mut parts = known.map(|known| known.parts.clone()).unwrap_or_default();
+        parts.resize(count.div_ceil(GROUP) as usize, Part::default());
+        Self { changed: Vec::with_capacity(length), groups, parts }
+    }
+
+    fn taking(&mut self) -> Taking<'_> {
+        let Self { changed, groups, parts } = self;
+        Taking { changed, grouping: groups.grouping(), parts }
+    }
+}
+
+impl Taking<'_> {
+    fn take(&mut self, number: u32, record: &Record) {
+        self.grouping.add(number, record);
+        if let Some(part) = self.parts.get_mut((number / GROUP) as usize) {
+            if number.is_multiple_of(GROUP) {
+                *part = Part { first_uid: record.uid, ..Part::default() };
+            }
+            part.last_uid = record.uid;
+            if !record.is_archived() {
+                part.cached = part.cached.max(record.cache_offset);
+            }
+        }
+        self.changed.push(Listed::from(record));
+    }
 }
 
 /// From behind the last UID before these records to before the first one behind them.
@@ -125,6 +192,21 @@ fn interval(numbers: &Range<u32>, parts: &[Part]) -> (u32, u32) {
 }
 
 impl Read {
+    /// The whole index: `earlier` was listed of it before, with what this has been read after.
+    pub fn completing(mut self, mut earlier: Vec<Listed>) -> Self {
+        if self.intervals.take().is_none() {
+            return self;
+        }
+        let mut changed = self.changed.into_iter();
+        for range in &self.numbers {
+            let place = |number: u32| (number as usize).min(earlier.len());
+            let records = changed.by_ref().take(range.len());
+            earlier.splice(place(range.start)..place(range.end), records);
+        }
+        let numbers = once(0..self.header.num_records).collect();
+        Self { changed: earlier, numbers, ..self }
+    }
+
     /// What the index was when it was read.
     pub fn blocks(&self) -> &Arc<Blocks> {
         &self.blocks
@@ -248,5 +330,47 @@ mod tests {
             records.remove(3);
         });
         assert_eq!(read.intervals, None);
+    }
+
+    /// Reads ahead, then what `now` is in place of `before`, and compares with reading all.
+    fn ahead(before: &[u8], now: &[u8]) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), before).unwrap();
+        let early = read_ahead(file.as_file()).unwrap();
+        assert_eq!(**early.blocks(), Blocks::of(before));
+        let (records, listed) = early.remembered();
+        std::fs::write(file.path(), now).unwrap();
+        let blocks = Arc::new(Blocks::of(now));
+        let mut all = read(file.as_file(), Arc::clone(&blocks), None).unwrap();
+        let mut read = read(file.as_file(), blocks, Some(&records)).unwrap().completing(listed);
+        assert_eq!((&read.changed, &read.numbers), (&all.changed, &all.numbers));
+        assert_eq!((read.digest(), read.cached()), (all.digest(), all.cached()));
+        let none = BTreeSet::new();
+        assert_eq!((read.totals(&none), read.intervals), (all.totals(&none), None));
+    }
+
+    #[test]
+    fn what_is_read_ahead_is_completed_by_what_has_changed_since() {
+        let bytes = |records: &[Record]| {
+            let header = Header { exists: records.len() as u32, ..Header::default() };
+            write_index(17, &header, records.iter().copied()).unwrap()
+        };
+        let before: Vec<_> = (1..=GROUP * 20 + 5).map(record).collect();
+        ahead(&bytes(&before), &bytes(&before));
+        let mut now = before.clone();
+        now[GROUP as usize * 3].modseq = 9;
+        now[0].internal_flags = internal::EXPUNGED;
+        now.extend((GROUP * 20 + 6..GROUP * 23).map(record));
+        ahead(&bytes(&before), &bytes(&now));
+        // A repack has made it shorter.
+        now.drain(5..9);
+        ahead(&bytes(&now), &bytes(&before));
+        ahead(&bytes(&before), &bytes(&[]));
+        ahead(&bytes(&[]), &bytes(&before));
+        // The new record is there, the header does not know it yet.
+        let new = bytes(&before);
+        let mut old = bytes(&before[..before.len() - 1]);
+        old.extend_from_slice(&new[old.len()..]);
+        ahead(&old, &new);
     }
 }

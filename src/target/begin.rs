@@ -309,19 +309,10 @@ impl Target {
             // Clients may have come before anything was taken back.
             let begun = publication.directories_first && publication.has_moved_back();
             match publication.changed_since(&self.host, &top).map_err(failed)? {
-                Some(Changed::Used(what)) if begun => {
-                    return Err(v1::Failure::new(
-                        Kind::UnknownOutcome,
-                        format!(
-                            "{what} was used on this server while its other directories were \
-                             being taken off it"
-                        ),
-                        "the source serves the user",
-                        "carry over what came to it, put the index of the stage in its place, and \
-                         run the same command again",
-                    ));
-                }
                 Some(Changed::Used(_)) => {
+                    if begun {
+                        publication.bring_forward().map_err(failed)?;
+                    }
                     entry.state = USED.into();
                     return Ok(());
                 }

@@ -249,7 +249,7 @@ impl Publication {
         let database = host.mailboxes().map_err(|e| unknown(e.path, e.reason))?;
         let deferring: BTreeMap<&[u8], &[u8]> =
             self.deferring.iter().map(|(k, v)| (k.as_slice(), v.as_slice())).collect();
-        let (mut held, mut missing, mut changed) = (0, false, false);
+        let (mut held, mut missing, mut changed, mut gone) = (0, false, false, false);
         for (key, value) in &self.records {
             let found = database
                 .get(key)
@@ -261,9 +261,10 @@ impl Publication {
             let defers = deferring.get(key.as_slice()) == Some(&found.as_ref());
             match found.as_ref() == value.as_slice() {
                 true => held += 1,
-                // A tombstone was there before, and is as good as nothing; so is a mailbox
-                // that somebody has made under the same name.
-                false if defers || is_tombstone(&found) || self.is_stale(key, &found) => {}
+                false if defers || self.is_stale(key, &found) => {}
+                // It was there before, and is as good as nothing; so is a mailbox that
+                // somebody has made under the same name.
+                false if is_tombstone(&found) => gone |= is_same_mailbox(value, &found),
                 false => changed |= key.starts_with(b"I") || is_same_mailbox(value, &found),
             }
         }
@@ -271,7 +272,7 @@ impl Publication {
             all if all == self.records.len() => Ok(Standing::Committed),
             0 if !changed => Ok(Standing::Absent),
             // Who renames or deletes a mailbox leaves a trace of it.
-            _ if changed || !missing => Ok(Standing::Changed),
+            _ if changed || gone || !missing => Ok(Standing::Changed),
             _ => Err(PublishError::Changed),
         }
     }
@@ -396,6 +397,15 @@ impl Publication {
         }
         Ok(())
     }
+
+    /// Makes whole again what clients have used while some directories were on their way
+    /// back. The caller holds the locks of [`undo`](Self::undo).
+    pub fn bring_forward(&self) -> Result<(), PublishError> {
+        for (staged, live) in &self.renames {
+            bring_forward(staged.path(), live.path())?;
+        }
+        sync_parents(self.renames.iter().flat_map(|(from, to)| [from, to]))
+    }
 }
 
 impl Publication {
@@ -510,6 +520,24 @@ fn bring_back(live: &Path, staged: &Path) -> Result<(), PublishError> {
     }
 }
 
+/// Renames what is back on the stage into its live place once more. Folders that clients
+/// have made below it meanwhile stay; a file of theirs gives way.
+fn bring_forward(staged: &Path, live: &Path) -> Result<(), PublishError> {
+    if is_vacant(staged) {
+        return Ok(());
+    }
+    if !live.is_dir() {
+        put_aside(live, staged)?;
+        return rename(staged, live);
+    }
+    let io = |source| PublishError::Io { verb: "read", path: live.into(), source };
+    for entry in std::fs::read_dir(live).map_err(io)? {
+        let entry = entry.map_err(io)?;
+        rename(&entry.path(), &staged.join(entry.file_name()))?;
+    }
+    rename(staged, live)
+}
+
 /// Puts aside what late clients have made where a directory was that is back on the
 /// stage: a session of ManageSieve makes databases of a user whose records only send
 /// away (3.6.1). It is kept as long as the stage is.
@@ -579,6 +607,35 @@ mod tests {
         // One that never was live.
         bring_back(&live, &staged).unwrap();
         assert!(staged.join("published").exists());
+    }
+
+    #[test]
+    fn what_is_brought_forward_again_keeps_what_clients_have_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let (staged, live) = (dir.path().join("stage/inbox"), dir.path().join("live/x"));
+        let write = |path: PathBuf| {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, path.as_os_str().as_encoded_bytes()).unwrap();
+        };
+        // Still live, or never on the stage.
+        write(live.join("1."));
+        bring_forward(&staged, &live).unwrap();
+        assert!(live.join("1.").exists());
+        std::fs::create_dir_all(staged.parent().unwrap()).unwrap();
+        bring_back(&live, &staged).unwrap();
+        write(live.join("new/1."));
+        bring_forward(&staged, &live).unwrap();
+        bring_forward(&staged, &live).unwrap();
+        assert!(live.join("1.").exists() && live.join("new/1.").exists() && !staged.exists());
+        // The same of both: nothing is overwritten.
+        bring_back(&live, &staged).unwrap();
+        write(live.join("1."));
+        assert!(matches!(bring_forward(&staged, &live), Err(PublishError::InTheWay(_))));
+        let (staged, live) = (dir.path().join("stage/x.sub"), dir.path().join("live/x.sub"));
+        write(staged.clone());
+        write(live.clone());
+        bring_forward(&staged, &live).unwrap();
+        assert!(std::fs::read_to_string(live).unwrap().ends_with("stage/x.sub"));
     }
 
     #[test]

@@ -338,26 +338,17 @@ impl StagedDirectory {
         Ok(bytes)
     }
 
-    /// Removes symbolic links from it.
-    pub fn remove_links(&self) -> io::Result<()> {
-        for entry in rustix::fs::Dir::read_from(&self.fd)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            let stat = rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW);
-            if stat.is_ok_and(|s| rustix::fs::FileType::from_raw_mode(s.st_mode).is_symlink()) {
-                rustix::fs::unlinkat(&self.fd, name, AtFlags::empty())?;
-            }
-        }
-        Ok(())
-    }
-
     /// Has `each` look at the plain files in it, with their names; there may be millions.
+    /// Symbolic links go: a shadow by names that was killed has left them.
     pub fn each_file(&self, mut each: impl FnMut(&str, Left)) -> io::Result<()> {
         for entry in rustix::fs::Dir::read_from(&self.fd)? {
             let entry = entry?;
-            let Ok(name) = entry.file_name().to_str() else { continue };
+            let name = entry.file_name();
             let stat = rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)?;
-            if rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
+            let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
+            if kind.is_symlink() {
+                rustix::fs::unlinkat(&self.fd, name, AtFlags::empty())?;
+            } else if let (true, Ok(name)) = (kind.is_file(), name.to_str()) {
                 let changed = nanoseconds(stat.st_ctime, stat.st_ctime_nsec as i64);
                 each(name, Left { size: stat.st_size as u64, changed });
             }

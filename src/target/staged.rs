@@ -129,8 +129,6 @@ impl StagedMailbox {
         let io = |source| StageError::Io { verb: "make", path: path.clone(), source };
         let directory =
             StagedDirectory::make(root, path.strip_prefix(root).unwrap_or(&path)).map_err(io)?;
-        // What a shadow by names has left that was killed.
-        directory.remove_links().map_err(io)?;
         let holds = |left: &Left| earlier.is_some_and(|(earlier, _)| earlier.holds(left));
         let mut unverified = leftovers(&directory, holds).map_err(io)?;
         let mut archive = Archive::open(stage, &checked, &path)?;

@@ -9,11 +9,15 @@ use blake3::Hasher;
 use blake3::hazmat::{
     ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root,
 };
+use std::io;
 use std::ops::Range;
 
 /// Length of a block, in bytes: a power of two, as BLAKE3's tree wants it, large enough
 /// that a processor hashes at full speed, small enough that a change costs little.
 pub const BLOCK: usize = 8 << 10;
+
+/// How much of a file is read at a time, in bytes.
+const READ: usize = 256 << 10;
 
 /// A version of a file: its size and the hashes of its blocks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,6 +112,19 @@ impl Hashing {
         let mut blocks = bytes.chunks_exact(BLOCK);
         blocks.by_ref().for_each(|block| self.block(block));
         self.rest.extend_from_slice(blocks.remainder());
+    }
+
+    /// Adds all that a file still has.
+    pub fn update_reader(&mut self, mut file: impl io::Read) -> io::Result<()> {
+        let mut buffer = vec![0; READ];
+        loop {
+            match file.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(read) => self.update(buffer.get(..read).unwrap_or_default()),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
     }
 
     /// The file, with these bytes behind all others.

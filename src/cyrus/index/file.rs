@@ -30,6 +30,8 @@ pub struct IndexFile<'f> {
     file: &'f File,
     header: Header,
     layout: &'static Layout,
+    /// What the header was read from, and more.
+    beginning: Vec<u8>,
     window: Vec<u8>,
 }
 
@@ -47,12 +49,18 @@ impl<'f> IndexFile<'f> {
             let damage = Damage::Short { need, have };
             return Err(IndexError { offset: have, damage }.into());
         }
-        Ok(Self { file, header, layout, window: Vec::new() })
+        Ok(Self { file, header, layout, beginning, window: Vec::new() })
     }
 
     /// The header.
     pub fn header(&self) -> &Header {
         &self.header
+    }
+
+    /// What lies before the records, as the header was read from it; `None` if it is longer
+    /// than any version's header.
+    pub fn before_records(&self) -> Option<&[u8]> {
+        self.beginning.get(..usize::try_from(self.header.start_offset).ok()?)
     }
 
     /// Gives the records with these numbers, counted from 0, in the order of the file, which
@@ -71,7 +79,7 @@ impl<'f> IndexFile<'f> {
     }
 
     /// Gives the same records with their bytes, until one of them fails.
-    pub(super) fn try_each<E: From<ReadError>>(
+    pub fn try_each<E: From<ReadError>>(
         &mut self,
         numbers: Range<u32>,
         mut take: impl FnMut(u32, Record, &[u8]) -> Result<(), E>,
