@@ -25,15 +25,17 @@ pub(super) const MEND: &str =
 
 /// Checks that each message that the index lists is there, whole and readable,
 /// and that no file is there that it does not list. Only what was not looked
-/// at before is looked at: a message's file never changes.
+/// at before is looked at, for a message's file never changes; and what was `odd` then.
 pub(super) fn files(
     mailbox: (&Host, &SourceMailbox),
     places: &Places,
     records: &[Listed],
     known: &mut Known,
+    odd: &BTreeSet<u32>,
 ) -> Result<Vec<v1::Problem>, String> {
     let mut problems = Vec::new();
     let first_time = known.checked == 0;
+    known.bad.retain(|uid| !odd.contains(uid));
     let archive = places.archived.as_deref().map(|directory| (directory, true));
     let in_archive = |record: &Listed| record.entry.archived && places.archived.is_some();
     for (directory, archived) in [(places.messages.as_path(), false)].into_iter().chain(archive) {
@@ -50,8 +52,9 @@ pub(super) fn files(
         };
         let me = rustix::process::geteuid().as_raw();
         let look = |record: &Listed| {
-            let unseen = here(record) && record.entry.uid > known.checked;
-            unseen.then(|| look_at(&dir, directory, &record.entry, me)).flatten()
+            let uid = record.entry.uid;
+            let wanted = here(record) && (uid > known.checked || odd.contains(&uid));
+            wanted.then(|| look_at(&dir, directory, &record.entry, me)).flatten()
         };
         for (uid, flaw) in look_at_all(records, look) {
             known.bad.insert(uid);
@@ -59,26 +62,35 @@ pub(super) fn files(
                 bad(Severity::BadMessage, code, uid, text, MEND);
             }
         }
+        let flawed = mailbox.1.converted.iter().flat_map(|c| &c.flawed);
+        let flawed: BTreeSet<u32> = flawed.map(|(uid, ..)| *uid).collect();
+        let is_listed = |uid: &u32| {
+            records.binary_search_by_key(uid, |r| r.entry.uid).is_ok() || flawed.contains(uid)
+        };
+        let mut orphan = |uid: u32| {
+            if !is_listed(&uid) {
+                let path = directory.join(format!("{uid}."));
+                bad(
+                    Severity::BadMessage,
+                    "orphan-file",
+                    uid,
+                    format!("{} has no record in the index", path.display()),
+                    "reconstruct the mailbox on this server, or move the file away",
+                );
+            }
+        };
         if first_time {
-            let flawed = mailbox.1.converted.iter().flat_map(|c| &c.flawed);
-            let flawed: BTreeSet<u32> = flawed.map(|(uid, ..)| *uid).collect();
-            let is_listed = |uid: &u32| {
-                records.binary_search_by_key(uid, |r| r.entry.uid).is_ok() || flawed.contains(uid)
-            };
             for entry in std::fs::read_dir(directory).map_err(|e| at(directory, &e))? {
                 let entry = entry.map_err(|e| at(directory, &e))?;
                 let name = entry.file_name();
                 let uid = name.to_str().and_then(|n| n.strip_suffix('.')?.parse::<u32>().ok());
-                if let Some(uid) = uid.filter(|uid| !is_listed(uid)) {
-                    bad(
-                        Severity::BadMessage,
-                        "orphan-file",
-                        uid,
-                        format!("{} has no record in the index", entry.path().display()),
-                        "reconstruct the mailbox on this server, or move the file away",
-                    );
-                }
+                uid.into_iter().for_each(&mut orphan);
             }
+        } else {
+            let exists = |uid: &u32| {
+                rustix::fs::statat(&dir, format!("{uid}."), AtFlags::SYMLINK_NOFOLLOW).is_ok()
+            };
+            odd.iter().copied().filter(exists).for_each(&mut orphan);
         }
     }
     let last = records.last().map_or(known.checked, |r| r.entry.uid.max(known.checked));

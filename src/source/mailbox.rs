@@ -297,13 +297,14 @@ fn examine(
     let places = Places::of(host, mailbox).ok_or_else(|| "it has no directory".to_owned())?;
     let index = paths.iter().find(|(kind, _)| *kind == FileKind::Index);
     let index_path = index.map_or(places.messages.as_path(), |(_, path)| path);
-    let mut read = |known: &mut Known, keep_locked: bool| -> Result<_, Unreadable> {
-        let ahead = match known.records {
-            None if !frozen => ahead(index_path, contents),
-            _ => None,
-        };
-        let before = ahead.as_ref().map(|(records, _)| records).or(known.records.as_deref());
-        let (file, mut lock) = match open_index(index_path, frozen) {
+    let remembered = known.records.clone();
+    let early = match known.records {
+        None if !frozen => ahead(index_path, contents),
+        _ => None,
+    };
+    let mut read_now = |ahead: Option<(Records, Vec<Listed>)>| -> Result<_, Unreadable> {
+        let before = ahead.as_ref().map(|(records, _)| records).or(remembered.as_deref());
+        let (file, lock) = match open_index(index_path, frozen) {
             Err(e) if e.kind() == io::ErrorKind::TimedOut => {
                 return Err(Unreadable::Locked(at(index_path, &e)));
             }
@@ -312,43 +313,42 @@ fn examine(
         let blocks = contents.find(index_path, 0).map_err(|e| at(index_path, &e))?;
         let blocks = blocks.ok_or_else(|| "cyrus.index is missing".to_owned())?;
         let read = records::read(&file, blocks, before).map_err(|e| at(index_path, &e))?;
-        if !keep_locked {
-            lock = None;
-            drop(file);
-        }
-        let read = match ahead {
+        let completed = match ahead {
             Some((_, listed)) => read.completing(listed),
             None => read,
         };
-        let problems = check::files((host, mailbox), &places, &read.changed, known)?;
-        drop(lock);
-        Ok(Examined { read, problems })
+        Ok((completed, lock))
     };
-    // Looking at many files takes long on a cold disk, and must not keep mail
-    // waiting. Only if something is odd is it looked at again under the lock,
-    // where the index and the directory belong together for certain.
-    let before = known.clone();
-    let mut examined = read(known, false)?;
-    if !examined.problems.is_empty() && !frozen {
-        *known = before;
+    // Looking at many files takes long, and must not keep mail waiting. Only what is odd is
+    // looked at again under the lock, where the index and the directory belong together for
+    // certain.
+    let (mut read, lock) = read_now(early)?;
+    drop(lock);
+    let files = |read: &[Listed], known: &mut Known, odd: &BTreeSet<u32>| {
+        check::files((host, mailbox), &places, read, known, odd)
+    };
+    let mut problems = files(&read.changed, known, &BTreeSet::new())?;
+    if !problems.is_empty() && !frozen {
+        let odd = problems.iter().map(|problem| problem.uid).collect();
         if mailbox.converted.is_some() && host.offline.is_none() {
             // What was converted is of a moment ago.
-            let converted = examined.read.changed.iter().copied();
-            let (listed, _lock) = as_it_is(host, mailbox, converted)?;
-            examined.problems = check::files((host, mailbox), &places, &listed, known)?;
+            let (listed, _lock) = as_it_is(host, mailbox, read.changed.iter().copied())?;
+            problems = files(&listed, known, &odd)?;
         } else {
-            drop(examined);
-            examined = read(known, true)?;
+            let whole = read.intervals.is_none();
+            let (again, _lock) = read_now(whole.then(|| read.remembered()))?;
+            problems = files(&again.changed, known, &odd)?;
+            read = again;
         }
     }
     for (uid, code, text) in mailbox.converted.iter().flat_map(|c| &c.flawed) {
         let (path, advice) = (places.messages.join(format!("{uid}.")), check::MEND);
         let at = (host, mailbox);
         let flaw = problem(Severity::BadMessage, code, at, *uid, &path, text.clone(), advice);
-        examined.problems.push(flaw);
+        problems.push(flaw);
     }
-    known.totals = examined.read.totals(&known.bad);
-    Ok(examined)
+    known.totals = read.totals(&known.bad);
+    Ok(Examined { read, problems })
 }
 
 /// What an index has while others go on writing to it, so that their lock is needed only for

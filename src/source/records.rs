@@ -88,12 +88,9 @@ pub fn read(file: &File, blocks: Arc<Blocks>, known: Option<&Records>) -> Result
     let numbers = match known {
         Some(known) => {
             let mut ranges = blocks.differing(&known.blocks);
-            if known.count < count {
-                // The bytes of a record that was being added may have been there already.
-                ranges.push(place(&header, known.count)..place(&header, count));
-                ranges.sort_unstable_by_key(|range| range.start);
-            }
-            touched(&header, &ranges, GROUP)
+            // What was added may have been in its place already.
+            ranges.push(header.place(known.count)..header.place(count));
+            touched(&header, ranges, GROUP)
         }
         None => once(0..count).collect(),
     };
@@ -125,16 +122,11 @@ pub fn read_ahead(mut file: &File) -> Result<Read, ReadError> {
     })?;
     taking.grouping.close();
     let Taken { changed, groups, parts } = taken;
-    file.seek(SeekFrom::Start(place(&header, count)))?;
+    file.seek(SeekFrom::Start(header.place(count)))?;
     hashing.update_reader(file)?;
     let blocks = Arc::new(hashing.finish());
     let numbers = once(0..count).collect();
     Ok(Read { header, changed, intervals: None, numbers, groups, parts, blocks })
-}
-
-/// Where a record begins, in bytes.
-fn place(header: &Header, number: u32) -> u64 {
-    u64::from(header.start_offset) + u64::from(number) * u64::from(header.record_size)
 }
 
 /// What is taken of records as they are read.

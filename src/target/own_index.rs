@@ -35,8 +35,8 @@ const READ: usize = 32 * BLOCK;
 /// What is known of a staged index.
 #[derive(Debug, Default)]
 pub struct OwnIndex {
-    /// What it was when it was in this form as it came, and where its records were.
-    fits: Option<(Arc<Blocks>, Shape)>,
+    /// What it was when it was in this form as it came, where its records were, and how many.
+    fits: Option<(Arc<Blocks>, Shape, u32)>,
     /// What was made of it.
     made: Option<Made>,
     /// By number of its record, the UID of a message whose cache record was looked at.
@@ -186,8 +186,10 @@ impl OwnIndex {
         }
         let shape = Shape::of(&header);
         let numbers = match (&self.fits, blocks) {
-            (Some((before, shape_then)), Some(blocks)) if *shape_then == shape => {
-                touched(&header, &blocks.differing(before), 1)
+            (Some((before, shape_then, count)), Some(blocks)) if *shape_then == shape => {
+                // What was added may have been in its place already.
+                let added = header.place(*count)..header.place(header.num_records);
+                touched(&header, blocks.differing(before).into_iter().chain(once(added)), 1)
             }
             _ => once(0..header.num_records).collect(),
         };
@@ -197,7 +199,7 @@ impl OwnIndex {
             index.each(numbers, look).map_err(|e| format!("{NAME}: {e}"))?;
         }
         if fits {
-            self.fits = blocks.map(|blocks| (Arc::clone(blocks), shape));
+            self.fits = blocks.map(|blocks| (Arc::clone(blocks), shape, header.num_records));
         }
         Ok(fits)
     }

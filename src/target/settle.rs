@@ -11,7 +11,7 @@ use super::user_files::script_name;
 use crate::cyrus::annotation::{self, AnnotationKey, Scope};
 use crate::cyrus::config::{DbKind, MetaFile};
 use crate::cyrus::db::{Database, Engine, flat, twoskip};
-use crate::cyrus::index::{IndexFile, IndexView, Record, touched};
+use crate::cyrus::index::{Header, IndexFile, IndexView, Record, touched};
 use crate::cyrus::name::MailboxName;
 use crate::cyrus::path::{DirStyle, Layout};
 use crate::cyrus::release::Release;
@@ -72,30 +72,25 @@ pub fn compare(stage: &Stage, inventory: &mut Inventory, skipped: &[v1::Problem]
     prepared
 }
 
-/// Compares the records that have arrived with their messages, so that under the freeze only
-/// those are compared that change after this. What differs now has not come yet.
+/// Reads the records that have arrived with their messages, so that under the freeze only
+/// those are read that change after this. An index that came while it was written to may be
+/// of no moment: what is wrong with it now is not yet wrong with the copy.
 pub fn look_ahead(stage: &Stage, inventory: &mut Inventory) {
     for mailbox in inventory.mailboxes.values_mut().filter(|m| m.dirty && !m.name_only) {
-        let _ = compare_mailbox(stage, mailbox, |_| false);
+        let _ = read_staged(stage, mailbox, |_| false);
     }
 }
 
-/// Compares one mailbox; the number of records of it. What was compared before, and lies in
-/// blocks of the index that are the same since, is not read again.
+/// Compares one mailbox; the number of records of it.
 fn compare_mailbox(
     stage: &Stage,
     mailbox: &mut StagedMailbox,
     may_lack: impl Fn(u32) -> bool,
 ) -> Result<u64, String> {
-    let before = mailbox.compared.take();
     if !mailbox.files_complete() {
         return Err("one of its cyrus.* files is another".into());
     }
-    let unreadable = |e: &dyn std::fmt::Display| format!("cyrus.index: {e}");
-    let directory = mailbox.meta_directory(stage, FileKind::Index).map_err(|e| e.to_string())?;
-    let file = directory.open("cyrus.index").map_err(|e| unreadable(&e))?;
-    let mut index = IndexFile::open(&file).map_err(|e| unreadable(&e))?;
-    let header = index.header().clone();
+    let Staged { header, digest, missing } = read_staged(stage, mailbox, may_lack)?;
     let offered = &mailbox.offered;
     let same = header.uidvalidity == offered.uidvalidity
         && header.last_uid == offered.last_uid
@@ -104,38 +99,73 @@ fn compare_mailbox(
     if !same {
         return Err("UIDVALIDITY, UIDNEXT, HIGHESTMODSEQ or the number of records differs".into());
     }
-    let (shape, count) = (Shape::of(&header), header.num_records);
-    let blocks = mailbox.blocks(FileKind::Index, &file);
-    let before = before.filter(|b| b.shape == shape && b.count <= count);
-    let (mut groups, numbers) = match (before, &blocks) {
-        (Some(before), Some(blocks)) if header.has_modseqs() => {
-            (before.groups, touched(&header, &blocks.differing(&before.blocks), GROUP))
-        }
-        _ => (Groups::default(), once(0..count).collect()),
-    };
-    groups.resize(count);
-    let mut missing = None;
-    let mut grouping = groups.grouping();
-    for numbers in numbers {
-        let compared = index.each(numbers, |number, record| {
-            grouping.add(number, &record);
-            // A message that is expunged and whose file has gone is no loss.
-            let needed = !record.is_expunged() && !record.is_unlinked();
-            if needed && !mailbox.has(record.uid) && !may_lack(record.uid) {
-                missing.get_or_insert(record.uid);
-            }
-        });
-        compared.map_err(|e| unreadable(&e))?;
-    }
-    grouping.close();
-    if groups.digest().as_slice() != offered.records_blake3 {
+    if digest.as_slice() != offered.records_blake3 {
         return Err("a record differs".into());
     }
     if let Some(uid) = missing {
         return Err(format!("the message {uid} is missing"));
     }
-    mailbox.compared = blocks.map(|blocks| Compared { shape, count, blocks, groups });
-    Ok(u64::from(count))
+    Ok(u64::from(header.num_records))
+}
+
+/// What a staged index says.
+struct Staged {
+    header: Header,
+    /// The digest of its records.
+    digest: [u8; 32],
+    /// A message that it lists, and that is not there.
+    missing: Option<u32>,
+}
+
+/// Reads the records of a staged index, but those that were read before, lie in blocks that
+/// are the same since, and have their messages.
+fn read_staged(
+    stage: &Stage,
+    mailbox: &mut StagedMailbox,
+    may_lack: impl Fn(u32) -> bool,
+) -> Result<Staged, String> {
+    let unreadable = |e: &dyn std::fmt::Display| format!("cyrus.index: {e}");
+    let directory = mailbox.meta_directory(stage, FileKind::Index).map_err(|e| e.to_string())?;
+    let file = directory.open("cyrus.index").map_err(|e| unreadable(&e))?;
+    let mut index = IndexFile::open(&file).map_err(|e| unreadable(&e))?;
+    let header = index.header().clone();
+    let (shape, count) = (Shape::of(&header), header.num_records);
+    let blocks = mailbox.blocks(FileKind::Index, &file);
+    let before = mailbox.compared.as_ref().filter(|b| b.shape == shape && b.count <= count);
+    let (mut groups, mut lacking, numbers) = match (before, &blocks) {
+        (Some(before), Some(blocks)) if header.has_modseqs() => {
+            let records = |from: u32, to: u32| header.place(from)..header.place(to.min(count));
+            let mut ranges = blocks.differing(&before.blocks);
+            let lacking = before.lacking.iter().map(|group| group * GROUP);
+            ranges.extend(lacking.map(|first| records(first, first.saturating_add(GROUP))));
+            // What was added may have been in its place already.
+            ranges.push(records(before.count, count));
+            (before.groups.clone(), before.lacking.clone(), touched(&header, ranges, GROUP))
+        }
+        _ => (Groups::default(), BTreeSet::new(), once(0..count).collect()),
+    };
+    groups.resize(count);
+    let mut missing = None;
+    let mut grouping = groups.grouping();
+    for numbers in numbers {
+        lacking.retain(|group| !numbers.contains(&(group * GROUP)));
+        let read = index.each(numbers, |number, record| {
+            grouping.add(number, &record);
+            // A message that is expunged and whose file has gone is no loss.
+            let needed = !record.is_expunged() && !record.is_unlinked();
+            if needed && !mailbox.has(record.uid) {
+                lacking.insert(number / GROUP);
+                if !may_lack(record.uid) {
+                    missing.get_or_insert(record.uid);
+                }
+            }
+        });
+        read.map_err(|e| unreadable(&e))?;
+    }
+    grouping.close();
+    let digest = groups.digest();
+    mailbox.compared = blocks.map(|blocks| Compared { shape, count, blocks, groups, lacking });
+    Ok(Staged { header, digest, missing })
 }
 
 /// Has this server's Cyrus take messages that were skipped out of the staged

@@ -20,7 +20,7 @@ use crate::wire::blocks::Blocks;
 use crate::wire::manifest::{self, Entry};
 use crate::wire::v1::{self, FileKind};
 use sha1::{Digest, Sha1};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::iter::Peekable;
 use std::sync::Arc;
 
@@ -77,11 +77,11 @@ pub struct StagedMailbox {
     pub as_sent: bool,
     /// Its index in the form of this server's Cyrus.
     pub own_index: OwnIndex,
-    /// The records that were compared last.
+    /// The records that were read last.
     pub compared: Option<Compared>,
 }
 
-/// Staged records that are known to be there with their messages.
+/// Staged records that were read, and looked up whether their messages are there.
 #[derive(Debug)]
 pub struct Compared {
     /// Where they are in the index.
@@ -92,6 +92,8 @@ pub struct Compared {
     pub blocks: Arc<Blocks>,
     /// Their digests.
     pub groups: Groups,
+    /// Groups that list a message that was not there.
+    pub lacking: BTreeSet<u32>,
 }
 
 /// What the source said of a mailbox at its last scan.

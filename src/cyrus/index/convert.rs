@@ -104,7 +104,11 @@ impl Conversion {
         let alike = from.has_records_of(layout);
         let records = header.num_records;
         let numbers = match self.continues(&header, form) {
-            true => touched(&header, changed, GROUP),
+            true => {
+                // What was added may have been in its place already.
+                let added = header.place(self.records)..header.place(records);
+                touched(&header, changed.iter().cloned().chain(once(added)), GROUP)
+            }
             false => once(0..records).collect(),
         };
         // What fails is not continued.
@@ -293,6 +297,7 @@ mod tests {
     }
 
     /// An index of many records, and what may happen to it.
+    #[derive(Clone)]
     struct Many {
         header: Header,
         records: Vec<Record>,
@@ -355,7 +360,11 @@ mod tests {
             let mut before = Blocks::of(&[]);
             for (number, step) in STEPS.iter().enumerate() {
                 step(&mut many);
-                let bytes = many.bytes(from);
+                let mut bytes = many.bytes(from);
+                // What is added next lies in its place already.
+                let mut next = many.clone();
+                STEPS.iter().skip(number + 1).take(1).for_each(|step| step(&mut next));
+                bytes.extend_from_slice(&next.bytes(from)[bytes.len()..]);
                 let blocks = Blocks::of(&bytes);
                 let (file, mut looked) = (file_of(&bytes), 0);
                 let mut open = IndexFile::open(&file).unwrap();

@@ -43,8 +43,7 @@ impl<'f> IndexFile<'f> {
         beginning.truncate(length);
         let (header, layout, _) = IndexView::open_header(&beginning)?;
         let have = file.metadata()?.len();
-        let records = u64::from(header.num_records) * u64::from(header.record_size);
-        let need = u64::from(header.start_offset) + records;
+        let need = header.place(header.num_records);
         if need > have {
             let damage = Damage::Short { need, have };
             return Err(IndexError { offset: have, damage }.into());
@@ -125,7 +124,7 @@ impl<'f> IndexFile<'f> {
 
     fn window(&mut self, first: u32, count: u32) -> Result<IndexView<'_>, ReadError> {
         let stride = u64::from(self.header.record_size);
-        let start = u64::from(self.header.start_offset) + u64::from(first) * stride;
+        let start = self.header.place(first);
         let length = usize::try_from(u64::from(count) * stride).unwrap_or(0);
         self.window.resize(length, 0);
         self.file.read_exact_at(&mut self.window, start)?;
@@ -139,17 +138,29 @@ impl<'f> IndexFile<'f> {
     }
 }
 
+impl Header {
+    /// Where the record with a number is in its file, in bytes.
+    pub fn place(&self, number: u32) -> u64 {
+        u64::from(self.start_offset) + u64::from(number) * u64::from(self.record_size)
+    }
+}
+
 impl IndexView<'_> {
     /// Where a record is in its file, in bytes.
     fn offset(&self, number: u32) -> u64 {
-        let stride = u64::from(self.header.record_size);
-        u64::from(self.header.start_offset) + u64::from(number) * stride
+        self.header.place(number)
     }
 }
 
 /// Which records, by number, lie at least partly in these ranges of an index's bytes, in
 /// whole groups of so many.
-pub fn touched(header: &Header, ranges: &[Range<u64>], group: u32) -> Vec<Range<u32>> {
+pub fn touched(
+    header: &Header,
+    ranges: impl IntoIterator<Item = Range<u64>>,
+    group: u32,
+) -> Vec<Range<u32>> {
+    let mut ranges: Vec<_> = ranges.into_iter().filter(|range| !range.is_empty()).collect();
+    ranges.sort_unstable_by_key(|range| range.start);
     let start = u64::from(header.start_offset);
     let stride = u64::from(header.record_size).max(1);
     let number = |bytes: u64| u32::try_from(bytes / stride).unwrap_or(u32::MAX);
@@ -243,11 +254,12 @@ mod tests {
     fn groups_that_bytes_lie_in_are_told_once() {
         let header =
             Header { start_offset: 100, record_size: 10, num_records: 95, ..Header::default() };
-        let touched = |ranges: &[Range<u64>]| touched(&header, ranges, 10);
+        let touched = |ranges: &[Range<u64>]| touched(&header, ranges.iter().cloned(), 10);
         assert_eq!(touched(&[0..100]), []);
         assert_eq!(touched(&[0..101]), [0..10]);
         assert_eq!(touched(&[195..205]), [0..20]);
         assert_eq!(touched(&[100..101, 150..151, 420..421]), [0..10, 30..40]);
+        assert_eq!(touched(&[300..310, 420..421, 150..400, 500..500]), [0..40]);
         assert_eq!(touched(&[1040..2000]), [90..95]);
         assert_eq!(touched(&[2000..3000]), []);
     }
