@@ -500,3 +500,86 @@ pub fn annotations(host: &Host, inventory: &Inventory) -> Result<Vec<KeyValue>, 
     }
     Ok(records)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::offer::Checked;
+    use super::super::receive::Held;
+    use super::super::stage::Trace;
+    use super::*;
+    use crate::cyrus::config::{Config, Defaults};
+    use crate::cyrus::index::{internal, write_index};
+    use crate::cyrus::name::{PartitionName, UniqueId};
+    use crate::moves::MoveId;
+    use crate::wire::blocks::Blocks;
+    use std::sync::Arc;
+
+    fn mailbox_in(root: &Path) -> (Stage, StagedMailbox) {
+        let root = root.display();
+        let conf = format!(
+            "configdirectory: {root}/conf\npartition-default: {root}/spool\n\
+             sievedir: {root}/sieve\ndefaultpartition: default\n"
+        );
+        let config = Config::parse(conf.as_bytes(), Defaults::V3, &mut |_| Err(String::new()));
+        let stage = Stage::new(&config.unwrap(), &MoveId::random()).unwrap();
+        let checked = Checked {
+            name: MailboxName::from_internal(b"user.x").unwrap(),
+            id: UniqueId::new(b"3ee19b1b-3a55").unwrap(),
+            partition: PartitionName::new("default").unwrap(),
+        };
+        let mailbox = StagedMailbox::open(&stage, &v1::Mailbox::default(), checked, None);
+        (stage, mailbox.unwrap())
+    }
+
+    /// Puts an index into the stage, as it would come.
+    fn put(mailbox: &mut StagedMailbox, records: &[Record]) {
+        let header = Header { exists: records.len() as u32, ..Header::default() };
+        let bytes = write_index(17, &header, records.iter().copied()).unwrap();
+        let path = mailbox.directory.path().join("cyrus.index");
+        std::fs::write(&path, &bytes).unwrap();
+        let trace = Trace::of(&std::fs::File::open(&path).unwrap()).unwrap();
+        mailbox.file_arrived(FileKind::Index, Held { blocks: Arc::new(Blocks::of(&bytes)), trace });
+    }
+
+    #[test]
+    fn what_was_read_ahead_is_compared_as_if_all_was_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let (stage, mut mailbox) = mailbox_in(dir.path());
+        let last = GROUP * 20 + 3;
+        let mut records: Vec<_> =
+            (1..=last).map(|uid| Record { uid, size: 10, ..Record::default() }).collect();
+        let uids: Vec<u32> = (1..=last).collect();
+        // All that is told, and whether it is as if nothing had been read before.
+        let read = |mailbox: &mut StagedMailbox, may_lack: &dyn Fn(u32) -> bool| {
+            let ahead = read_staged(&stage, mailbox, may_lack).unwrap();
+            let kept = mailbox.compared.take();
+            let whole = read_staged(&stage, mailbox, may_lack).unwrap();
+            assert!(kept.is_some());
+            mailbox.compared = kept;
+            assert_eq!((ahead.digest, ahead.missing), (whole.digest, whole.missing));
+            ahead.missing
+        };
+        let none = |_| false;
+        put(&mut mailbox, &records);
+        assert_eq!(read(&mut mailbox, &none), Some(1));
+        mailbox.arrived(&uids[..uids.len() - 1]);
+        assert_eq!(read(&mut mailbox, &none), Some(last));
+        // That it may lack once does not make it be there.
+        assert_eq!(read(&mut mailbox, &|uid| uid == last), None);
+        assert_eq!(read(&mut mailbox, &none), Some(last));
+        records[5].modseq = 9;
+        records[GROUP as usize * 9].internal_flags = internal::EXPUNGED;
+        records.push(Record { uid: last + 1, size: 10, ..Record::default() });
+        put(&mut mailbox, &records);
+        assert_eq!(read(&mut mailbox, &none), Some(last));
+        mailbox.arrived(&[last, last + 1]);
+        assert_eq!(read(&mut mailbox, &none), None);
+        // One that cannot be read does not spoil what is known.
+        let path = mailbox.directory.path().join("cyrus.index");
+        let good = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &good[..good.len() - 1]).unwrap();
+        assert!(read_staged(&stage, &mut mailbox, none).is_err());
+        put(&mut mailbox, &records);
+        assert_eq!(read(&mut mailbox, &none), None);
+    }
+}
