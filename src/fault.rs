@@ -55,7 +55,7 @@ points! {
         Published,
         /// The route was changed, no journal knows it yet.
         RouteChanged,
-        /// Both journals know that the route was changed.
+        /// The source's journal knows that the route was changed, and the target is told.
         Routed,
         /// The source's journal says that it retires.
         RetireBegun,

@@ -139,14 +139,17 @@ impl Push<'_> {
     }
 
     pub(super) async fn record(&mut self, server: Server, state: &str) -> Result<(), Trouble> {
-        let route_command = self.options.route_command.is_some();
-        let murder_route = self.murder;
-        let op = Op::Record(v1::Record { state: state.into(), route_command, murder_route });
+        let op = self.record_op(state);
         let peer = self.peer(server);
         match peer.call(op).await? {
             Answer::Recorded(_) => Ok(()),
             _ => Err(peer.unexpected("receipt of the journal").into()),
         }
+    }
+
+    pub(super) fn record_op(&self, state: &str) -> Op {
+        let route_command = self.options.route_command.is_some();
+        Op::Record(v1::Record { state: state.into(), route_command, murder_route: self.murder })
     }
 
     pub(super) async fn record_both(&mut self, state: &str) -> Result<(), Trouble> {

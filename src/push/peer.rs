@@ -149,6 +149,8 @@ pub struct Peer {
     request: u32,
     /// Whether the request at hand has no reply yet.
     asked: bool,
+    /// A request whose reply nobody waits for.
+    told: Option<u32>,
     /// What the agent said of itself.
     pub welcome: v1::Welcome,
 }
@@ -168,10 +170,10 @@ impl Peer {
             lanes: Lanes::default(),
             request: 0,
             asked: false,
+            told: None,
             welcome: v1::Welcome::default(),
         };
         peer.put(Bytes::from_static(OPENING)).await?;
-        peer.find_opening().await?;
         let hello = v1::Hello {
             protocol_min: *wire::PROTOCOL.start(),
             protocol_max: *wire::PROTOCOL.end(),
@@ -179,7 +181,12 @@ impl Peer {
             software: wire::SOFTWARE.into(),
             capabilities: peer.memory.iter().map(|_| wire::LEND.into()).collect(),
         };
-        match peer.call(v1::request::Op::Hello(hello)).await? {
+        // It does not wait for the agent's opening, which may be far; what is wrong with an
+        // agent is told better by that.
+        let asked = peer.begin(v1::request::Op::Hello(hello)).await;
+        peer.find_opening().await?;
+        asked?;
+        match peer.reply().await? {
             v1::reply::Result::Welcome(welcome) => peer.welcome = welcome,
             _ => return Err(peer.unexpected("greeting")),
         }
@@ -215,6 +222,15 @@ impl Peer {
     pub async fn call(&mut self, op: v1::request::Op) -> Result<v1::reply::Result, PeerError> {
         self.begin(op).await?;
         self.reply().await
+    }
+
+    /// Sends a request whose reply changes nothing: it is passed over when it comes. Nothing
+    /// else may be told before it has.
+    pub async fn tell(&mut self, op: v1::request::Op) -> Result<(), PeerError> {
+        self.begin(op).await?;
+        self.asked = false;
+        self.told = Some(self.request);
+        Ok(())
     }
 
     /// Sends a request.
@@ -266,6 +282,25 @@ impl Peer {
 
     /// The next frame of the answer to the request at hand.
     pub async fn next(&mut self) -> Result<Frame, PeerError> {
+        let mut frame = self.read_frame().await?;
+        if self.told.is_some_and(|told| told == frame.request && frame.kind == Kind::Reply) {
+            self.told = None;
+            frame = self.read_frame().await?;
+        }
+        if frame.request != self.request {
+            return Err(self.unexpected("answer to this request"));
+        }
+        if frame.kind == Kind::Lent {
+            return self.borrow(&frame.payload).await;
+        }
+        if frame.kind == Kind::Reply {
+            self.asked = false;
+            self.cut(Point::SourceAnswered, Point::TargetAnswered)?;
+        }
+        Ok(frame)
+    }
+
+    async fn read_frame(&mut self) -> Result<Frame, PeerError> {
         let mut header = [0; HEADER];
         if let Err(e) = self.read.read_exact(&mut header).await {
             return Err(self.lost(&e));
@@ -279,16 +314,6 @@ impl Peer {
                 Ok(_) => {}
                 Err(e) => return Err(self.lost(&e)),
             }
-        }
-        if header.request != self.request {
-            return Err(self.unexpected("answer to this request"));
-        }
-        if header.kind == Kind::Lent {
-            return self.borrow(&payload).await;
-        }
-        if header.kind == Kind::Reply {
-            self.asked = false;
-            self.cut(Point::SourceAnswered, Point::TargetAnswered)?;
         }
         Ok(Frame { kind: header.kind, request: header.request, payload: payload.freeze() })
     }

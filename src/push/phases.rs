@@ -468,9 +468,11 @@ impl Push<'_> {
             return Ok(());
         }
         self.record(Server::Source, state::ROUTED).await?;
-        // Nothing of the target is needed to put the source's copy away.
-        if let Err(trouble) = self.record(Server::Target, state::ROUTED).await {
-            self.note(format!("the target could not write down that it is routed: {trouble}"));
+        // Nothing of the target is needed to put the source's copy away, and it has written
+        // down already that the route may lead there.
+        let routed = self.record_op(state::ROUTED);
+        if let Err(error) = self.target.tell(routed).await {
+            self.note(format!("the target could not be told that it is routed: {error}"));
         }
         Ok(())
     }
