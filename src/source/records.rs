@@ -113,7 +113,8 @@ pub fn read_ahead(mut file: &File) -> Result<Read, ReadError> {
     let count = header.num_records;
     let mut hashing = Hashing::default();
     hashing.update(index.before_records().unwrap_or_default());
-    let mut taken = Taken::after(None, count, count as usize);
+    // Room for what is added meanwhile: a list that grows is copied to twice its size.
+    let mut taken = Taken::after(None, count, count as usize + GROUP as usize * 8);
     let mut taking = taken.taking();
     index.try_each(0..count, |number, record, bytes| -> Result<(), ReadError> {
         hashing.update(bytes);
@@ -189,6 +190,8 @@ impl Read {
         if self.intervals.take().is_none() {
             return self;
         }
+        let added = (self.header.num_records as usize).saturating_sub(earlier.len());
+        earlier.reserve_exact(added);
         let mut changed = self.changed.into_iter();
         for range in &self.numbers {
             let place = |number: u32| (number as usize).min(earlier.len());
