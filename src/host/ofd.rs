@@ -28,7 +28,8 @@ pub fn try_lock(file: &File, mode: Mode) -> io::Result<bool> {
     }
 }
 
-/// Locks a whole file, waiting for it up to `limit`; `false` when it was not had.
+/// Locks a whole file, waiting for it up to `limit`; `false` when it was not had, and then
+/// `file` is good for nothing but to be closed.
 ///
 /// Cyrus's processes wait in the kernel. Where many of them want a file, it is hardly ever
 /// free for somebody who only asks now and then; so this waits there, too, in a thread that
