@@ -9,6 +9,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
+/// After how many trials the servers get new disks: each move leaves a copy on the small ones
+/// that they have, which were full after 248.
+const TRIALS_OF_A_DISK: usize = 100;
+
 #[derive(Args)]
 pub struct PowerArgs {
     /// The program to try; with the feature `faults`.
@@ -94,6 +98,9 @@ pub fn run(args: &PowerArgs) -> Result<ExitCode> {
     for side in sides {
         let (mut violated, mut lost, mut stragglers) = (0, 0, 0);
         for (n, trial) in trials(args, side, usual)?.iter().enumerate() {
+            if n > 0 && n.is_multiple_of(TRIALS_OF_A_DISK) {
+                rig.renew()?;
+            }
             let finding = rig.run(trial).with_context(|| format!("{trial}"))?;
             println!("{n:3} {trial}: {finding}");
             lost += usize::from(finding.loss.lost > 0);
