@@ -86,12 +86,7 @@ pub fn read(file: &File, blocks: Arc<Blocks>, known: Option<&Records>) -> Result
     // An index of before 2.4 has records that say something else when its header changes.
     let known = known.filter(|k| k.shape == shape && k.count <= count && header.has_modseqs());
     let numbers = match known {
-        Some(known) => {
-            let mut ranges = blocks.differing(&known.blocks);
-            // What was added may have been in its place already.
-            ranges.push(header.place(known.count)..header.place(count));
-            touched(&header, ranges, GROUP)
-        }
+        Some(known) => touched(&header, known.count, blocks.differing(&known.blocks), GROUP),
         None => once(0..count).collect(),
     };
     let mut taken = Taken::after(known, count, numbers.iter().map(|range| range.len()).sum());

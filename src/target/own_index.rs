@@ -187,9 +187,7 @@ impl OwnIndex {
         let shape = Shape::of(&header);
         let numbers = match (&self.fits, blocks) {
             (Some((before, shape_then, count)), Some(blocks)) if *shape_then == shape => {
-                // What was added may have been in its place already.
-                let added = header.place(*count)..header.place(header.num_records);
-                touched(&header, blocks.differing(before).into_iter().chain(once(added)), 1)
+                touched(&header, *count, blocks.differing(before), 1)
             }
             _ => once(0..header.num_records).collect(),
         };

@@ -138,9 +138,11 @@ fn read_staged(
             let mut ranges = blocks.differing(&before.blocks);
             let lacking = before.lacking.iter().map(|group| group * GROUP);
             ranges.extend(lacking.map(|first| records(first, first.saturating_add(GROUP))));
-            // What was added may have been in its place already.
-            ranges.push(records(before.count, count));
-            (before.groups.clone(), before.lacking.clone(), touched(&header, ranges, GROUP))
+            (
+                before.groups.clone(),
+                before.lacking.clone(),
+                touched(&header, before.count, ranges, GROUP),
+            )
         }
         _ => (Groups::default(), BTreeSet::new(), once(0..count).collect()),
     };

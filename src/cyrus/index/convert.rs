@@ -104,11 +104,7 @@ impl Conversion {
         let alike = from.has_records_of(layout);
         let records = header.num_records;
         let numbers = match self.continues(&header, form) {
-            true => {
-                // What was added may have been in its place already.
-                let added = header.place(self.records)..header.place(records);
-                touched(&header, changed.iter().cloned().chain(once(added)), GROUP)
-            }
+            true => touched(&header, self.records, changed.iter().cloned(), GROUP),
             false => once(0..records).collect(),
         };
         // What fails is not continued.

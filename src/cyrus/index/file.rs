@@ -153,13 +153,17 @@ impl IndexView<'_> {
 }
 
 /// Which records, by number, lie at least partly in these ranges of an index's bytes, in
-/// whole groups of so many.
+/// whole groups of so many; and those behind the first `known`: what was added may have been
+/// in its place before the header counted it.
 pub fn touched(
     header: &Header,
+    known: u32,
     ranges: impl IntoIterator<Item = Range<u64>>,
     group: u32,
 ) -> Vec<Range<u32>> {
-    let mut ranges: Vec<_> = ranges.into_iter().filter(|range| !range.is_empty()).collect();
+    let added = header.place(known)..header.place(header.num_records);
+    let ranges = ranges.into_iter().chain(std::iter::once(added));
+    let mut ranges: Vec<_> = ranges.filter(|range| !range.is_empty()).collect();
     ranges.sort_unstable_by_key(|range| range.start);
     let start = u64::from(header.start_offset);
     let stride = u64::from(header.record_size).max(1);
@@ -254,7 +258,7 @@ mod tests {
     fn groups_that_bytes_lie_in_are_told_once() {
         let header =
             Header { start_offset: 100, record_size: 10, num_records: 95, ..Header::default() };
-        let touched = |ranges: &[Range<u64>]| touched(&header, ranges.iter().cloned(), 10);
+        let touched = |ranges: &[Range<u64>]| touched(&header, 95, ranges.iter().cloned(), 10);
         assert_eq!(touched(&[0..100]), []);
         assert_eq!(touched(&[0..101]), [0..10]);
         assert_eq!(touched(&[195..205]), [0..20]);
