@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
 /// The speed that all channels together are to reach, in bytes per second.
-const SPEED: f64 = 150e6;
+const SPEED: f64 = 250e6;
 
 /// Most further channels: sshd allows ten commands on a connection, as it comes.
 const MOST: usize = 7;

@@ -2,6 +2,7 @@
 //! before it counts.
 
 use super::stage::{StagedDirectory, Trace};
+use super::sync;
 use crate::agent::{LinkError, Sender};
 use crate::fault::{self, Point};
 use crate::wire::blocks::{Blocks, Hashing, Patching};
@@ -506,6 +507,7 @@ impl Partial {
         let when = Timespec { tv_sec: last.mtime, tv_nsec: 0 };
         rustix::fs::futimens(&file, &Timestamps { last_access: when, last_modification: when })
             .map_err(|e| item.io(e.into()))?;
+        sync::begin(&file, last.size);
         if item.replaces && !patched {
             item.directory
                 .replace_as_sent(&item.temporary(), &item.name)

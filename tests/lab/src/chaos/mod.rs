@@ -37,8 +37,10 @@ const PROGRAM: &str = "/usr/local/bin/mbcopy";
 const TRIES: usize = 6;
 /// How long one command may take.
 const PATIENCE: Duration = Duration::from_secs(90);
-/// How long a command may take that nobody disturbs.
+/// How long a command may take that nobody disturbs, on a machine that is busy.
 const SLOW: Duration = Duration::from_secs(15);
+/// And for each mailbox: where a harm lasts for minutes, clients make hundreds.
+const SLOW_EACH: Duration = Duration::from_millis(20);
 /// What clients may wait beyond the limit of the freeze, on a machine that is busy.
 const LATE: Duration = Duration::from_secs(5);
 /// How long anything may still be blocked when all is over, on a machine that is busy.
@@ -57,6 +59,8 @@ pub struct Attempt {
     pub code: i32,
     /// How long it took.
     pub seconds: f64,
+    /// How many mailboxes its report names.
+    pub mailboxes: u32,
     /// The harms that were done to it.
     pub harms: Vec<String>,
     /// What it said last.
@@ -299,8 +303,8 @@ impl Scene {
                 self.attempt(number, command, plan, field, &mut strikes, route_command)?;
             let harmed = !attempt.harms.is_empty();
             quiet = if harmed { 0 } else { quiet + 1 };
-            let Attempt { code, command: was, seconds, ref said, .. } = attempt;
-            if !harmed && seconds > SLOW.as_secs_f64() {
+            let Attempt { code, command: was, seconds, mailboxes, ref said, .. } = attempt;
+            if !harmed && seconds > (SLOW + SLOW_EACH * mailboxes).as_secs_f64() {
                 let text = format!("a command without harm took {seconds:.1} s: {said}");
                 course.findings.push(Finding::new(Kind::Slow, text));
             }
@@ -441,8 +445,9 @@ impl Scene {
         field.disarm();
         field.wake();
         let seconds = began.elapsed().as_secs_f64();
+        let report = report(&file("stdout"))?;
         let said = match code {
-            Some(_) => last_words(&file("stdout"), &file("stderr"))?,
+            Some(_) => last_words(&report, &file("stderr"))?,
             None => {
                 // As an admin would at last.
                 field.perform(Harm::Kill(Victim::Coordinator))?;
@@ -450,7 +455,8 @@ impl Scene {
                 format!("it did not end within {PATIENCE:?}")
             }
         };
-        Ok(Attempt { command, code: code.unwrap_or(-1), seconds, harms, said })
+        let mailboxes = report["mailboxes"].as_u64().unwrap_or_default().try_into()?;
+        Ok(Attempt { command, code: code.unwrap_or(-1), seconds, mailboxes, harms, said })
     }
 
     /// What was shown of the user meanwhile.
@@ -618,10 +624,7 @@ fn wait(child: &mut Child, patience: Duration) -> Result<Option<i32>> {
 }
 
 /// What mbcopy said in the end: of its report what matters, or what it wrote to stderr.
-fn last_words(stdout: &Path, stderr: &Path) -> Result<String> {
-    let out = std::fs::read_to_string(stdout)?;
-    let last = out.lines().last().unwrap_or_default();
-    let report: serde_json::Value = serde_json::from_str(last).unwrap_or_default();
+fn last_words(report: &serde_json::Value, stderr: &Path) -> Result<String> {
     if report["event"] == "report" {
         let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
         let failure = text(&report["failure"]["text"]);
@@ -636,6 +639,12 @@ fn last_words(stdout: &Path, stderr: &Path) -> Result<String> {
     }
     let err = std::fs::read_to_string(stderr)?;
     Ok(err.lines().last().unwrap_or_default().to_owned())
+}
+
+/// The last line of what a command has told, which is its report if it came so far.
+fn report(stdout: &Path) -> Result<serde_json::Value> {
+    let out = std::fs::read_to_string(stdout)?;
+    Ok(serde_json::from_str(out.lines().last().unwrap_or_default()).unwrap_or_default())
 }
 
 /// Fails unless a run broke no promise.
