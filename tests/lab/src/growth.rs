@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use lab::Host;
 use lab::seed::{Seed, Size};
-use lab::workload::{self, History, Route};
+use lab::workload::{self, Route};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -38,6 +38,9 @@ pub struct GrowthArgs {
     /// Moves of each.
     #[arg(long, default_value_t = 6)]
     moves: usize,
+    /// How often the clients' connections are cut while nobody is moved, to compare with.
+    #[arg(long, default_value_t = 3)]
+    cuts: usize,
     /// Median of the messages' sizes, in bytes.
     #[arg(long, default_value_t = 2000)]
     median: usize,
@@ -66,6 +69,9 @@ struct Measured {
     again: Vec<f64>,
     /// There, and back: between two releases they are not the same.
     ways: [Way; 2],
+    /// The longest wait of any client whose connection is cut while nobody is moved, in seconds:
+    /// what Cyrus takes by itself until clients are at work again.
+    cut: Vec<f64>,
     memory: Memory,
 }
 
@@ -134,28 +140,46 @@ fn measure(args: &GrowthArgs, messages: usize) -> Result<Measured> {
     for number in 0..args.moves.max(1) {
         let (from, to) = if number % 2 == 0 { (first, second) } else { (second, first) };
         let (route, command) = Route::commanded(user, from)?;
-        let appender = workload::appender(&route, "INBOX", EVERY);
-        let changer = workload::flag_changer(&route, "INBOX", 200, EVERY)?;
-        std::thread::sleep(Duration::from_secs(1));
-        let report = push(from, to, user, &["--route-command", &command])?;
-        std::thread::sleep(Duration::from_secs(1));
-        let histories = [appender.stop()?, changer.stop()?];
+        let options = ["--route-command", &command];
+        let (report, waits) = at_work(&route, || push(from, to, user, &options))?;
         let ms = report["freeze_ms"].as_f64().context("no freeze_ms in the report")?;
-        let waits = waits(&histories);
         eprintln!("{messages} messages, move {}: freeze {ms:.0} ms, waits {waits:.3?}", number + 1);
         let [there, back] = &mut measured.ways;
         let way = if number % 2 == 0 { there } else { back };
         way.name = format!("{} to {}", from.name(), to.name());
         way.freezes.push(ms / 1000.0);
-        way.waits.push(waits.into_values().fold(0.0, f64::max));
+        way.waits.push(longest(&waits));
     }
     measured.memory = watch.stop()?;
+    let host = if args.moves.max(1).is_multiple_of(2) { first } else { second };
+    for number in 0..args.cuts {
+        let (route, _) = Route::commanded(user, host)?;
+        let waits = at_work(&route, || host.run(&["pkill", "-x", "imapd"]))?.1;
+        eprintln!("{messages} messages, cut {}: waits {waits:.3?}", number + 1);
+        measured.cut.push(longest(&waits));
+    }
     Ok(measured)
 }
 
-fn waits(histories: &[History]) -> BTreeMap<String, f64> {
+/// Does something while clients append and change flags; what came of it, and their longest
+/// waits in seconds, by operation.
+fn at_work<T>(
+    route: &Route,
+    something: impl FnOnce() -> Result<T>,
+) -> Result<(T, BTreeMap<String, f64>)> {
+    let appender = workload::appender(route, "INBOX", EVERY);
+    let changer = workload::flag_changer(route, "INBOX", 200, EVERY)?;
+    std::thread::sleep(Duration::from_secs(1));
+    let result = something()?;
+    std::thread::sleep(Duration::from_secs(1));
+    let histories = [appender.stop()?, changer.stop()?];
     let latencies = histories.iter().flat_map(|history| &history.latency);
-    latencies.map(|(what, latency)| (what.clone(), latency.longest.as_secs_f64())).collect()
+    let waits = latencies.map(|(what, waited)| (what.clone(), waited.longest.as_secs_f64()));
+    Ok((result, waits.collect()))
+}
+
+fn longest(waits: &BTreeMap<String, f64>) -> f64 {
+    waits.values().copied().fold(0.0, f64::max)
 }
 
 fn push(from: &Host, to: &Host, user: &str, options: &[&str]) -> Result<serde_json::Value> {
@@ -275,6 +299,14 @@ fn table(all: &[Measured]) -> Result<String> {
             median(&way.waits) * 1e3,
             most(&way.waits) * 1e3,
         )?;
+    }
+    text.push_str(
+        "\n| messages | connections cut, nobody moved: longest wait of a client ms: median | most |\n\
+         |---|---|---|\n",
+    );
+    for m in all.iter().filter(|m| !m.cut.is_empty()) {
+        let (middle, most) = (median(&m.cut) * 1e3, most(&m.cut) * 1e3);
+        writeln!(text, "| {} | {middle:.0} | {most:.0} |", m.messages)?;
     }
     text.push('\n');
     Ok(text)
