@@ -413,7 +413,8 @@ start_cyrus() {
     # directories must belong to cyrus: one made by root breaks the locks
     in_host "$1" bash -ec '
       install -d -o cyrus -g mail /run/cyrus /run/cyrus/{proc,lock,socket}
-      chown -R cyrus:mail /run/cyrus
+      # what a killed imapd leaves may vanish meanwhile
+      find /run/cyrus -ignore_readdir_race ! -user cyrus -exec chown cyrus:mail {} +
       sed -nE "s/^(configdirectory|sievedir|(meta|archive|backup)?partition-[^:]*): *//p" /etc/imapd.conf |
         while read -r dir; do [ -d "$dir" ] || install -d -o cyrus -g mail -m 750 "$dir"; done
       install -d -o cyrus -g mail -m 750 /var/lib/cyrus/sync
