@@ -170,6 +170,7 @@ mod tests {
             "--old-server=refuse",
             "--bwlimit=800",
             "--bwlimit-file=/x/line",
+            "--nice",
             "--share=autumn",
             "--remote-program=/opt/mbcopy",
             "--remote-config=/opt/imapd.conf",

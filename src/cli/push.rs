@@ -111,6 +111,11 @@ pub(super) struct MoveOptions {
     /// Limit of the copy, in bytes per second; 0: none
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
     pub(super) bwlimit: u64,
+    /// Let other users of both servers go first: the copy has a lower priority, and the disk
+    /// gets each message at once instead of many in a burst. A freeze is as short as ever
+    #[arg(long)]
+    #[serde(default)]
+    pub(super) nice: bool,
     /// Link messages on the target that others have, too, who are moved with the same name
     /// here: of one delivery to several users; `bulk` gives the name of its run
     #[arg(long, value_name = "NAME")]
@@ -199,6 +204,9 @@ impl MoveOptions {
         put("remote-config", self.remote_config.clone().into());
         if let Some(file) = &self.upload {
             put("upload", file.into());
+        }
+        if self.nice {
+            arguments.push("--nice".into());
         }
         if self.copy_only {
             arguments.push("--copy-only".into());
@@ -332,6 +340,7 @@ pub(super) fn perform(common: &Common, task: Task, request: &Request, output: Ou
         },
         rate_limit: how.bwlimit,
         line,
+        nice: how.nice,
         share: how.share.clone().unwrap_or_default(),
         command: typed_command(),
     };

@@ -9,6 +9,7 @@ pub mod indexlock;
 pub mod installed;
 pub mod ofd;
 pub mod offline;
+pub mod priority;
 pub mod sqlite;
 pub mod tools;
 pub mod userlock;

@@ -51,7 +51,8 @@ impl Push<'_> {
     pub(super) async fn send(&mut self, wants: v1::Wants, durable: bool) -> Result<u64, Trouble> {
         let lanes = self.target.lanes.begin(wants.bytes).await;
         let mut window = Window::over(1 + lanes.len());
-        self.target.begin(Op::Store(v1::Store { durable, lanes })).await?;
+        let nice = self.options.nice && self.frozen_at.is_none();
+        self.target.begin(Op::Store(v1::Store { durable, lanes, nice })).await?;
         self.source
             .begin(Op::SendItems(v1::SendItems {
                 wants: wants.wants,
@@ -59,6 +60,7 @@ impl Push<'_> {
                 user_bases: wants.user_bases,
                 lend: self.source.is_readable(),
                 links: wants.links,
+                nice,
                 rate_limit: if self.options.line.is_some() { 0 } else { self.options.rate_limit },
             }))
             .await?;

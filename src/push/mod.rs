@@ -85,6 +85,8 @@ pub struct Options {
     pub rate_limit: u64,
     /// That limit, kept together with other processes.
     pub line: Option<Arc<Bandwidth>>,
+    /// Whether other users of both servers go first, while this one is not frozen.
+    pub nice: bool,
     /// The run with whose users messages are shared on the target; empty: with nobody.
     pub share: String,
     /// The command that the admin typed, to be typed again.

@@ -384,7 +384,11 @@ impl Push<'_> {
 
     pub(super) async fn rehearse(&mut self) -> Result<(), Trouble> {
         let copy_only = self.options.copy_only;
-        let op = Op::Rehearse(v1::Rehearse { skipped: self.skipped(), copy_only });
+        let op = Op::Rehearse(v1::Rehearse {
+            skipped: self.skipped(),
+            copy_only,
+            nice: self.options.nice,
+        });
         let Answer::Rehearsed(rehearsed) = self.target.call(op).await? else {
             return Err(self.target.unexpected("rehearsal").into());
         };

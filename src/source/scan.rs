@@ -293,7 +293,7 @@ impl Session {
             &self.listing.mailboxes,
             jobs,
             (items.rate_limit, &self.pace),
-            items.links.then(send::Names::default).as_ref(),
+            (items.links.then(send::Names::default).as_ref(), items.nice),
             &sender,
         )
         .map_err(|e| v1::Failure::from(crate::agent::LinkError::from(e)))?;

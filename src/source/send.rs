@@ -8,7 +8,7 @@ use super::pace::Pace;
 use super::wanted::{Message, Wanted};
 use crate::agent::Sender;
 use crate::fault::{self, Point};
-use crate::host::Host;
+use crate::host::{Host, priority};
 use crate::wire::USER;
 use crate::wire::blocks::{BLOCK, Blocks, Hashing, Patching};
 use crate::wire::bulk::{CHUNK_HEADER, Chunk};
@@ -107,13 +107,14 @@ pub struct Sent {
 ///
 /// Errors: the connection is gone.
 ///
-/// With `names`, the other names of a message are told and not sent.
+/// With `names`, the other names of a message are told and not sent; with `nice` other users
+/// of the server go first.
 pub fn send(
     host: &Host,
     mailboxes: &[SourceMailbox],
     jobs: impl Iterator<Item = Job> + Send,
     (rate, pace): (u64, &Pace),
-    names: Option<&Names>,
+    (names, nice): (Option<&Names>, bool),
     to: &Sender,
 ) -> io::Result<Sent> {
     let work = Mutex::new(jobs);
@@ -128,6 +129,9 @@ pub fn send(
         for _ in 0..READERS {
             let (queue, work, sent, pool) = (queue.clone(), &work, &sent, &pool);
             scope.spawn(move || {
+                if nice {
+                    priority::yield_to_others();
+                }
                 let give = |frame, plain| queue.send((frame, plain)).is_ok();
                 let mut reader = Reader::new(pool, pace, names, &give);
                 loop {

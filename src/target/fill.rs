@@ -20,7 +20,7 @@ use crate::agent::{self, Link, LinkError};
 use crate::cyrus::index::IndexFile;
 use crate::cyrus::name::PartitionName;
 use crate::cyrus::path::{DirStyle, Layout};
-use crate::host::Host;
+use crate::host::{Host, priority};
 use crate::moves::verdict::has_user;
 use crate::wire::v1::{self, failure::Kind};
 use std::collections::{BTreeMap, BTreeSet};
@@ -203,7 +203,7 @@ impl Session {
         &mut self,
         host: &Host,
         link: &mut Link,
-        durable: bool,
+        (durable, nice): (bool, bool),
         lanes: &mut [Lane],
     ) -> Result<v1::Stored, v1::Failure> {
         self.writable()?;
@@ -217,7 +217,8 @@ impl Session {
                 "mend the cause and run the same push again",
             )
         };
-        let writers = Writers::start(&asked, &link.pool()).map_err(|e| broken(e.to_string()))?;
+        let writers =
+            Writers::start(&asked, &link.pool(), nice).map_err(|e| broken(e.to_string()))?;
         // What is asked for is all that can come.
         let (ahead, durable) = (durable, durable && !self.unchanged);
         if durable {
@@ -303,9 +304,18 @@ impl Session {
         if rehearse.skipped.is_empty() {
             let changing = self.inventory.mailboxes.values().filter(|m| !m.is_consistent());
             let changing: Vec<_> = changing.map(|m| host.external(&m.name)).collect();
-            shadow
-                .examine(host, &self.stage, &self.tool_names, &changing)
-                .map_err(|e| internal(e.to_string(), "the source serves the user"))?;
+            let examine = || {
+                if rehearse.nice {
+                    priority::yield_to_others();
+                }
+                shadow.examine(host, &self.stage, &self.tool_names, &changing)
+            };
+            // Of its own, since a thread that yields does so for good.
+            let examined = std::thread::scope(|scope| scope.spawn(examine).join());
+            let failed = |e: String| internal(e, "the source serves the user");
+            examined
+                .map_err(|_| failed("the examination has died".into()))?
+                .map_err(|e| failed(e.to_string()))?;
         }
         self.shadow = Some(shadow);
         drop(view);

@@ -5,6 +5,7 @@ use super::stage::{StagedDirectory, Trace};
 use super::sync;
 use crate::agent::{LinkError, Sender};
 use crate::fault::{self, Point};
+use crate::host::priority;
 use crate::wire::blocks::{Blocks, Hashing, Patching};
 use crate::wire::bulk::{Chunk, ChunkError};
 use crate::wire::pool::Pool;
@@ -144,8 +145,9 @@ pub struct Writers {
 }
 
 impl Writers {
-    /// Starts the writers; the frames they have used go to the pool.
-    pub fn start(expected: &Arc<dyn Expected>, pool: &Pool) -> io::Result<Self> {
+    /// Starts the writers; the frames they have used go to the pool. With `nice` other users of
+    /// the server go first.
+    pub fn start(expected: &Arc<dyn Expected>, pool: &Pool, nice: bool) -> io::Result<Self> {
         let mut queues = Vec::new();
         let mut threads = Vec::new();
         for n in 0..WRITERS {
@@ -155,6 +157,7 @@ impl Writers {
                 open: BTreeMap::new(),
                 received: Received::default(),
                 pool: pool.clone(),
+                nice,
             };
             queues.push(queue);
             threads.push(
@@ -304,6 +307,7 @@ struct Writer {
     open: BTreeMap<ItemKey, Partial>,
     received: Received,
     pool: Pool,
+    nice: bool,
 }
 
 /// A file of which some pieces are there.
@@ -333,6 +337,9 @@ enum Complete {
 
 impl Writer {
     fn run(&mut self, frames: &Receiver<Bytes>) -> Result<Received, ReceiveError> {
+        if self.nice {
+            priority::yield_to_others();
+        }
         while let Ok(frame) = frames.recv() {
             let mut rest = frame.clone();
             while !rest.is_empty() {
@@ -412,7 +419,7 @@ impl Writer {
             self.open.insert(key, partial);
             return Ok(());
         }
-        match partial.complete(chunk)? {
+        match partial.complete(chunk, self.nice)? {
             Complete::Message => {
                 self.received.messages.entry(key.0).or_default().push(key.2);
                 if chunk.linked {
@@ -473,7 +480,7 @@ impl Writer {
 
 impl Partial {
     /// Verifies the file.
-    fn complete(self, last: &Chunk) -> Result<Complete, ReceiveError> {
+    fn complete(self, last: &Chunk, nice: bool) -> Result<Complete, ReceiveError> {
         let Self { item, file, content, offset, .. } = self;
         let (blocks, blake3, patched) = match content {
             Content::Message(hasher) => (None, *hasher.finalize().as_bytes(), false),
@@ -507,7 +514,7 @@ impl Partial {
         let when = Timespec { tv_sec: last.mtime, tv_nsec: 0 };
         rustix::fs::futimens(&file, &Timestamps { last_access: when, last_modification: when })
             .map_err(|e| item.io(e.into()))?;
-        sync::begin(&file, last.size);
+        sync::begin(&file, last.size, nice);
         if item.replaces && !patched {
             item.directory
                 .replace_as_sent(&item.temporary(), &item.name)
@@ -602,7 +609,7 @@ mod tests {
     fn receive(dir: &Path, chunks: &[Chunk]) -> Result<Received, ReceiveError> {
         let directory = StagedDirectory::make(dir, Path::new("box")).unwrap();
         let expected: Arc<dyn Expected> = Arc::new(Asked(Arc::new(directory)));
-        let writers = Writers::start(&expected, &Pool::default()).unwrap();
+        let writers = Writers::start(&expected, &Pool::default(), false).unwrap();
         for chunk in chunks {
             let mut frame = BytesMut::new();
             chunk.encode(&mut frame);
@@ -688,7 +695,7 @@ mod tests {
         let name =
             |uid, first, size| Chunk { same: Some((1, first)), size, ..chunk((1, 1, uid), b"") };
         let take = |chunks: &[Chunk]| {
-            let writers = Writers::start(&expected, &Pool::default()).unwrap();
+            let writers = Writers::start(&expected, &Pool::default(), false).unwrap();
             for chunk in chunks {
                 let mut frame = BytesMut::new();
                 chunk.encode(&mut frame);
@@ -758,7 +765,7 @@ mod tests {
         change(dir.path(), &mut pieces);
         let directory = Arc::new(StagedDirectory::make(dir.path(), Path::new("box")).unwrap());
         let expected: Arc<dyn Expected> = Arc::new(AskedPatch(directory, held));
-        let writers = Writers::start(&expected, &Pool::default()).unwrap();
+        let writers = Writers::start(&expected, &Pool::default(), false).unwrap();
         for chunk in pieces {
             let mut frame = BytesMut::new();
             chunk.encode(&mut frame);

@@ -16,12 +16,13 @@ use std::time::Duration;
 const EVERY: Duration = Duration::from_secs(2);
 
 /// Files from this size on, in bytes, are on their way to the disk as soon as they are
-/// written. With small ones it would cost more than it saves, for each takes a request.
+/// written. With small ones it takes longer than it saves, for each is a request.
 const LARGE: u64 = 1 << 20;
 
-/// Lets the disk begin with a large file that is written, so that the sync finds less to do.
-pub fn begin(file: &File, size: u64) {
-    if size >= LARGE {
+/// Lets the disk begin with a file that is written, if it is large, so that the sync finds less
+/// to do; with `nice` with any, so that others need not wait while the disk gets all at once.
+pub fn begin(file: &File, size: u64, nice: bool) {
+    if nice || size >= LARGE {
         // SAFETY: the descriptor is open, and no memory is handed over. No library has this.
         // An error is told by the sync that follows.
         unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };

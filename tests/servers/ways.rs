@@ -116,6 +116,34 @@ fn several_channels_fill_a_long_way() {
 }
 
 #[test]
+fn a_copy_that_is_nice_lets_others_go_first() {
+    let servers = Servers::fresh();
+    servers.accounts(&["nice"]);
+    Seed::new(&servers.source, "nice").bulk(30, Size::Fixed(400_000), 2).unwrap();
+    let before = fingerprint(&servers.source, "nice", &[]);
+    let push = ["mbcopy", "push", "user.nice", "bw2", "--json", "--bwlimit", "4000000"];
+    for (last, wanted) in [(&["--copy-only"][..], "0"), (&["--nice"], "10")] {
+        let running = servers.source.spawn(&[&push[..], last].concat()).unwrap();
+        let limit = Instant::now() + Duration::from_secs(20);
+        let urgency = loop {
+            let writers = "ps -eLo ni=,comm= | awk '$2 ~ /^writer-/ {print $1}' | sort -u";
+            let there = shell(&servers.target, writers);
+            if !there.is_empty() {
+                break there;
+            }
+            assert!(Instant::now() < limit, "nothing is written");
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        assert_eq!(urgency.trim(), wanted);
+        end(running).expect(0);
+        if wanted == "0" {
+            servers.source.run(&["mbcopy", "abort", "user.nice"]).unwrap();
+        }
+    }
+    assert_same(&before, &fingerprint(&servers.target, "nice", &[]), &[]);
+}
+
+#[test]
 fn a_channel_that_ends_is_told_and_the_same_push_goes_on() {
     let far = Far::new();
     let (source, target) = (&far.servers.source, &far.servers.target);
