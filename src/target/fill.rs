@@ -203,7 +203,7 @@ impl Session {
         &mut self,
         host: &Host,
         link: &mut Link,
-        (durable, nice): (bool, bool),
+        store: &v1::Store,
         lanes: &mut [Lane],
     ) -> Result<v1::Stored, v1::Failure> {
         self.writable()?;
@@ -218,9 +218,9 @@ impl Session {
             )
         };
         let writers =
-            Writers::start(&asked, &link.pool(), nice).map_err(|e| broken(e.to_string()))?;
+            Writers::start(&asked, &link.pool(), store.nice).map_err(|e| broken(e.to_string()))?;
         // What is asked for is all that can come.
-        let (ahead, durable) = (durable, durable && !self.unchanged);
+        let (ahead, durable) = (store.durable, store.durable && !self.unchanged);
         if durable {
             self.syncing = Some(Syncing::start(self.synced_roots(), self.syncing.take()));
         }

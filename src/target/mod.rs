@@ -170,7 +170,7 @@ impl Handler for Target {
                 };
                 let unknown = || agent::protocol("a channel for bulk data that is not there");
                 let mut taken = lanes.ok_or_else(unknown)?;
-                let stored = session.store(host, link, (store.durable, store.nice), &mut taken);
+                let stored = session.store(host, link, &store, &mut taken);
                 let put = self.lanes.as_ref().map_or(Ok(()), |lanes| lanes.put(taken, link));
                 let stored = stored?;
                 put.map(|()| Answer::Stored(stored)).map_err(v1::Failure::from)
