@@ -250,14 +250,15 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             }
         }
     }
-    let mut others = BTreeMap::new();
+    let mut others = Others::default();
     for _ in 0..if is_asked(Part::Others) { rounds } else { 0 } {
         bench.make_room()?;
-        for method in [None, Some(Method::Rsync), Some(Method::Push)] {
-            let waits = bench.others(method, &small).context("watching other users")?;
-            eprintln!("other users, {method:?}: {waits:.1?} ms");
-            let all: &mut [Vec<f64>; 2] = others.entry(method).or_default();
-            all.iter_mut().zip(waits).for_each(|(all, wait)| all.push(wait));
+        for (all, beside) in others.iter_mut().zip(BESIDE) {
+            let [source, target, took] =
+                bench.others(beside, &small).context("watching other users")?;
+            let name = beside_name(beside);
+            eprintln!("others, {name}: {source:.1} and {target:.1} ms, in {took:.2} s");
+            all.iter_mut().zip([source, target, took]).for_each(|(all, one)| all.push(one));
         }
     }
     let result = bench.table(&mailboxes, &measured, &blocks, &others)?;
@@ -268,9 +269,25 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     bench.finish()
 }
 
-/// The waits of other users on the source and on the target that one in a hundred is longer
-/// than, in milliseconds, while somebody is moved.
-type Others = BTreeMap<Option<Method>, [Vec<f64>; 2]>;
+/// Beside what others are watched: nothing, or a method with options.
+const BESIDE: [Option<(Method, &[&str])>; 6] = [
+    None,
+    Some((Method::Rsync, &[])),
+    Some((Method::RsyncReconstruct, &[])),
+    Some((Method::Push, &[])),
+    Some((Method::Push, &["--nice"])),
+    Some((Method::Push, &["--bwlimit", "30000000"])),
+];
+
+fn beside_name(beside: Option<(Method, &[&str])>) -> String {
+    beside.map_or("nothing".to_owned(), |(method, options)| {
+        std::iter::once(method.name()).chain(options.iter().copied()).collect::<Vec<_>>().join(" ")
+    })
+}
+
+/// For each of [`BESIDE`], by rounds: the waits of other users on the source and on the target
+/// that one in a hundred is longer than, in milliseconds, and the seconds that it took.
+type Others = [[Vec<f64>; 3]; BESIDE.len()];
 
 struct Bench {
     source: Host,
@@ -464,20 +481,19 @@ impl Bench {
         Ok(())
     }
 
-    /// How long others wait on both servers while somebody is moved, or nobody.
-    fn others(&mut self, method: Option<Method>, mailbox: &Mailbox) -> Result<[f64; 2]> {
+    /// How long others wait on both servers while somebody is moved, or nobody: see [`Others`].
+    fn others(&mut self, beside: Option<(Method, &[&str])>, mailbox: &Mailbox) -> Result<[f64; 3]> {
         self.fresh()?;
         let canaries = [Canary::start(&self.source)?, Canary::start(&self.target)?];
         std::thread::sleep(Duration::from_secs(1));
-        match method {
-            Some(method) => self.copy(method, mailbox, &[])?,
+        let start = Instant::now();
+        match beside {
+            Some((method, options)) => self.copy(method, mailbox, options)?,
             None => std::thread::sleep(Duration::from_secs(5)),
         }
-        let mut worst = [0.0; 2];
-        for (worst, canary) in worst.iter_mut().zip(canaries) {
-            *worst = canary::worst(&canary.stop()?);
-        }
-        Ok(worst)
+        let took = start.elapsed().as_secs_f64();
+        let [source, target] = canaries.map(|canary| canary.stop().map(|all| canary::worst(&all)));
+        Ok([source?, target?, took])
     }
 
     /// How long a client who keeps appending to the INBOX waits while its user is moved.
@@ -617,17 +633,17 @@ impl Bench {
                 to(Method::Xfer)
             )?;
         }
-        if !others.is_empty() {
+        if !others[0][0].is_empty() {
             text.push_str(
                 "\nHow long others wait who append and fetch, in ms: what one in a hundred of their \
                  waits is longer than, median of the rounds:\n\n\
-                 | while | on the source | on the target |\n|---|---|---|\n",
+                 | beside | on the source | on the target | which takes s |\n|---|---|---|---|\n",
             );
-        }
-        for (method, [source, target]) in others {
-            let name = method.map_or("nothing happens", Method::name);
-            let [source, target] = [source, target].map(|waits| Sample::of(waits).median);
-            writeln!(text, "| {name} | {source:.1} | {target:.1} |")?;
+            for (beside, all) in BESIDE.into_iter().zip(others) {
+                let [source, target, took] = all.each_ref().map(|all| Sample::of(all).median);
+                let name = beside_name(beside);
+                writeln!(text, "| {name} | {source:.1} | {target:.1} | {took:.2} |")?;
+            }
         }
         if blocks.is_empty() {
             return Ok(text);
