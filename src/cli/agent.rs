@@ -93,6 +93,10 @@ impl Handler for Agent {
 
 pub(super) fn run(common: &Common, args: AgentArgs) -> ExitCode {
     super::log::to_stderr(common.verbose);
+    // Pipes of 64 KiB would cut each frame of bulk data into pieces.
+    for pipe in [std::io::stdin().as_fd(), std::io::stdout().as_fd()] {
+        let _ = rustix::pipe::fcntl_setpipe_size(pipe, 1 << 20);
+    }
     let confined = std::env::var("SSH_ORIGINAL_COMMAND").ok();
     let served = match args.lane.clone().or_else(|| asked_lane(&confined?)) {
         Some(name) => lanes::hand_over(&name, std::io::stdin(), &mut std::io::stdout())

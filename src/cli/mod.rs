@@ -151,6 +151,22 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_is_a_number_of_bytes_with_or_without_a_unit() {
+        let limit = |text: &str| {
+            let words = ["mbcopy", "push", "--bwlimit", text, "user.x", "bw2"];
+            let Command::Push(push) = Cli::try_parse_from(words).ok()?.command else { return None };
+            push.options_as_json()["bwlimit"].as_u64()
+        };
+        let told = [("0", 0), ("800", 800), ("2K", 2048), ("30m", 30 << 20), ("1.5G", 3 << 29)];
+        for (text, bytes) in told {
+            assert_eq!(limit(text), Some(bytes), "{text}");
+        }
+        for text in ["", "M", "-1", "-1M", "0.1", "0.0001K", "1e30G", "nanK", "10 M", "3T", "1é"] {
+            assert_eq!(limit(text), None, "{text}");
+        }
+    }
+
+    #[test]
     fn each_move_of_a_run_is_told_every_option_of_the_run() {
         use clap::CommandFactory;
         Cli::command().debug_assert();

@@ -108,8 +108,8 @@ pub(super) struct MoveOptions {
     #[arg(long, value_name = "WHAT", default_value = "defer")]
     #[serde(default)]
     pub(super) old_server: OldServer,
-    /// Limit of the copy, in bytes per second; 0: none
-    #[arg(long, value_name = "BYTES", default_value_t = 0)]
+    /// Limit of the copy, in bytes per second, or with a K, M or G of 1024; 0: none
+    #[arg(long, value_name = "BYTES", default_value = "0", value_parser = bytes)]
     pub(super) bwlimit: u64,
     /// Let other users of both servers go first: the copy has a lower priority, and the disk
     /// gets each message at once instead of many in a burst. A freeze is as short as ever
@@ -254,6 +254,18 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     Duration::try_from(exact).map_err(|e| e.to_string())
 }
 
+/// A number of bytes: `800`, `30M`, `1.5G`.
+fn bytes(text: &str) -> Result<u64, String> {
+    let wanted = || "wanted: a number of bytes, or one with K, M or G".to_owned();
+    let unit = text.chars().last().and_then(|last| "KMG".find(last.to_ascii_uppercase()));
+    let Some(unit) = unit else { return text.parse().map_err(|_| wanted()) };
+    let number = text.get(..text.len() - 1).and_then(|number| number.parse::<f64>().ok());
+    let all = number.map(|number| number * 1024_f64.powi(unit as i32 + 1));
+    // What is more than nothing, and less than a byte, would mean no limit.
+    let all = all.filter(|all| *all == 0.0 || (1.0..1e18).contains(all));
+    all.map(|all| all as u64).ok_or_else(wanted)
+}
+
 fn partition_pair(text: &str) -> Result<(String, String), String> {
     let (old, new) = text.split_once('=').ok_or("wanted: OLD=NEW")?;
     let name = |name: &str| PartitionName::new(name).map(|name| name.to_string());
@@ -345,8 +357,9 @@ pub(super) fn perform(common: &Common, task: Task, request: &Request, output: Ou
         command: typed_command(),
     };
     let console = Console::new(style);
+    // One has the connection, and this thread the move; more would only wake each other.
     let runtime =
-        match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
             Ok(runtime) => runtime,
             Err(error) => {
                 eprintln!("mbcopy: cannot start: {error}");

@@ -29,10 +29,6 @@ pub fn spawn(program: OsString, arguments: &[OsString]) -> std::io::Result<(Chil
     let output = child.stdout.take().ok_or_else(broken)?;
     let mut errors = child.stderr.take().ok_or_else(broken)?;
 
-    // A pipe of 64 KiB would cut each frame of bulk data into pieces.
-    for pipe in [rustix::fd::AsFd::as_fd(&input), rustix::fd::AsFd::as_fd(&output)] {
-        let _ = rustix::pipe::fcntl_setpipe_size(pipe, 1 << 20);
-    }
     let memory = child.id().map(Memory::of);
     let (write, mut queue) = Streams::queue();
     tokio::spawn(async move {
