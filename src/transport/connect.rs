@@ -49,7 +49,7 @@ pub(super) async fn open_route(
 ) -> Result<Route, TransportError> {
     match &host.proxy {
         Proxy::Direct => Ok(Route {
-            stream: Box::new(connect_tcp(host, options).await?),
+            stream: Box::new(PromptStream { tcp: connect_tcp(host, options).await?, reads: 0 }),
             jump: None,
             proxy_stderr: None,
         }),
@@ -134,6 +134,51 @@ async fn connect_tcp(
         }
     }
     Err(failure)
+}
+
+/// Reads after which a connection has long begun its first command.
+const BEGINNING: u32 = 64;
+
+/// A connection that acknowledges at once what comes in its beginning. Until the first command
+/// sshd sends no small packet before the last one is acknowledged, and the kernel puts that off
+/// for 40 ms where nothing is sent back.
+struct PromptStream {
+    tcp: TcpStream,
+    reads: u32,
+}
+
+impl AsyncRead for PromptStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.tcp).poll_read(cx, buf);
+        if read.is_ready() && self.reads < BEGINNING {
+            self.reads += 1;
+            // The kernel forgets it with each packet that is sent.
+            let _ = self.tcp.set_quickack(true);
+        }
+        read
+    }
+}
+
+impl AsyncWrite for PromptStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_shutdown(cx)
+    }
 }
 
 /// Starts the user's own proxy command, in a shell as OpenSSH does.
