@@ -15,9 +15,8 @@ use tokio::task::{JoinHandle, JoinSet};
 /// The speed that all channels together are to reach, in bytes per second.
 const SPEED: f64 = 250e6;
 
-/// Most further channels: sshd allows ten commands on a connection, as it comes, and one may be
-/// needed for something else.
-const MOST: usize = 8;
+/// Most further channels: sshd allows ten commands on a connection, as it comes.
+const MOST: usize = 7;
 
 /// Less is not worth another channel, in bytes.
 const LEAST: u64 = 4 << 20;

@@ -17,7 +17,7 @@ use std::path::Path;
 const LOOKERS: usize = 16;
 
 /// Files that are not worth a thread of their own.
-const LEAST_SHARE: usize = 1024;
+const LEAST_SHARE: usize = 256;
 
 /// What to do about a message whose file cannot be copied.
 pub(super) const MEND: &str =

@@ -1,7 +1,6 @@
 //! What the source has of the user, told and sent.
 
 use super::inventory::SourceMailbox;
-use super::mailbox::Known;
 use super::retire::{Retirement, sends_to};
 use super::stragglers::{Baseline, Search};
 use super::{Session, alarms, inventory, mailbox, quota, refused, send, stragglers};
@@ -16,10 +15,6 @@ use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
-
-/// Threads that look at mailboxes for the plan.
-const LOOKERS: usize = 8;
 
 impl Session {
     /// Looks at everything once, for the plan.
@@ -31,11 +26,16 @@ impl Session {
         if host.offline.is_none() {
             problems.extend(crate::target::programs(host, &["cyr_dbtool", "mbexamine"]));
         }
-        let looked = look_at_all(host, &self.listing.mailboxes, &mut self.known);
         let mut minors = BTreeMap::new();
-        for (mailbox, (found, minor)) in self.listing.mailboxes.iter().zip(looked) {
-            problems.extend(found);
-            minors.insert(mailbox.ordinal, minor);
+        for mailbox in &self.listing.mailboxes {
+            let known = self.known.entry(mailbox.ordinal).or_default();
+            if mailbox.entry.partition.is_some() {
+                let found = mailbox::look(host, mailbox, known);
+                if found.is_empty() || !mailbox.has_gone(host) {
+                    problems.extend(found);
+                }
+            }
+            minors.insert(mailbox.ordinal, index_minor(host, mailbox));
         }
         problems.extend(alarms::note(host, &self.listing));
         problems.extend(quota::notes(host, &self.listing));
@@ -334,46 +334,6 @@ pub(super) fn to_wire(mailbox: &SourceMailbox) -> v1::Mailbox {
         id_record: mailbox.id_record.1.clone(),
         index_minor: 0,
     }
-}
-
-/// Looks at several mailboxes at once: what stands against copying each, and the version of
-/// its index.
-fn look_at_all(
-    host: &Host,
-    mailboxes: &[SourceMailbox],
-    known: &mut BTreeMap<u32, Known>,
-) -> Vec<(Vec<v1::Problem>, u32)> {
-    let look = |mailbox: &SourceMailbox, known: &mut Known| {
-        let mut found = Vec::new();
-        if mailbox.entry.partition.is_some() {
-            found = mailbox::look(host, mailbox, known);
-            if !found.is_empty() && mailbox.has_gone(host) {
-                found.clear();
-            }
-        }
-        (found, index_minor(host, mailbox))
-    };
-    let mut looked: Vec<_> = mailboxes
-        .iter()
-        .map(|m| (m, known.remove(&m.ordinal).unwrap_or_default(), Default::default()))
-        .collect();
-    let work = Mutex::new(looked.iter_mut());
-    let next = || work.lock().unwrap_or_else(PoisonError::into_inner).next();
-    std::thread::scope(|scope| {
-        for _ in 0..LOOKERS.min(mailboxes.len()) {
-            scope.spawn(|| {
-                while let Some((mailbox, known, found)) = next() {
-                    *found = look(mailbox, known);
-                }
-            });
-        }
-    });
-    let mut found_in_order = Vec::with_capacity(looked.len());
-    for (mailbox, of_mailbox, found) in looked {
-        known.insert(mailbox.ordinal, of_mailbox);
-        found_in_order.push(found);
-    }
-    found_in_order
 }
 
 fn index_minor(host: &Host, mailbox: &SourceMailbox) -> u32 {
