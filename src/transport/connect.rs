@@ -12,6 +12,7 @@ use russh::client::{self, Handle};
 use russh::{Preferred, cipher, compression};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, BufReader, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedReadHalf;
 use tokio::process::{Child, ChildStdin, ChildStdout};
 use tokio::sync::oneshot;
 
@@ -48,11 +49,11 @@ pub(super) async fn open_route(
     depth: usize,
 ) -> Result<Route, TransportError> {
     match &host.proxy {
-        Proxy::Direct => Ok(Route {
-            stream: Box::new(PromptStream { tcp: connect_tcp(host, options).await?, reads: 0 }),
-            jump: None,
-            proxy_stderr: None,
-        }),
+        Proxy::Direct => {
+            let (tcp, write) = connect_tcp(host, options).await?.into_split();
+            let stream = tokio::io::join(PromptReader { tcp, reads: 0 }, write);
+            Ok(Route { stream: Box::new(stream), jump: None, proxy_stderr: None })
+        }
         Proxy::Command(command) => start_proxy(host, command),
         Proxy::Jump(hops) => {
             let Some((last, before)) = hops.split_last() else {
@@ -139,15 +140,15 @@ async fn connect_tcp(
 /// Reads after which a connection has long begun its first command.
 const BEGINNING: u32 = 64;
 
-/// A connection that acknowledges at once what comes in its beginning. Until the first command
+/// What comes on a connection, acknowledged at once in its beginning. Until the first command
 /// sshd sends no small packet before the last one is acknowledged, and the kernel puts that off
 /// for 40 ms where nothing is sent back.
-struct PromptStream {
-    tcp: TcpStream,
+struct PromptReader {
+    tcp: OwnedReadHalf,
     reads: u32,
 }
 
-impl AsyncRead for PromptStream {
+impl AsyncRead for PromptReader {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -157,27 +158,9 @@ impl AsyncRead for PromptStream {
         if read.is_ready() && self.reads < BEGINNING {
             self.reads += 1;
             // The kernel forgets it with each packet that is sent.
-            let _ = self.tcp.set_quickack(true);
+            let _ = self.tcp.as_ref().set_quickack(true);
         }
         read
-    }
-}
-
-impl AsyncWrite for PromptStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_shutdown(cx)
     }
 }
 
