@@ -16,17 +16,26 @@ pub fn save(path: &Path, value: &impl Serialize) -> io::Result<()> {
     save_bytes(path, &serde_json::to_vec(value)?)
 }
 
+/// Writes `value` to `path`, durable some time later: what may as well be missing.
+pub fn save_in_time(path: &Path, value: &impl Serialize) -> io::Result<()> {
+    write(path, &serde_json::to_vec(value)?, |_| Ok(()))
+}
+
 /// Writes bytes to `path`; durable on return.
 pub fn save_bytes(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write(path, bytes, File::sync_all)
+}
+
+fn write(path: &Path, bytes: &[u8], sync: impl Fn(&File) -> io::Result<()>) -> io::Result<()> {
     let temporary = path.with_extension("new");
     let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     std::fs::create_dir_all(directory)?;
     let mut file = File::create(&temporary)?;
     file.write_all(blake3::hash(bytes).as_bytes())?;
     file.write_all(bytes)?;
-    file.sync_all()?;
+    sync(&file)?;
     std::fs::rename(&temporary, path)?;
-    File::open(directory)?.sync_all()
+    sync(&File::open(directory)?)
 }
 
 /// Reads what [`save`] wrote; refuses what is not exactly that.

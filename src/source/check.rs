@@ -25,7 +25,8 @@ pub(super) const MEND: &str =
 
 /// Checks that each message that the index lists is there, whole and readable,
 /// and that no file is there that it does not list. Only what was not looked
-/// at before is looked at, for a message's file never changes; and what was `odd` then.
+/// at before, here or by an earlier session, is looked at, for a message's file never changes;
+/// and what was `odd` then.
 pub(super) fn files(
     mailbox: (&Host, &SourceMailbox),
     places: &Places,

@@ -3,6 +3,7 @@
 use super::check;
 use super::contents::Contents;
 use super::inventory::{SourceMailbox, problem};
+use super::looked::Look;
 use super::records::{self, Listed, Read, Records};
 use crate::cyrus::config::MetaFile;
 use crate::cyrus::index::IndexView;
@@ -13,6 +14,7 @@ use crate::wire::manifest::{ENTRY, MAX_ENTRIES};
 use crate::wire::v1::{self, FileKind, problem::Severity};
 use bytes::{Bytes, BytesMut};
 use prost::Message;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -47,6 +49,8 @@ pub struct Known {
     conversion: u64,
     /// UIDs up to this one were looked at on disk.
     pub(super) checked: u32,
+    /// The last look at all of them that found nothing wrong.
+    pub(super) looked: Option<Look>,
     /// Messages that cannot be copied.
     pub bad: BTreeSet<u32>,
     /// What the mailbox adds to the totals.
@@ -67,7 +71,7 @@ impl Known {
 }
 
 /// What tells that a file has not changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
     inode: u64,
     size: u64,
@@ -176,8 +180,14 @@ pub fn scan(
 /// scan tells everything.
 pub fn look(host: &Host, mailbox: &SourceMailbox, known: &mut Known) -> Vec<v1::Problem> {
     let mut contents = Contents::default();
-    let looked = examine((host, mailbox), &meta_paths(host, mailbox), known, &mut contents, false);
-    match looked {
+    let paths = meta_paths(host, mailbox);
+    let now = Places::of(host, mailbox).map(|places| Look::begin(&places, index_of(&paths)));
+    let before = known.looked.as_ref().zip(now.as_ref());
+    if let Some(totals) = before.and_then(|(before, now)| before.totals(now)) {
+        known.totals = totals;
+        return Vec::new();
+    }
+    match examine((host, mailbox), &paths, known, &mut contents, false) {
         Ok(examined) => examined.problems,
         Err(why) => vec![why.problem(host, mailbox)],
     }
@@ -295,8 +305,11 @@ fn examine(
         return Err(text.clone().into());
     }
     let places = Places::of(host, mailbox).ok_or_else(|| "it has no directory".to_owned())?;
-    let index = paths.iter().find(|(kind, _)| *kind == FileKind::Index);
-    let index_path = index.map_or(places.messages.as_path(), |(_, path)| path);
+    let index_path = index_of(paths).unwrap_or(&places.messages);
+    let now = Look::begin(&places, Some(index_path));
+    let before = known.looked.as_ref().filter(|_| known.checked == 0);
+    known.checked = before.and_then(|look| look.checked(&now)).unwrap_or(known.checked);
+    let first_time = known.checked == 0;
     let remembered = known.records.clone();
     let early = match known.records {
         None if !frozen => ahead(index_path, contents),
@@ -348,6 +361,10 @@ fn examine(
         problems.push(flaw);
     }
     known.totals = read.totals(&known.bad);
+    if first_time {
+        let good = problems.is_empty() && known.bad.is_empty();
+        known.looked = good.then(|| now.ended(known.checked, &known.totals));
+    }
     Ok(Examined { read, problems })
 }
 
@@ -424,6 +441,10 @@ pub fn meta_paths(host: &Host, mailbox: &SourceMailbox) -> Vec<(FileKind, PathBu
         .collect();
     one_cache(&mut paths);
     paths
+}
+
+fn index_of(paths: &[(FileKind, PathBuf)]) -> Option<&Path> {
+    paths.iter().find(|(kind, _)| *kind == FileKind::Index).map(|(_, path)| path.as_path())
 }
 
 /// Archived messages have a cache of their own only where it is another file.

@@ -9,6 +9,7 @@ pub(crate) mod freeze;
 pub(crate) mod inventory;
 mod late;
 pub(crate) mod locks;
+mod looked;
 pub(crate) mod mailbox;
 pub(crate) mod old;
 mod pace;
@@ -89,6 +90,8 @@ struct Session {
     /// BLAKE3 of the sieve scripts that are files, as they were sent, by path.
     scripts: BTreeMap<PathBuf, blake3::Hash>,
     known: BTreeMap<u32, Known>,
+    /// Whether it is written down what was looked at.
+    looks_are_kept: bool,
     /// What is in the metadata files.
     contents: Contents,
     /// How fast it gets to the target.
@@ -177,6 +180,7 @@ impl Session {
             user_files: UserFiles::default(),
             scripts: BTreeMap::new(),
             known: BTreeMap::new(),
+            looks_are_kept: false,
             contents: Contents::default(),
             pace: Pace::default(),
             snapshot: String::new(),
@@ -431,6 +435,9 @@ impl Session {
         if let Ok(state) = host.state_directory() {
             let _ = std::fs::remove_dir_all(converted(&state, &self.id));
         }
+        if let Ok(looked) = place(host, &self.id, looked::FILE) {
+            let _ = std::fs::remove_file(looked);
+        }
         self.record(if done { state::DONE } else { state::ABORTED })
     }
 
@@ -465,10 +472,15 @@ struct Detail {
     murder_route: bool,
 }
 
+/// Where a file of a move is.
+fn place(host: &Host, id: &MoveId, name: &str) -> Result<PathBuf, v1::Failure> {
+    let directory = host.state_directory().map_err(|e| refused(e.to_string()))?;
+    Ok(directory.join("mbcopy/moves").join(id.as_str()).join(name))
+}
+
 /// Where the records of a user are written down whose route is changed by mupdate.
 fn records_path(host: &Host, id: &MoveId) -> Result<PathBuf, v1::Failure> {
-    let directory = host.state_directory().map_err(|e| refused(e.to_string()))?;
-    Ok(directory.join("mbcopy/moves").join(id.as_str()).join("records"))
+    place(host, id, "records")
 }
 
 /// Where what an older server has is kept in the form of 3.6, as long as it is needed.

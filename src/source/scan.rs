@@ -3,7 +3,7 @@
 use super::inventory::SourceMailbox;
 use super::retire::{Retirement, sends_to};
 use super::stragglers::{Baseline, Search};
-use super::{Session, alarms, inventory, mailbox, quota, refused, send, stragglers};
+use super::{Session, alarms, inventory, looked, mailbox, place, quota, send, stragglers};
 use crate::agent::{self, Link};
 use crate::cyrus::index::IndexFile;
 use crate::host::Host;
@@ -27,8 +27,13 @@ impl Session {
             problems.extend(crate::target::programs(host, &["cyr_dbtool", "mbexamine"]));
         }
         let mut minors = BTreeMap::new();
+        let looked = place(host, &self.id, looked::FILE);
+        let mut looked = looked.map(|path| looked::load(&path)).unwrap_or_default();
         for mailbox in &self.listing.mailboxes {
             let known = self.known.entry(mailbox.ordinal).or_default();
+            if mailbox.converted.is_none() {
+                known.looked = looked.remove(mailbox.id.as_str());
+            }
             if mailbox.entry.partition.is_some() {
                 let found = mailbox::look(host, mailbox, known);
                 if found.is_empty() || !mailbox.has_gone(host) {
@@ -180,6 +185,8 @@ impl Session {
         done.snapshot = Bytes::copy_from_slice(self.snapshot.as_bytes());
         if frozen {
             self.baseline = Baseline::of(&self.listing, &self.known, &self.user_files, &done);
+        } else if !std::mem::replace(&mut self.looks_are_kept, true) {
+            self.keep_looks(host);
         }
         Ok(done)
     }
@@ -224,9 +231,22 @@ impl Session {
         search.find().map_err(failed)
     }
 
+    /// Writes down what was looked at, for a later session, which can do without.
+    fn keep_looks(&self, host: &Host) {
+        let Ok(path) = place(host, &self.id, looked::FILE) else { return };
+        let as_they_are = self.listing.mailboxes.iter().filter(|m| m.converted.is_none());
+        let looks = as_they_are.filter_map(|mailbox| {
+            Some((mailbox.id.as_str(), self.known.get(&mailbox.ordinal)?.looked.as_ref()?))
+        });
+        if self.journal.is_some()
+            && let Err(error) = looked::save(&path, &looks.collect())
+        {
+            tracing::debug!("{}: {error}", path.display());
+        }
+    }
+
     pub(super) fn baseline_path(&self, host: &Host) -> Result<PathBuf, v1::Failure> {
-        let directory = host.state_directory().map_err(|e| refused(e.to_string()))?;
-        Ok(directory.join("mbcopy/moves").join(self.id.as_str()).join(stragglers::FILE))
+        place(host, &self.id, stragglers::FILE)
     }
 
     /// A digest of all that the user is, as text.

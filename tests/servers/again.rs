@@ -51,3 +51,29 @@ fn a_copy_that_finds_nothing_changed_sends_nothing_and_one_that_was_touched_is_m
     servers.push("user.twice", &[]).expect(0);
     assert_same(&before, &fingerprint(&servers.target, "twice", &[]), &[]);
 }
+
+#[test]
+fn what_a_copy_has_looked_at_on_the_source_is_looked_at_again_where_files_came_or_went() {
+    let servers = Servers::fresh();
+    servers.accounts(&["looked"]);
+    Seed::new(&servers.source, "looked").bulk(80, Size::Median(4000), 2).unwrap();
+    let before = fingerprint(&servers.source, "looked", &[]);
+    // Whoever has looked at the mailbox may have left its databases open.
+    std::thread::sleep(Duration::from_secs(3));
+    servers.push("user.looked", &COPY).expect(0);
+    let mut sixth = Vec::new();
+    named(&servers.source.data().join("spool/mail/uuid"), "/6.", &mut sixth);
+    let [damaged, lost] = sixth.as_slice() else { panic!("two folders, but {sixth:?}") };
+
+    // The target has it whole, and nobody is stopped by what the source has of it now.
+    std::fs::File::options().write(true).open(damaged).unwrap().set_len(10).unwrap();
+    let again = servers.push("user.looked", &COPY).expect(0).report().unwrap();
+    assert_eq!(again["messages_sent"], 0, "{again}");
+
+    let away = servers.source.data().join("away");
+    std::fs::rename(lost, &away).unwrap();
+    servers.push("user.looked", &COPY).expect(4).says(&["missing-message"]);
+    std::fs::rename(&away, lost).unwrap();
+    servers.push("user.looked", &[]).expect(0);
+    assert_same(&before, &fingerprint(&servers.target, "looked", &[]), &[]);
+}
