@@ -52,7 +52,8 @@ impl Push<'_> {
         let lanes = self.target.lanes.begin(wants.bytes).await;
         let mut window = Window::over(1 + lanes.len());
         let nice = self.options.nice && self.frozen_at.is_none();
-        self.target.begin(Op::Store(v1::Store { durable, lanes, nice })).await?;
+        let copy_only = self.options.copy_only;
+        self.target.begin(Op::Store(v1::Store { durable, lanes, nice, copy_only })).await?;
         self.source
             .begin(Op::SendItems(v1::SendItems {
                 wants: wants.wants,

@@ -220,7 +220,7 @@ impl Session {
         let writers =
             Writers::start(&asked, &link.pool(), store.nice).map_err(|e| broken(e.to_string()))?;
         // What is asked for is all that can come.
-        let (ahead, durable) = (store.durable, store.durable && !self.unchanged);
+        let durable = store.durable && !self.unchanged;
         if durable {
             self.syncing = Some(Syncing::start(self.synced_roots(), self.syncing.take()));
         }
@@ -261,7 +261,7 @@ impl Session {
             // settlement says so.
             convert::all(&self.stage, &mut self.inventory, release);
         }
-        if ahead {
+        if store.durable && !store.copy_only {
             settle::look_ahead(&self.stage, &mut self.inventory);
         }
         if let Some(syncing) = &mut self.syncing {
