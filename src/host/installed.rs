@@ -21,7 +21,7 @@ const KEPT: &str = "cyrus-version";
 /// directory of the journals; where there is none yet, nothing is kept.
 pub fn version(tools: &Tools, conf: &Path, state: Option<&Path>) -> Option<String> {
     let kept = state.map(|directory| directory.join(KEPT));
-    let identity = std::fs::metadata(tools.find(PROGRAM).ok()?).ok().map(|m| identity(&m));
+    let identity = installed(tools);
     let known = || read(kept.as_deref()?, identity.as_deref()?);
     if let Some(version) = known() {
         return Some(version);
@@ -33,6 +33,20 @@ pub fn version(tools: &Tools, conf: &Path, state: Option<&Path>) -> Option<Strin
         let _ = write(&kept, &identity, &version);
     }
     Some(version)
+}
+
+/// Keeps what was said when the directory of the journals was not there yet.
+pub fn keep(tools: &Tools, state: &Path, version: &str) {
+    let kept = state.join(KEPT);
+    if let (false, Some(identity)) = (kept.exists(), installed(tools)) {
+        let _ = write(&kept, &identity, version);
+    }
+}
+
+/// The identity of the program that is installed.
+fn installed(tools: &Tools) -> Option<String> {
+    let program = std::fs::metadata(tools.find(PROGRAM).ok()?);
+    program.ok().map(|metadata| identity(&metadata))
 }
 
 /// What tells a program from the one that an upgrade puts in its place.
@@ -147,5 +161,10 @@ mod tests {
         }
         assert_eq!(server.asked(), 3);
         assert!(!missing.exists());
+        std::fs::create_dir(&missing).unwrap();
+        let tools = Tools::new(Some(server.directory.path().into()));
+        keep(&tools, &missing, "3.6.1");
+        assert_eq!(server.version(Some(&missing)).as_deref(), Some("3.6.1"));
+        assert_eq!(server.asked(), 3);
     }
 }

@@ -180,6 +180,13 @@ impl Host {
         installed::version(&self.tools, &self.conf, state.as_deref())
     }
 
+    /// Spares the next process to ask for the version, once there is a journal.
+    pub fn keep_version(&self) {
+        if let (Ok(state), Some(version)) = (self.state_directory(), self.cyrus_version()) {
+            installed::keep(&self.tools, &state.join("mbcopy"), &version);
+        }
+    }
+
     /// The same on two servers only if they are one: the same configdirectory
     /// of the same running kernel.
     fn machine_id(&self) -> [u8; 32] {

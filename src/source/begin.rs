@@ -52,6 +52,7 @@ impl Source {
         if !plan.dry_run {
             let directory = host.state_directory().map_err(|e| refused(e.to_string()))?;
             let opened = Journal::open(&directory).map_err(|e| journal_failure(&e))?;
+            host.keep_version();
             let holder = format!("process {}, a push to {}", std::process::id(), entry.peer);
             let held = opened.hold(&entry.name, &holder).map_err(|e| journal_failure(&e))?;
             // An interrupted push to the same place is taken up again.

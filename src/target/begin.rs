@@ -234,6 +234,7 @@ impl Target {
             .configdirectory()
             .map_err(|e| internal(e.to_string(), "nothing was changed"))?;
         let journal = Journal::open(&directory).map_err(|e| journal_failure(&e))?;
+        self.host.keep_version();
         let holder = format!("process {}, a move from {}", std::process::id(), fresh.peer);
         let hold =
             journal.hold_for(&fresh.name, &holder, &fresh.id).map_err(|e| journal_failure(&e))?;
