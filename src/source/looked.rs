@@ -64,13 +64,14 @@ impl Look {
 
     /// What all messages are, if the index has not changed either.
     pub fn totals(&self, now: &Self) -> Option<v1::Totals> {
-        let same = self.index.is_some_and(|index| index.is_settled(self.taken));
-        (same && self.index == now.index && self.checked(now).is_some()).then(|| v1::Totals {
+        let settled = self.index.is_some_and(|index| index.is_settled(self.taken));
+        let same = settled && self.index == now.index && self.checked(now).is_some();
+        same.then_some(v1::Totals {
+            mailboxes: 1,
             messages: self.messages,
             bytes: self.bytes,
             expunged: self.expunged,
             archived: self.archived,
-            ..v1::Totals::default()
         })
     }
 }
@@ -96,7 +97,7 @@ mod tests {
         let places = Places { messages: messages.clone(), archived: Some(archived.clone()) };
         let index = root.path().join("cyrus.index");
         std::fs::write(&index, "index").unwrap();
-        let totals = v1::Totals { messages: 2, bytes: 6, ..v1::Totals::default() };
+        let totals = v1::Totals { mailboxes: 1, messages: 2, bytes: 6, ..v1::Totals::default() };
         let look = || Look::begin(&places, Some(&index));
         // Time enough for a change to have another time.
         let later = || Look { taken: now() + 10, ..look() }.ended(7, &totals);

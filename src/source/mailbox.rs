@@ -40,7 +40,7 @@ pub const META: [(FileKind, MetaFile); 5] = [
 ];
 
 /// What is remembered of a mailbox between scans.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct Known {
     stamps: Vec<Option<Stamp>>,
     /// When the stamps were taken, in seconds since 1970.
@@ -59,6 +59,8 @@ pub struct Known {
     pub observable: Vec<u8>,
     /// The records that were told last.
     records: Option<Arc<Records>>,
+    /// What was read of its index before the first scan.
+    pub(super) ahead: Option<(Records, Vec<Listed>)>,
 }
 
 impl Known {
@@ -176,20 +178,20 @@ pub fn scan(
     Some(found)
 }
 
-/// Looks at one mailbox for the plan: what stands against copying it. The next
-/// scan tells everything.
-pub fn look(host: &Host, mailbox: &SourceMailbox, known: &mut Known) -> Vec<v1::Problem> {
+/// Looks at one mailbox for the plan: what stands against copying it; `None` if it is as an
+/// earlier session has found it, with nothing wrong. The next scan tells everything.
+pub fn look(host: &Host, mailbox: &SourceMailbox, known: &mut Known) -> Option<Vec<v1::Problem>> {
     let mut contents = Contents::default();
     let paths = meta_paths(host, mailbox);
     let now = Places::of(host, mailbox).map(|places| Look::begin(&places, index_of(&paths)));
     let before = known.looked.as_ref().zip(now.as_ref());
     if let Some(totals) = before.and_then(|(before, now)| before.totals(now)) {
         known.totals = totals;
-        return Vec::new();
+        return None;
     }
     match examine((host, mailbox), &paths, known, &mut contents, false) {
-        Ok(examined) => examined.problems,
-        Err(why) => vec![why.problem(host, mailbox)],
+        Ok(examined) => Some(examined.problems),
+        Err(why) => Some(vec![why.problem(host, mailbox)]),
     }
 }
 
@@ -312,7 +314,7 @@ fn examine(
     let first_time = known.checked == 0;
     let remembered = known.records.clone();
     let early = match known.records {
-        None if !frozen => ahead(index_path, contents),
+        None if !frozen => known.ahead.take().or_else(|| read_ahead(paths, contents)),
         _ => None,
     };
     let mut read_now = |ahead: Option<(Records, Vec<Listed>)>| -> Result<_, Unreadable> {
@@ -368,9 +370,13 @@ fn examine(
     Ok(Examined { read, problems })
 }
 
-/// What an index has while others go on writing to it, so that their lock is needed only for
+/// Reads an index while others go on writing to it, so that their lock is needed only for
 /// what they change meanwhile; `None` where that went wrong.
-fn ahead(path: &Path, contents: &mut Contents) -> Option<(Records, Vec<Listed>)> {
+pub(super) fn read_ahead(
+    paths: &[(FileKind, PathBuf)],
+    contents: &mut Contents,
+) -> Option<(Records, Vec<Listed>)> {
+    let path = index_of(paths)?;
     let taken = now();
     let stamp = stamp(path)?;
     let read = records::read_ahead(&File::open(path).ok()?).ok()?;

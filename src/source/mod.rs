@@ -1,6 +1,7 @@
 //! The source agent: reads the user natively, sends what is wanted, freezes
 //! him, and retires his copy.
 
+mod ahead;
 mod alarms;
 mod begin;
 mod check;
@@ -37,6 +38,7 @@ use crate::moves::{Journal, MoveId, sealed};
 use crate::murder::{self, wiped::KeyValue};
 use crate::wire::v1::{self, failure::Kind};
 use crate::wire::v1::{reply::Result as Answer, request::Op};
+use ahead::Ahead;
 use begin::moves;
 use contents::Contents;
 use freeze::{Freeze, ProofError};
@@ -90,6 +92,8 @@ struct Session {
     /// BLAKE3 of the sieve scripts that are files, as they were sent, by path.
     scripts: BTreeMap<PathBuf, blake3::Hash>,
     known: BTreeMap<u32, Known>,
+    /// What is being read before the first scan.
+    ahead: Option<Ahead>,
     /// Whether it is written down what was looked at.
     looks_are_kept: bool,
     /// What is in the metadata files.
@@ -180,6 +184,7 @@ impl Session {
             user_files: UserFiles::default(),
             scripts: BTreeMap::new(),
             known: BTreeMap::new(),
+            ahead: None,
             looks_are_kept: false,
             contents: Contents::default(),
             pace: Pace::default(),

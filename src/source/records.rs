@@ -170,6 +170,17 @@ impl Taking<'_> {
     }
 }
 
+impl Records {
+    /// What of cyrus.cache is never written again.
+    pub fn cached(&self) -> u64 {
+        cached(&self.parts)
+    }
+}
+
+fn cached(parts: &[Part]) -> u64 {
+    parts.iter().map(|part| part.cached).max().unwrap_or_default()
+}
+
 /// From behind the last UID before these records to before the first one behind them.
 fn interval(numbers: &Range<u32>, parts: &[Part]) -> (u32, u32) {
     let group = (numbers.start / GROUP) as usize;
@@ -210,7 +221,7 @@ impl Read {
     /// What of cyrus.cache is never written again: Cyrus writes there what a record needs
     /// before the record.
     pub fn cached(&self) -> u64 {
-        self.parts.iter().map(|part| part.cached).max().unwrap_or_default()
+        cached(&self.parts)
     }
 
     /// What the mailbox adds to the totals, but for messages that are `bad`.

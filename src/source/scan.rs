@@ -1,5 +1,6 @@
 //! What the source has of the user, told and sent.
 
+use super::ahead::ToRead;
 use super::inventory::SourceMailbox;
 use super::retire::{Retirement, sends_to};
 use super::stragglers::{Baseline, Search};
@@ -29,19 +30,27 @@ impl Session {
         let mut minors = BTreeMap::new();
         let looked = place(host, &self.id, looked::FILE);
         let mut looked = looked.map(|path| looked::load(&path)).unwrap_or_default();
+        let mut to_read = ToRead::default();
         for mailbox in &self.listing.mailboxes {
             let known = self.known.entry(mailbox.ordinal).or_default();
             if mailbox.converted.is_none() {
                 known.looked = looked.remove(mailbox.id.as_str());
             }
             if mailbox.entry.partition.is_some() {
-                let found = mailbox::look(host, mailbox, known);
-                if found.is_empty() || !mailbox.has_gone(host) {
-                    problems.extend(found);
+                match mailbox::look(host, mailbox, known) {
+                    None => {
+                        let paths = mailbox::meta_paths(host, mailbox);
+                        to_read.add(mailbox.ordinal, known.totals.messages, paths);
+                    }
+                    Some(found) if found.is_empty() || !mailbox.has_gone(host) => {
+                        problems.extend(found);
+                    }
+                    Some(_) => {}
                 }
             }
             minors.insert(mailbox.ordinal, index_minor(host, mailbox));
         }
+        self.ahead = to_read.begin();
         problems.extend(alarms::note(host, &self.listing));
         problems.extend(quota::notes(host, &self.listing));
         if host.offline.is_none() {
@@ -124,6 +133,9 @@ impl Session {
             mailboxes: self.listing.mailboxes.iter().map(to_wire).collect(),
         };
         tell(v1::part::Part::Table(table))?;
+        if let Some(ahead) = self.ahead.take() {
+            ahead.take(&mut self.known, &mut self.contents);
+        }
         let mut done = v1::ScanDone::default();
         for mailbox in &self.listing.mailboxes {
             if mailbox.entry.partition.is_none() {
