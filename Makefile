@@ -13,7 +13,7 @@
 #   make bulk     many users by eight moves at once (USERS=, TARGET=, SIZES=): XFER beside
 #                 it; with everything killed meanwhile; some of whom cannot be moved
 #   make bench    push beside rsync, XFER, sync_client and tar: near, far, slow, cold, again;
-#                 what others notice; make microbench: formats and wire
+#                 what others notice; a plot; make microbench: formats and wire
 #   make growth   freeze, waits, memory and time by the number of messages (SIZES=); a plot
 #   make lint     formatting, clippy, licences; make audit: advisories
 
@@ -57,7 +57,8 @@ bulk: lab
 
 bench: lab
 	$(CARGO) build --release --bin mbcopy
-	$(CARGO) run --release -p mbcopy-lab --bin lab -- bench --mbcopy target/release/mbcopy
+	$(CARGO) run --release -p mbcopy-lab --bin lab -- bench --mbcopy target/release/mbcopy \
+		--plot docs/bench.svg
 
 SIZES ?= 1000,10000,100000
 

@@ -1,5 +1,6 @@
 //! `lab bench`: push beside rsync, XFER, sync_client and tar, side by side in one run.
 
+mod bars;
 mod canary;
 pub mod link;
 mod machine;
@@ -55,6 +56,9 @@ pub struct BenchArgs {
     /// Writes the result to this file too.
     #[arg(long)]
     out: Option<PathBuf>,
+    /// Writes a plot (SVG) to this file.
+    #[arg(long)]
+    plot: Option<PathBuf>,
 }
 
 /// What is measured.
@@ -266,7 +270,24 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     if let Some(file) = &args.out {
         std::fs::write(file, &result).with_context(|| format!("writing {}", file.display()))?;
     }
+    if let Some(file) = &args.plot {
+        std::fs::write(file, plot(&measured))
+            .with_context(|| format!("writing {}", file.display()))?;
+    }
     bench.finish()
+}
+
+fn plot(measured: &Measured) -> String {
+    let mut groups: Vec<bars::Group<'_>> = Vec::new();
+    for ((case, user, method), all) in measured {
+        let name = format!("{}, {user}", case.name());
+        let median = Sample::of(&all.iter().map(|took| took.wall).collect::<Vec<_>>()).median;
+        match groups.last_mut().filter(|group| group.0 == name) {
+            Some(group) => group.1.push((method.name(), median)),
+            None => groups.push((name, vec![(method.name(), median)])),
+        }
+    }
+    bars::draw("Seconds, medians; each group to a scale of its own", &groups)
 }
 
 /// Beside what others are watched: nothing, or a method with options.
