@@ -35,7 +35,7 @@ impl ToRead {
             let mut contents = Contents::default();
             let read = self.mailboxes.into_iter().filter_map(|(ordinal, paths)| {
                 let read = mailbox::read_ahead(&paths, &mut contents)?;
-                if let Some((_, cache)) = paths.iter().find(|(kind, _)| *kind == FileKind::Cache) {
+                if let Some(cache) = mailbox::path_of(&paths, FileKind::Cache) {
                     // What goes wrong is found out by the scan.
                     let _ = contents.find(cache, read.0.cached());
                 }

@@ -1,5 +1,6 @@
 //! Reading one mailbox: its index, and whether its files are what it says.
 
+use super::ahead::ToRead;
 use super::check;
 use super::contents::Contents;
 use super::inventory::{SourceMailbox, problem};
@@ -178,20 +179,25 @@ pub fn scan(
     Some(found)
 }
 
-/// Looks at one mailbox for the plan: what stands against copying it; `None` if it is as an
-/// earlier session has found it, with nothing wrong. The next scan tells everything.
-pub fn look(host: &Host, mailbox: &SourceMailbox, known: &mut Known) -> Option<Vec<v1::Problem>> {
-    let mut contents = Contents::default();
+/// Looks at one mailbox for the plan: what stands against copying it. The next scan tells
+/// everything; of one that is as an earlier session has found it, it is yet to be read.
+pub(super) fn look(
+    host: &Host,
+    mailbox: &SourceMailbox,
+    known: &mut Known,
+    to_read: &mut ToRead,
+) -> Vec<v1::Problem> {
     let paths = meta_paths(host, mailbox);
-    let now = Places::of(host, mailbox).map(|places| Look::begin(&places, index_of(&paths)));
-    let before = known.looked.as_ref().zip(now.as_ref());
-    if let Some(totals) = before.and_then(|(before, now)| before.totals(now)) {
+    if let (Some(before), Some(places)) = (&known.looked, Places::of(host, mailbox))
+        && let Some(totals) = before.totals(&Look::begin(&places, path_of(&paths, FileKind::Index)))
+    {
         known.totals = totals;
-        return None;
+        to_read.add(mailbox.ordinal, totals.messages, paths);
+        return Vec::new();
     }
-    match examine((host, mailbox), &paths, known, &mut contents, false) {
-        Ok(examined) => Some(examined.problems),
-        Err(why) => Some(vec![why.problem(host, mailbox)]),
+    match examine((host, mailbox), &paths, known, &mut Contents::default(), false) {
+        Ok(examined) => examined.problems,
+        Err(why) => vec![why.problem(host, mailbox)],
     }
 }
 
@@ -307,11 +313,12 @@ fn examine(
         return Err(text.clone().into());
     }
     let places = Places::of(host, mailbox).ok_or_else(|| "it has no directory".to_owned())?;
-    let index_path = index_of(paths).unwrap_or(&places.messages);
-    let now = Look::begin(&places, Some(index_path));
-    let before = known.looked.as_ref().filter(|_| known.checked == 0);
-    known.checked = before.and_then(|look| look.checked(&now)).unwrap_or(known.checked);
-    let first_time = known.checked == 0;
+    let index_path = path_of(paths, FileKind::Index).unwrap_or(&places.messages);
+    let now = (known.checked == 0).then(|| Look::begin(&places, Some(index_path)));
+    if let (Some(before), Some(now)) = (&known.looked, &now) {
+        known.checked = before.checked(now).unwrap_or_default();
+    }
+    let first = now.filter(|_| known.checked == 0);
     let remembered = known.records.clone();
     let early = match known.records {
         None if !frozen => known.ahead.take().or_else(|| read_ahead(paths, contents)),
@@ -363,7 +370,7 @@ fn examine(
         problems.push(flaw);
     }
     known.totals = read.totals(&known.bad);
-    if first_time {
+    if let Some(now) = first {
         let good = problems.is_empty() && known.bad.is_empty();
         known.looked = good.then(|| now.ended(known.checked, &known.totals));
     }
@@ -376,7 +383,7 @@ pub(super) fn read_ahead(
     paths: &[(FileKind, PathBuf)],
     contents: &mut Contents,
 ) -> Option<(Records, Vec<Listed>)> {
-    let path = index_of(paths)?;
+    let path = path_of(paths, FileKind::Index)?;
     let taken = now();
     let stamp = stamp(path)?;
     let read = records::read_ahead(&File::open(path).ok()?).ok()?;
@@ -449,14 +456,15 @@ pub fn meta_paths(host: &Host, mailbox: &SourceMailbox) -> Vec<(FileKind, PathBu
     paths
 }
 
-fn index_of(paths: &[(FileKind, PathBuf)]) -> Option<&Path> {
-    paths.iter().find(|(kind, _)| *kind == FileKind::Index).map(|(_, path)| path.as_path())
+/// Where the metadata file of a kind is.
+pub(super) fn path_of(paths: &[(FileKind, PathBuf)], wanted: FileKind) -> Option<&Path> {
+    paths.iter().find(|(kind, _)| *kind == wanted).map(|(_, path)| path.as_path())
 }
 
 /// Archived messages have a cache of their own only where it is another file.
 pub fn one_cache(paths: &mut Vec<(FileKind, PathBuf)>) {
-    let cache = paths.iter().find(|(kind, _)| *kind == FileKind::Cache).cloned();
-    let same = |path: &PathBuf| cache.as_ref().is_some_and(|(_, cache)| cache == path);
+    let cache = path_of(paths, FileKind::Cache).map(Path::to_owned);
+    let same = |path: &PathBuf| cache.as_ref() == Some(path);
     paths.retain(|(kind, path)| *kind != FileKind::ArchiveCache || !same(path));
 }
 

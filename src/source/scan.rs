@@ -37,15 +37,9 @@ impl Session {
                 known.looked = looked.remove(mailbox.id.as_str());
             }
             if mailbox.entry.partition.is_some() {
-                match mailbox::look(host, mailbox, known) {
-                    None => {
-                        let paths = mailbox::meta_paths(host, mailbox);
-                        to_read.add(mailbox.ordinal, known.totals.messages, paths);
-                    }
-                    Some(found) if found.is_empty() || !mailbox.has_gone(host) => {
-                        problems.extend(found);
-                    }
-                    Some(_) => {}
+                let found = mailbox::look(host, mailbox, known, &mut to_read);
+                if found.is_empty() || !mailbox.has_gone(host) {
+                    problems.extend(found);
                 }
             }
             minors.insert(mailbox.ordinal, index_minor(host, mailbox));
@@ -370,8 +364,8 @@ pub(super) fn to_wire(mailbox: &SourceMailbox) -> v1::Mailbox {
 
 fn index_minor(host: &Host, mailbox: &SourceMailbox) -> u32 {
     let meta = mailbox::meta_paths(host, mailbox);
-    let path = meta.iter().find(|(kind, _)| *kind == FileKind::Index);
-    path.and_then(|(_, path)| {
+    let path = mailbox::path_of(&meta, FileKind::Index);
+    path.and_then(|path| {
         let file = File::open(path).ok()?;
         Some(IndexFile::open(&file).ok()?.header().minor)
     })

@@ -4,6 +4,7 @@ mod bench;
 mod demo;
 mod growth;
 mod power_command;
+mod svg;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};

@@ -1,5 +1,6 @@
 //! Groups of bars, as SVG: what each way to do the same takes.
 
+use crate::svg::{self, text};
 use std::fmt::Write as _;
 
 const WIDTH: f64 = 720.0;
@@ -16,16 +17,7 @@ pub type Group<'a> = (String, Vec<(&'a str, f64)>);
 pub fn draw(title: &str, groups: &[Group<'_>]) -> String {
     let rows: usize = groups.iter().map(|(_, ways)| ways.len() + 2).sum();
     let height = ROW * (rows as f64 + 3.0);
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
-         font-family=\"sans-serif\" font-size=\"12\">\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
-    );
-    let text = |svg: &mut String, x: f64, y: f64, anchor: &str, text: &str| {
-        let text = text.replace('&', "&amp;").replace('<', "&lt;");
-        let _ =
-            writeln!(svg, "<text x=\"{x:.0}\" y=\"{y:.0}\" text-anchor=\"{anchor}\">{text}</text>");
-    };
+    let mut svg = svg::begin(WIDTH, height);
     let mut y = 2.0 * ROW;
     text(&mut svg, WIDTH / 2.0, y, "middle", title);
     for (name, ways) in groups {

@@ -1,5 +1,6 @@
 //! A plot of a few lines over logarithmic axes, as SVG.
 
+use crate::svg::{self, text};
 use std::fmt::Write as _;
 
 const WIDTH: f64 = 720.0;
@@ -22,16 +23,7 @@ pub fn logarithmic(title: &str, across: &str, lines: &[Line<'_>]) -> String {
         (x, y)
     };
     let legend = 18.0 * lines.len() as f64;
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {}\" font-family=\"sans-serif\" \
-         font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n",
-        HEIGHT + legend
-    );
-    let text = |svg: &mut String, x: f64, y: f64, anchor: &str, text: &str| {
-        let text = text.replace('&', "&amp;").replace('<', "&lt;");
-        let _ =
-            writeln!(svg, "<text x=\"{x:.0}\" y=\"{y:.0}\" text-anchor=\"{anchor}\">{text}</text>");
-    };
+    let mut svg = svg::begin(WIDTH, HEIGHT + legend);
     text(&mut svg, WIDTH / 2.0, MARGIN / 2.0, "middle", title);
     text(&mut svg, WIDTH / 2.0, HEIGHT - MARGIN / 4.0, "middle", across);
     let ticks = |from: f64, to: f64| (from as i32..=to as i32).map(|n| 10f64.powi(n));
